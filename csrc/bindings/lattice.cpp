@@ -1,0 +1,98 @@
+#include "bindings/module.h"
+#include "bindings/pointers.h"
+#include "lattice/builder.h"
+#include "lattice/geometry.h"
+#include "lattice/lattice.h"
+
+namespace deeplab_crf::bindings {
+namespace {
+
+namespace py = pybind11;
+
+template <class T>
+LatticeView<T> make_view(int32_t dims, int64_t num_points, int64_t num_vertices, int64_t num_ghosts, const py::dict& arrays) {
+  const auto address = [&](const char* name) { return arrays[name].cast<uintptr_t>(); };
+  LatticeView<T> view;
+  view.dims = dims;
+  view.num_points = num_points;
+  view.num_vertices = num_vertices;
+  view.num_ghosts = num_ghosts;
+  view.rows = pointer<const int32_t>(address("rows"));
+  view.weights = pointer<const T>(address("weights"));
+  view.owned_begin = pointer<const int32_t>(address("owned_begin"));
+  view.ghost_begin = pointer<const int32_t>(address("ghost_begin"));
+  view.ghost_owner = pointer<const int32_t>(address("ghost_owner"));
+  view.ghost_order = pointer<const int32_t>(address("ghost_order"));
+  view.chains = pointer<const int32_t>(address("chains"));
+  view.chain_lengths = pointer<const int64_t>(address("chain_lengths"));
+  return view;
+}
+
+template <class T>
+void connect(LatticeBuilder<T>& builder, const py::dict& arrays) {
+  const auto address = [&](const char* name) { return arrays[name].cast<uintptr_t>(); };
+  const LatticeArrays out{
+      pointer<int32_t>(address("rows")),        pointer<int32_t>(address("owned_begin")), pointer<int32_t>(address("ghost_begin")),
+      pointer<int32_t>(address("ghost_owner")), pointer<int32_t>(address("ghost_order")), pointer<int32_t>(address("chains")),
+      pointer<int64_t>(address("chain_lengths")),
+  };
+  const py::gil_scoped_release release;
+  builder.connect(out);
+}
+
+template <class T>
+void register_type(py::module_& module, const std::string& suffix) {
+  using Builder = LatticeBuilder<T>;
+  py::class_<Builder>(module, ("LatticeBuilder" + suffix).c_str())
+      .def(py::init([](uintptr_t features, int64_t num_points, int32_t dims, int64_t point_stride, int64_t dim_stride, int threads) {
+             const py::gil_scoped_release release;
+             return std::make_unique<Builder>(
+                 FeatureView<T>{pointer<const T>(features), num_points, dims, point_stride, dim_stride}, threads);
+           }),
+           py::arg("features"), py::arg("num_points"), py::arg("dims"), py::arg("point_stride"), py::arg("dim_stride"),
+           py::arg("threads"))
+      .def(
+          "embed",
+          [](Builder& builder, uintptr_t rows, uintptr_t weights) {
+            const py::gil_scoped_release release;
+            builder.embed(pointer<int32_t>(rows), pointer<T>(weights));
+          },
+          py::arg("rows"), py::arg("weights"))
+      .def("connect", &connect<T>, py::arg("arrays"))
+      .def_property_readonly("num_vertices", &Builder::num_vertices)
+      .def_property_readonly("num_ghosts", &Builder::num_ghosts);
+
+  py::class_<LatticeView<T>>(module, ("LatticeView" + suffix).c_str())
+      .def(py::init(&make_view<T>), py::arg("dims"), py::arg("num_points"), py::arg("num_vertices"), py::arg("num_ghosts"),
+           py::arg("arrays"))
+      .def(
+          "filter",
+          [](const LatticeView<T>& view, uintptr_t in, uintptr_t out, int64_t channels, uintptr_t norm_in, uintptr_t norm_out,
+             uintptr_t workspace, bool transpose, int threads) {
+            const py::gil_scoped_release release;
+            const FilterArguments<T> arguments{&view,
+                                               pointer<const T>(in),
+                                               pointer<T>(out),
+                                               channels,
+                                               pointer<const T>(norm_in),
+                                               pointer<const T>(norm_out),
+                                               pointer<T>(workspace),
+                                               transpose};
+            filter(arguments, threads);
+          },
+          py::arg("values"), py::arg("out"), py::arg("channels"), py::arg("norm_in"), py::arg("norm_out"), py::arg("workspace"),
+          py::arg("transpose"), py::arg("threads"))
+      .def("workspace_size", [](const LatticeView<T>& view, int64_t channels) { return view.num_rows() * row_stride<T>(channels); },
+           py::arg("channels"));
+}
+
+}  // namespace
+
+void register_lattice(py::module_& module) {
+  module.attr("MAX_DIMENSIONS") = geometry::kMaxDimensions;
+  module.def("chunk_count", &chunk_count, py::arg("num_points"));
+  register_type<float>(module, "F32");
+  register_type<double>(module, "F64");
+}
+
+}  // namespace deeplab_crf::bindings

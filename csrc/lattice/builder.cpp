@@ -1,0 +1,303 @@
+#include "lattice/builder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <vector>
+
+#include "lattice/geometry.h"
+#include "lattice/keys.h"
+#include "support/errors.h"
+#include "support/parallel.h"
+
+namespace deeplab_crf {
+namespace {
+
+// Above this coordinate float32 residuals would keep fewer than 8 fractional bits: compute the simplices in double.
+constexpr double kLargestNarrowCoordinate = 32768.0;
+constexpr double kLargestCoordinate = 1073741824.0;
+constexpr int64_t kPrefetchDistance = 8;
+
+// Ranges of the d+1 lattice coordinates that the features can reach.
+struct CoordinateBounds {
+  double low[geometry::kMaxDimensions + 1];
+  double high[geometry::kMaxDimensions + 1];
+  double largest = 0;
+};
+
+template <class T>
+void throw_not_finite(const FeatureView<T>& features, int dim) {
+  for (int64_t p = 0; p < features.num_points; ++p) {
+    const T value = features.data[p * features.point_stride + dim * features.dim_stride];
+    if (std::isfinite(value)) continue;
+    std::ostringstream text;
+    text << "features must be finite; got " << value << " at point " << p << ", dimension " << dim
+         << ". Check the image for NaN or inf, and the standard deviations that divide it";
+    throw InvalidArgument(text.str());
+  }
+}
+
+// Smallest and largest feature of one dimension. Throws if one is not finite.
+template <class T>
+void feature_range(const FeatureView<T>& features, int dim, double* low, double* high) {
+  const T* data = features.data + dim * features.dim_stride;
+  T least = data[0], most = data[0], poison = 0;
+  for (int64_t p = 0; p < features.num_points; ++p) {
+    const T value = data[p * features.point_stride];
+    least = value < least ? value : least;
+    most = value > most ? value : most;
+    poison += value * T(0);  // NaN as soon as one value is NaN or inf
+  }
+  if (poison != T(0)) throw_not_finite(features, dim);
+  *low = static_cast<double>(least);
+  *high = static_cast<double>(most);
+}
+
+template <class T>
+CoordinateBounds coordinate_bounds(const FeatureView<T>& features, int threads) {
+  const int dims = features.dims;
+  std::vector<double> low(dims), high(dims), scales(dims);
+  parallel_for(features.num_points > 65536 ? threads : 1, dims,
+               [&](int64_t i) { feature_range(features, static_cast<int>(i), &low[i], &high[i]); });
+  geometry::elevation_scales(dims, scales.data());
+  CoordinateBounds bounds;
+  double partial_low = 0, partial_high = 0;
+  for (int j = dims; j >= 0; --j) {
+    const double scaled_low = j > 0 ? low[j - 1] * scales[j - 1] : 0;
+    const double scaled_high = j > 0 ? high[j - 1] * scales[j - 1] : 0;
+    bounds.low[j] = partial_low - j * scaled_high;
+    bounds.high[j] = partial_high - j * scaled_low;
+    partial_low += scaled_low;
+    partial_high += scaled_high;
+    bounds.largest = std::max({bounds.largest, std::abs(bounds.low[j]), std::abs(bounds.high[j])});
+  }
+  return bounds;
+}
+
+void check_features(int dims, int64_t num_points) {
+  if (num_points <= 0) throw InvalidArgument("features must hold at least one point; got none");
+  if (dims < 1 || dims > geometry::kMaxDimensions) {
+    throw InvalidArgument("features must have 1 to " + std::to_string(geometry::kMaxDimensions) + " dimensions; got " +
+                          std::to_string(dims) + ". Project them to fewer, for example by PCA");
+  }
+}
+
+// Vertices that one chunk touches, in the order of first touch.
+template <int K>
+struct ChunkVertices {
+  std::vector<Key<K>> keys;
+  std::vector<int32_t> rows;  // the chunk's own number -> row; ghosts as ~ghost until all vertices are known
+};
+
+template <class T, int K>
+class Steps final : public BuilderSteps<T> {
+ public:
+  Steps(const FeatureView<T>& features, const KeyLayout& layout, bool wide, int threads)
+      : features_(features), layout_(layout), wide_(wide), threads_(threads), chunks_(chunk_count(features.num_points)) {
+    for (int i = 0; i < layout_.dims; ++i) {
+      unit_[i] = layout_.unit<K>(i);
+      ones_ += unit_[i];
+      for (int n = 0; n <= layout_.dims; ++n) wrap_[i] += unit_[i];
+    }
+  }
+
+  void embed(int32_t* rows, T* weights) override {
+    parallel_for(threads_, static_cast<int64_t>(chunks_.size()), [&](int64_t c) { embed_chunk(c, rows, weights); });
+    number_vertices();
+  }
+
+  void connect(const LatticeArrays& arrays) override {
+    std::copy(owned_begin_.begin(), owned_begin_.end(), arrays.owned_begin);
+    std::copy(ghost_begin_.begin(), ghost_begin_.end(), arrays.ghost_begin);
+    std::copy(ghost_owner_.begin(), ghost_owner_.end(), arrays.ghost_owner);
+    order_ghosts(arrays.ghost_order);
+    parallel_for(threads_, static_cast<int64_t>(chunks_.size()), [&](int64_t c) { renumber_chunk(c, arrays.rows); });
+    const int64_t vertices = num_vertices();
+    parallel_for(vertices > 2048 ? threads_ : 1, layout_.dims + 1, [&](int64_t axis) {
+      arrays.chain_lengths[axis] = list_chains(static_cast<int>(axis), arrays.chains + axis * vertices);
+    });
+  }
+
+  int64_t num_vertices() const override { return owned_begin_.back(); }
+  int64_t num_ghosts() const override { return ghost_begin_.back(); }
+
+ private:
+  void embed_chunk(int64_t c, int32_t* rows, T* weights) {
+    const LatticeKernels<T>& kernels = lattice_kernels<T>();
+    const int dims = layout_.dims, corners = dims + 1;
+    std::vector<int32_t> origin(corners * kEmbedBlock), ranks(corners * kEmbedBlock);
+    std::vector<T> block_weights(corners * kEmbedBlock);
+    const SimplexBlock<T> block{origin.data(), ranks.data(), block_weights.data()};
+    const int64_t begin = chunk_begin(features_.num_points, c), end = chunk_begin(features_.num_points, c + 1);
+    KeyTable<K> table((end - begin) / 2);
+    ChunkVertices<K>& chunk = chunks_[c];
+    PreviousSimplex previous;
+    for (int64_t first = begin; first < end; first += kEmbedBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kEmbedBlock, end - first));
+      (wide_ ? kernels.embed_wide : kernels.embed)(features_, first, count, block);
+      for (int p = 0; p < count; ++p) {
+        const int64_t at = (first + p) * corners;
+        insert_simplex(block, p, table, chunk.keys, previous, rows + at);
+        for (int k = 0; k < corners; ++k) weights[at + k] = block.weights[k * kEmbedBlock + p];
+      }
+    }
+  }
+
+  // The simplex of the point before, whose rows serve again if the next point lies in the same one.
+  struct PreviousSimplex {
+    Key<K> origin{};
+    uint64_t ranks = 0;
+    const int32_t* rows = nullptr;
+  };
+
+  void insert_simplex(const SimplexBlock<T>& block, int p, KeyTable<K>& table, std::vector<Key<K>>& keys,
+                      PreviousSimplex& previous, int32_t* rows) {
+    const int dims = layout_.dims;
+    Key<K> key{};
+    uint64_t ranks = 0;
+    int coordinate_of_rank[geometry::kMaxDimensions + 1];
+    for (int i = 0; i < dims; ++i) {
+      const uint64_t offset = static_cast<uint64_t>(block.origin[i * kEmbedBlock + p] - layout_.minimum[i]);
+      key.word[layout_.word[i]] += offset << layout_.shift[i];
+      const int rank = block.ranks[i * kEmbedBlock + p];
+      coordinate_of_rank[rank] = i;
+      ranks = ranks * static_cast<uint64_t>(dims + 1) + static_cast<uint64_t>(rank);
+    }
+    coordinate_of_rank[block.ranks[dims * kEmbedBlock + p]] = dims;
+    // The ranks of d coordinates fit one word up to d = 15 (16^15 < 2^64).
+    if (dims <= 15 && previous.rows != nullptr && key == previous.origin && ranks == previous.ranks) {
+      std::copy(previous.rows, previous.rows + dims + 1, rows);
+      return;
+    }
+    previous = {key, ranks, rows};
+    // Vertex k adds k to every coordinate and takes d + 1 off those of the k highest ranks.
+    for (int k = 0; k <= dims; ++k) {
+      if (k > 0) {
+        key += ones_;
+        const int i = coordinate_of_rank[dims - k + 1];
+        if (i < dims) key -= wrap_[i];
+      }
+      const int32_t id = table.insert(key);
+      if (id == static_cast<int32_t>(keys.size())) keys.push_back(key);
+      rows[k] = id;
+    }
+  }
+
+  // Numbers the vertices over all chunks in the order of first touch and tells owned from ghost.
+  void number_vertices() {
+    int64_t touched = 0;
+    for (const ChunkVertices<K>& chunk : chunks_) touched += static_cast<int64_t>(chunk.keys.size());
+    if (touched >= INT32_MAX) {
+      throw InvalidArgument("the lattice of these features has over 2^31 vertices; use larger standard deviations or process the "
+                            "image in tiles");
+    }
+    table_ = KeyTable<K>(touched);
+    vertex_keys_.reserve(touched);
+    owned_begin_.assign(1, 0);
+    ghost_begin_.assign(1, 0);
+    for (ChunkVertices<K>& chunk : chunks_) {
+      const int64_t size = static_cast<int64_t>(chunk.keys.size());
+      chunk.rows.resize(size);
+      for (int64_t i = 0; i < size; ++i) {
+        if (i + kPrefetchDistance < size) table_.prefetch(chunk.keys[i + kPrefetchDistance]);
+        const int32_t vertex = table_.insert(chunk.keys[i]);
+        if (vertex == static_cast<int32_t>(vertex_keys_.size())) {
+          vertex_keys_.push_back(chunk.keys[i]);
+          chunk.rows[i] = vertex;
+        } else {
+          chunk.rows[i] = ~static_cast<int32_t>(ghost_owner_.size());
+          ghost_owner_.push_back(vertex);
+        }
+      }
+      std::vector<Key<K>>().swap(chunk.keys);
+      owned_begin_.push_back(static_cast<int32_t>(vertex_keys_.size()));
+      ghost_begin_.push_back(static_cast<int32_t>(ghost_owner_.size()));
+    }
+  }
+
+  // The numbers of a chunk's own table become rows.
+  void renumber_chunk(int64_t c, int32_t* rows) {
+    const int corners = layout_.dims + 1;
+    const int32_t vertices = static_cast<int32_t>(num_vertices());
+    std::vector<int32_t>& row_of = chunks_[c].rows;
+    for (int32_t& row : row_of) row = row < 0 ? vertices + ~row : row;
+    const int64_t end = chunk_begin(features_.num_points, c + 1) * corners;
+    for (int64_t i = chunk_begin(features_.num_points, c) * corners; i < end; ++i) rows[i] = row_of[rows[i]];
+  }
+
+  // Counting sort of the ghosts by owner; ghosts of one owner keep the order of their chunks.
+  void order_ghosts(int32_t* order) const {
+    std::vector<int32_t> place(num_vertices() + 1, 0);
+    for (int32_t owner : ghost_owner_) ++place[owner + 1];
+    for (int64_t v = 0; v < num_vertices(); ++v) place[v + 1] += place[v];
+    for (size_t ghost = 0; ghost < ghost_owner_.size(); ++ghost) order[place[ghost_owner_[ghost]]++] = static_cast<int32_t>(ghost);
+  }
+
+  // Finds the next neighbour of every vertex along an axis (coordinates + 1, the axis' own - d) and writes the chains of
+  // neighbours one after the other, each from its first vertex on. Vertices alone on the axis are left out. Returns the length.
+  int64_t list_chains(int axis, int32_t* chains) const {
+    const int64_t vertices = num_vertices();
+    const Key<K> step = axis < layout_.dims ? ones_ - wrap_[axis] : ones_;
+    std::vector<int32_t> next(vertices);
+    std::vector<char> has_previous(vertices, 0);
+    for (int64_t v = 0; v < vertices; ++v) {
+      if (v + kPrefetchDistance < vertices) table_.prefetch(vertex_keys_[v + kPrefetchDistance] + step);
+      next[v] = table_.find(vertex_keys_[v] + step);
+      if (next[v] >= 0) has_previous[next[v]] = 1;
+    }
+    int64_t length = 0;
+    for (int64_t v = 0; v < vertices; ++v) {
+      if (has_previous[v] || next[v] < 0) continue;
+      chains[length++] = static_cast<int32_t>(v) | kChainStart;
+      for (int32_t w = next[v]; w >= 0; w = next[w]) chains[length++] = w;
+    }
+    return length;
+  }
+
+  FeatureView<T> features_;
+  KeyLayout layout_;
+  bool wide_;
+  int threads_;
+  Key<K> unit_[geometry::kMaxDimensions]{};
+  Key<K> wrap_[geometry::kMaxDimensions]{};
+  Key<K> ones_{};
+  std::vector<ChunkVertices<K>> chunks_;
+  KeyTable<K> table_;
+  std::vector<Key<K>> vertex_keys_;
+  std::vector<int32_t> owned_begin_{0}, ghost_begin_{0}, ghost_owner_;
+};
+
+template <class T>
+std::unique_ptr<BuilderSteps<T>> make_steps(const FeatureView<T>& features, int threads) {
+  check_features(features.dims, features.num_points);
+  const CoordinateBounds bounds = coordinate_bounds(features, threads);
+  if (!(bounds.largest < kLargestCoordinate)) {
+    std::ostringstream text;
+    text << "features must keep lattice coordinates below 2^30; got " << bounds.largest
+         << ". Use larger standard deviations, or shift the features towards zero";
+    throw InvalidArgument(text.str());
+  }
+  // A vertex lies within 2.5 (d + 1) of its point and a neighbour d + 1 further; the rest covers rounding.
+  const int64_t margin = 4 * (features.dims + 1) + 4;
+  int64_t low[geometry::kMaxDimensions], high[geometry::kMaxDimensions];
+  for (int i = 0; i < features.dims; ++i) {
+    low[i] = static_cast<int64_t>(std::floor(bounds.low[i])) - margin;
+    high[i] = static_cast<int64_t>(std::ceil(bounds.high[i])) + margin;
+  }
+  const KeyLayout layout(features.dims, low, high);
+  const bool wide = bounds.largest > kLargestNarrowCoordinate;
+  if (layout.words == 1) return std::make_unique<Steps<T, 1>>(features, layout, wide, threads);
+  if (layout.words == 2) return std::make_unique<Steps<T, 2>>(features, layout, wide, threads);
+  if (layout.words <= 4) return std::make_unique<Steps<T, 4>>(features, layout, wide, threads);
+  return std::make_unique<Steps<T, 16>>(features, layout, wide, threads);
+}
+
+}  // namespace
+
+template <class T>
+LatticeBuilder<T>::LatticeBuilder(const FeatureView<T>& features, int threads) : steps_(make_steps(features, threads)) {}
+
+template class LatticeBuilder<float>;
+template class LatticeBuilder<double>;
+
+}  // namespace deeplab_crf

@@ -1,0 +1,169 @@
+#include "mean_field/mean_field.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "lattice/geometry.h"
+#include "mean_field/cpu/kernels.h"
+#include "support/errors.h"
+#include "support/parallel.h"
+
+namespace deeplab_crf {
+namespace {
+
+// The compatibility of a term as the pass wants it: padded, by columns, the slice scale multiplied in.
+template <class T>
+std::vector<T> pass_coefficients(const KernelTerm<T>& term, int64_t labels, int64_t stride) {
+  const T scale = geometry::slice_scale<T>(term.lattice->dims);
+  if (term.kind == Compatibility::kPotts) return {-term.compat[0] * scale};
+  if (term.kind == Compatibility::kDiagonal) {
+    std::vector<T> diagonal(stride, T(0));
+    for (int64_t l = 0; l < labels; ++l) diagonal[l] = term.compat[l] * scale;
+    return diagonal;
+  }
+  std::vector<T> columns(labels * stride, T(0));
+  for (int64_t to = 0; to < labels; ++to) {
+    for (int64_t from = 0; from < labels; ++from) columns[from * stride + to] = term.compat[to * labels + from] * scale;
+  }
+  return columns;
+}
+
+// The iterations: passes over the points, ghosts and blur between them.
+template <class T>
+class Inference {
+ public:
+  Inference(const MeanFieldArguments<T>& arguments, int threads)
+      : arguments_(arguments), threads_(threads), stride_(row_stride<T>(arguments.num_labels)) {
+    for (const KernelTerm<T>& term : arguments.terms) {
+      coefficients_.push_back(pass_coefficients(term, arguments.num_labels, stride_));
+    }
+    pass_.num_points = arguments.num_points;
+    pass_.num_labels = arguments.num_labels;
+    pass_.stride = stride_;
+    pass_.unary = arguments.unary;
+    pass_.q = arguments.q;
+    pass_.num_terms = static_cast<int>(arguments.terms.size());
+    pass_.damping = arguments.damping;
+  }
+
+  MeanFieldOutcome run() {
+    const int iterations = arguments_.iterations;
+    const bool needs_old_q = arguments_.tolerance > 0 || arguments_.damping > 0;
+    MeanFieldOutcome outcome{0, std::numeric_limits<double>::quiet_NaN()};
+    pass_.from_q = arguments_.start_from_q;
+    pass_.slice = false;
+    pass_.watch = false;
+    pass_.splat = iterations > 0;
+    pass_.keep = !pass_.from_q && (iterations == 0 || needs_old_q);
+    if (pass_.splat || pass_.keep) walk_points();
+    pass_.from_q = false;
+    pass_.slice = true;
+    pass_.watch = needs_old_q;
+    for (int t = 1; t <= iterations; ++t) {
+      if (!arguments_.keep_going.ask(arguments_.keep_going.context)) throw Interrupted();
+      exchange();
+      pass_.splat = t < iterations;
+      pass_.keep = needs_old_q || t == iterations;
+      const T change = walk_points();
+      outcome.iterations = t;
+      if (arguments_.tolerance > 0) {
+        outcome.change = static_cast<double>(change);
+        if (change <= arguments_.tolerance) break;
+      }
+    }
+    return outcome;
+  }
+
+ private:
+  // One pass over all points, chunks side by side. Returns the largest change.
+  T walk_points() {
+    const int64_t chunks = chunk_count(arguments_.num_points);
+    std::vector<T> changes(chunks, T(0));
+    parallel_for(threads_, chunks, [&](int64_t c) {
+      std::vector<PassTerm<T>> terms;
+      for (size_t m = 0; m < arguments_.terms.size(); ++m) terms.push_back(prepare_term(m, c));
+      std::vector<T> scratch(2 * stride_);
+      PassArguments<T> pass = pass_;
+      pass.terms = terms.data();
+      pass.scratch = scratch.data();
+      changes[c] = mean_field_kernels<T>().pass(pass, chunk_begin(arguments_.num_points, c), chunk_begin(arguments_.num_points, c + 1));
+    });
+    return *std::max_element(changes.begin(), changes.end());
+  }
+
+  PassTerm<T> prepare_term(size_t m, int64_t chunk) const {
+    const KernelTerm<T>& term = arguments_.terms[m];
+    T* read = term.values[side_];
+    T* write = term.values[1 - side_];
+    if (pass_.slice) fill_ghosts(*term.lattice, chunk, read, stride_);
+    if (pass_.splat) clear_rows(*term.lattice, chunk, write, stride_);
+    return {term.lattice, term.norm_in, term.norm_out, term.kind, coefficients_[m].data(), read, write};
+  }
+
+  // What was splatted becomes what is sliced.
+  void exchange() {
+    side_ = 1 - side_;
+    std::vector<BlurJob<T>> jobs;
+    for (const KernelTerm<T>& term : arguments_.terms) jobs.push_back({term.lattice, term.values[side_]});
+    gather_and_blur(jobs.data(), static_cast<int>(jobs.size()), arguments_.num_labels, false, threads_);
+  }
+
+  const MeanFieldArguments<T>& arguments_;
+  int threads_;
+  int64_t stride_;
+  std::vector<std::vector<T>> coefficients_;
+  PassArguments<T> pass_{};
+  int side_ = 0;
+};
+
+}  // namespace
+
+template <class T>
+MeanFieldOutcome mean_field(const MeanFieldArguments<T>& arguments, int threads) {
+  return Inference<T>(arguments, threads).run();
+}
+
+template <class From, class T>
+int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
+                    int threads) {
+  // Tiles of points that keep the rows they write in the first-level cache, whatever the order of the input.
+  constexpr int64_t kTile = 64;
+  const int64_t chunks = chunk_count(num_points);
+  std::vector<int64_t> bad(chunks, -1);
+  parallel_for(threads, chunks, [&](int64_t c) {
+    const int64_t end = chunk_begin(num_points, c + 1);
+    for (int64_t first = chunk_begin(num_points, c); first < end; first += kTile) {
+      const int64_t last = std::min(first + kTile, end);
+      T poison = 0;
+      for (int64_t l = 0; l < num_labels; ++l) {
+        const From* source = in + l * label_stride;
+        for (int64_t p = first; p < last; ++p) {
+          const T value = static_cast<T>(source[p * point_stride]);
+          poison += value * T(0);
+          out[p * num_labels + l] = value;
+        }
+      }
+      if (poison == T(0) || bad[c] >= 0) continue;
+      for (int64_t l = 0; l < num_labels && bad[c] < 0; ++l) {
+        for (int64_t p = first; p < last && bad[c] < 0; ++p) {
+          if (!std::isfinite(out[p * num_labels + l])) bad[c] = l * num_points + p;
+        }
+      }
+    }
+  });
+  for (int64_t index : bad) {
+    if (index >= 0) return index;
+  }
+  return -1;
+}
+
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                                                   \
+  template MeanFieldOutcome mean_field<T>(const MeanFieldArguments<T>&, int);                                        \
+  template int64_t pack_labels<float, T>(const float*, int64_t, int64_t, int64_t, int64_t, T*, int);                 \
+  template int64_t pack_labels<double, T>(const double*, int64_t, int64_t, int64_t, int64_t, T*, int);
+DEEPLAB_CRF_INSTANTIATE(float)
+DEEPLAB_CRF_INSTANTIATE(double)
+#undef DEEPLAB_CRF_INSTANTIATE
+
+}  // namespace deeplab_crf

@@ -1,0 +1,67 @@
+// Mean field inference in a fully connected CRF (Kraehenbuehl & Koltun, NIPS 2011, algorithm 1):
+//   Q <- softmax(-U - sum_m C_m (K_m Q)),  K_m = norm_out L_m norm_in,
+// all labels of all points at once (parallel update), the self term included.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "lattice/lattice.h"
+
+namespace deeplab_crf {
+
+enum class Compatibility { kPotts = 0, kDiagonal = 1, kMatrix = 2 };
+
+// One pairwise kernel.
+//   norm_in, norm_out  (N) or null
+//   compat             kPotts: one weight w, the energy gets -w K Q; kDiagonal: (L) and kMatrix: (L, L) row-major, it gets
+//                      + compat (K Q)
+//   values             two workspaces of (num_rows, row_stride(L)) each
+template <class T>
+struct KernelTerm {
+  const LatticeView<T>* lattice;
+  const T* norm_in;
+  const T* norm_out;
+  Compatibility kind;
+  const T* compat;
+  T* values[2];
+};
+
+// Asks the caller between iterations whether to go on.
+struct KeepGoing {
+  bool (*ask)(void* context);
+  void* context;
+};
+
+template <class T>
+struct MeanFieldArguments {
+  int64_t num_points;
+  int64_t num_labels;
+  const T* unary;  // (N, L) energies
+  T* q;            // (N, L) out; in: the start, if start_from_q
+  std::vector<KernelTerm<T>> terms;
+  bool start_from_q;
+  int iterations;
+  T damping;    // in [0, 1): Q <- (1 - damping) new + damping old
+  T tolerance;  // stop once no probability moves by more; 0: never
+  KeepGoing keep_going;
+};
+
+struct MeanFieldOutcome {
+  int iterations;
+  double change;  // largest move of a probability in the last iteration; NaN if it was not watched (tolerance 0)
+};
+
+// Fused: slice, normalise, compatibility, softmax and the next splat are one pass over the points, so Q reaches memory only at
+// the end, or each iteration if damping or a tolerance needs the old one. Repeats bit for bit for any thread count.
+// Throws Interrupted if keep_going says no.
+template <class T>
+MeanFieldOutcome mean_field(const MeanFieldArguments<T>& arguments, int threads);
+
+// out[p * labels + l] = in[p * point_stride + l * label_stride], the layout that mean_field takes. Returns the first index
+// (l * num_points + p) of a value that is not finite, or -1.
+template <class From, class T>
+int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
+                    int threads);
+
+}  // namespace deeplab_crf

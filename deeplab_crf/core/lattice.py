@@ -1,0 +1,178 @@
+"""The permutohedral lattice: a Gaussian filter in d dimensions in time linear in the points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deeplab_crf import _native
+from deeplab_crf.core.arrays import (
+    FloatArray,
+    address,
+    aligned,
+    as_engine_floats,
+    as_real_array,
+    element_strides,
+)
+from deeplab_crf.core.threads import resolve_threads
+from deeplab_crf.kernels import check_normalization
+
+# Keeps 1 / s finite where no weight reaches a point (pydensecrf's constant).
+_NORM_EPSILON = 1e-20
+
+
+class PermutohedralLattice:
+    """The lattice over N points, built once and used for any number of filters.
+
+    Filtering with it approximates ``out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j`` (Adams, Baek, Davis, Eurographics 2010), with
+    the scale and the geometry of pydensecrf, bit for bit in float32. Against the exact sum, normalised filters are off by
+    6-15 % in relative L2.
+
+    features: ``(N, d)``, d from 1 to 32, already divided by their standard deviations. float64 builds and filters in double
+    precision; every other dtype in float32. threads: None takes `get_num_threads`.
+
+    Raises ValueError for no points, too many dimensions, NaN or inf, and features beyond 2^30 lattice units.
+    """
+
+    def __init__(self, features: ArrayLike, *, threads: int | None = None) -> None:
+        array = as_real_array(features, "features")
+        if array.ndim != 2:
+            raise ValueError(f"features must have shape (N, d); got shape {array.shape}")
+        if array.shape[0] == 0:
+            raise ValueError(f"features must hold at least one point; got shape {array.shape}")
+        if not 1 <= array.shape[1] <= _native.MAX_DIMENSIONS:
+            raise ValueError(
+                f"features must have 1 to {_native.MAX_DIMENSIONS} dimensions (N, d); got d = {array.shape[1]}. "
+                "Project them to fewer, for example by PCA"
+            )
+        floats = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
+        self._build(aligned(as_engine_floats(floats)), resolve_threads(threads))
+        self._threads = threads
+        self._norms: dict[str, FloatArray] = {}
+
+    def _build(self, features: FloatArray, threads: int) -> None:
+        num_points, dims = features.shape
+        suffix = "F32" if features.dtype == np.float32 else "F64"
+        point_stride, dim_stride = element_strides(features)
+        builder = getattr(_native, f"LatticeBuilder{suffix}")(
+            address(features), num_points, dims, point_stride, dim_stride, threads
+        )
+        arrays: dict[str, NDArray[Any]] = {
+            "rows": np.empty((num_points, dims + 1), np.int32),
+            "weights": np.empty((num_points, dims + 1), features.dtype),
+        }
+        builder.embed(address(arrays["rows"]), address(arrays["weights"]))
+        chunks, vertices, ghosts = _native.chunk_count(num_points), builder.num_vertices, builder.num_ghosts
+        for name, shape in (
+            ("owned_begin", (chunks + 1,)),
+            ("ghost_begin", (chunks + 1,)),
+            ("ghost_owner", (ghosts,)),
+            ("ghost_order", (ghosts,)),
+            # An upper bound: pages behind the used length of each axis are never touched.
+            ("chains", (dims + 1, vertices)),
+        ):
+            arrays[name] = np.empty(shape, np.int32)
+        arrays["chain_lengths"] = np.empty(dims + 1, np.int64)
+        addresses = {name: address(array) for name, array in arrays.items()}
+        builder.connect(addresses)
+        self._arrays = arrays
+        self._num_vertices = vertices
+        self._dtype = features.dtype
+        self._view = getattr(_native, f"LatticeView{suffix}")(dims, num_points, vertices, ghosts, addresses)
+
+    @property
+    def num_points(self) -> int:
+        """N."""
+        return int(self._arrays["rows"].shape[0])
+
+    @property
+    def num_dimensions(self) -> int:
+        """d."""
+        return int(self._arrays["rows"].shape[1]) - 1
+
+    @property
+    def num_vertices(self) -> int:
+        """Vertices that at least one point touches."""
+        return int(self._num_vertices)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64: what the filter computes in."""
+        return self._dtype
+
+    @property
+    def native_view(self) -> Any:
+        """The kernels' description of this lattice, valid as long as the lattice lives."""
+        return self._view
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(num_points={self.num_points}, num_dimensions={self.num_dimensions}, "
+            f"num_vertices={self.num_vertices}, dtype={self.dtype})"
+        )
+
+    def workspace(self, channels: int) -> FloatArray:
+        """Uninitialised memory for one filter of ``channels`` channels."""
+        return np.empty(self._view.workspace_size(channels), self._dtype)
+
+    def norms(self, normalization: str, *, transpose: bool = False) -> tuple[FloatArray | None, FloatArray | None]:
+        """Factors ``(N,)`` or None before and after the filter. With s = L(1), "symmetric" is ``(s + 1e-20)^(-1/2)`` on both
+        sides, "before" and "after" are ``1 / (s + 1e-20)`` on one; the transpose swaps those two."""
+        check_normalization(normalization)
+        if normalization == "none":
+            return None, None
+        power = -0.5 if normalization == "symmetric" else -1.0
+        key = "symmetric" if normalization == "symmetric" else "inverse"
+        if key not in self._norms:
+            sums = self._filter(np.ones((self.num_points, 1), self._dtype), None, None, transpose=False)
+            # The sum in double as pydensecrf has it; the power is taken of the rounded sum.
+            self._norms[key] = ((sums[:, 0].astype(np.float64) + _NORM_EPSILON) ** power).astype(self._dtype)
+        norm = self._norms[key]
+        if normalization == "symmetric":
+            return norm, norm
+        return (norm, None) if (normalization == "before") != transpose else (None, norm)
+
+    def filter(
+        self, values: ArrayLike, *, normalization: str = "none", transpose: bool = False, threads: int | None = None
+    ) -> FloatArray:
+        """Filter ``values`` ``(N,)`` or ``(N, C)``: ``norm_out * L(norm_in * values)``; see `norms` for the normalisations.
+
+        transpose: apply the transposed operator. Returns an array of the lattice's dtype and of the shape of ``values``.
+        Raises ValueError for another number of points and for NaN or inf.
+        """
+        array = as_real_array(values, "values")
+        if array.ndim not in (1, 2) or array.shape[0] != self.num_points:
+            raise ValueError(f"values must have shape ({self.num_points},) or ({self.num_points}, C); got {array.shape}")
+        norm_in, norm_out = self.norms(normalization, transpose=transpose)
+        columns = np.ascontiguousarray(array.reshape(self.num_points, -1), dtype=self._dtype)
+        if not np.isfinite(columns).all():
+            raise ValueError("values must be finite; got NaN or inf")
+        if columns.shape[1] == 0:
+            return np.empty(array.shape, self._dtype)
+        return self._filter(columns, norm_in, norm_out, transpose=transpose, threads=threads).reshape(array.shape)
+
+    def _filter(
+        self,
+        columns: FloatArray,
+        norm_in: FloatArray | None,
+        norm_out: FloatArray | None,
+        *,
+        transpose: bool,
+        threads: int | None = None,
+    ) -> FloatArray:
+        out = np.empty_like(columns)
+        channels = columns.shape[1]
+        workspace = self.workspace(channels)
+        self._view.filter(
+            address(columns),
+            address(out),
+            channels,
+            address(norm_in),
+            address(norm_out),
+            address(workspace),
+            transpose,
+            resolve_threads(self._threads if threads is None else threads),
+        )
+        return out

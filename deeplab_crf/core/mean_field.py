@@ -1,0 +1,264 @@
+"""Mean field inference in a fully connected CRF over any set of points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from deeplab_crf import _native
+from deeplab_crf.core.arrays import (
+    FloatArray,
+    address,
+    aligned,
+    as_engine_floats,
+    as_real_array,
+    check_dtype,
+    element_strides,
+    type_suffix,
+)
+from deeplab_crf.core.lattice import PermutohedralLattice
+from deeplab_crf.core.threads import resolve_threads
+from deeplab_crf.kernels import check_normalization
+
+_POTTS, _DIAGONAL, _MATRIX = 0, 1, 2
+
+# klDivergence's guard against log 0 (pydensecrf's constant).
+_SMALLEST_PROBABILITY = 1e-20
+
+
+@dataclass(frozen=True, eq=False)
+class MeanFieldResult:
+    """probabilities: ``(L, N)``, a transposed view of a C-contiguous ``(N, L)`` array. iterations: how many were done.
+    change: the largest move of a probability in the last one (NaN unless a tolerance was given). converged: it was within
+    the tolerance."""
+
+    probabilities: FloatArray
+    iterations: int
+    change: float
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Terms of the mean field objective, summed over the points in double precision."""
+
+    entropy_term: float
+    """sum Q log max(Q, 1e-20), the negative entropy."""
+    unary_term: float
+    """sum U Q."""
+    pairwise_term: float
+    """sum Q (C K Q), each pair counted twice and the self terms included."""
+
+    @property
+    def kl(self) -> float:
+        """pydensecrf's klDivergence: the sum of the three terms, the pairwise one not halved."""
+        return self.entropy_term + self.unary_term + self.pairwise_term
+
+    @property
+    def free_energy(self) -> float:
+        """What the updates descend: KL(Q || P) up to the constant log Z, the pairwise term halved."""
+        return self.entropy_term + self.unary_term + 0.5 * self.pairwise_term
+
+
+@dataclass(frozen=True, eq=False)
+class _Term:
+    lattice: PermutohedralLattice
+    norm_in: FloatArray | None
+    norm_out: FloatArray | None
+    kind: int
+    compat: FloatArray
+
+    def message_energy(self, messages: FloatArray) -> FloatArray:
+        """What messages ``(N, L)`` add to the energies."""
+        if self.kind == _POTTS:
+            return -self.compat[0] * messages
+        return messages * self.compat if self.kind == _DIAGONAL else messages @ self.compat.T
+
+
+def pack_unary(
+    unary: ArrayLike, *, dtype: DTypeLike = np.float32, name: str = "unary", threads: int | None = None
+) -> FloatArray:
+    """Copy energies ``(L, N)`` of any real dtype and strides into the engine's layout: an ``(L, N)`` view of a C-contiguous
+    ``(N, L)`` array. Raises ValueError on NaN or inf, naming the first position."""
+    array = as_real_array(unary, name)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have shape (labels, points); got shape {array.shape}")
+    target = check_dtype(dtype)
+    source = aligned(as_engine_floats(array))
+    labels, points = source.shape
+    packed = np.empty((points, labels), target)
+    if packed.size == 0:
+        return packed.T
+    label_stride, point_stride = element_strides(source)
+    pack = getattr(_native, f"pack_labels_{type_suffix(source.dtype)}_{type_suffix(target)}")
+    bad = pack(address(source), points, labels, point_stride, label_stride, address(packed), resolve_threads(threads))
+    if bad >= 0:
+        label, point = divmod(bad, points)
+        raise ValueError(
+            f"{name} must be finite in {target}; got {array[label, point]} at label {label}, point {point}. "
+            "Clip probabilities away from 0 before taking the logarithm, and check the network's output"
+        )
+    return packed.T
+
+
+class MeanField:
+    """A fully connected CRF over one set of points: kernels are added once, inference runs for any number of unaries.
+
+    num_points: N. num_labels: L. dtype: float32 or float64, for lattices, energies and probabilities. threads: None takes
+    `get_num_threads` at each call.
+    """
+
+    def __init__(
+        self, num_points: int, num_labels: int, *, dtype: DTypeLike = np.float32, threads: int | None = None
+    ) -> None:
+        for name, value in (("num_points", num_points), ("num_labels", num_labels)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
+        self.num_points = int(num_points)
+        self.num_labels = int(num_labels)
+        self.dtype = check_dtype(dtype)
+        self._threads = threads
+        self._terms: list[_Term] = []
+        if threads is not None:
+            resolve_threads(threads)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(num_points={self.num_points}, num_labels={self.num_labels}, dtype={self.dtype}, "
+            f"kernels={len(self._terms)})"
+        )
+
+    @property
+    def lattices(self) -> Sequence[PermutohedralLattice]:
+        """The lattices of the kernels, in the order they were added."""
+        return tuple(term.lattice for term in self._terms)
+
+    def add_kernel(
+        self, features: ArrayLike | PermutohedralLattice, compat: ArrayLike, *, normalization: str = "symmetric"
+    ) -> None:
+        """Add a pairwise kernel.
+
+        features: ``(d, N)`` already divided by their standard deviations, or a lattice over them. compat: a number w is Potts
+        and adds ``-w K Q`` to the energies; ``(L,)`` adds ``+ compat * K Q``; ``(L, L)`` adds ``+ compat @ (K Q)`` as given.
+        normalization: "none", "before", "after" or "symmetric". Raises ValueError for wrong shapes, NaN or inf.
+        """
+        check_normalization(normalization)
+        kind, weights = self._check_compat(compat)
+        lattice = features if isinstance(features, PermutohedralLattice) else self._build_lattice(features)
+        if lattice.num_points != self.num_points or lattice.dtype != self.dtype:
+            raise ValueError(
+                f"features must be a lattice of {self.num_points} points in {self.dtype}; got {lattice.num_points} points in "
+                f"{lattice.dtype}"
+            )
+        self._terms.append(_Term(lattice, *lattice.norms(normalization), kind, weights))
+
+    def _build_lattice(self, features: ArrayLike) -> PermutohedralLattice:
+        array = as_real_array(features, "features")
+        if array.ndim != 2 or array.shape[1] != self.num_points:
+            raise ValueError(f"features must have shape (d, {self.num_points}); got shape {array.shape}")
+        return PermutohedralLattice(array.T.astype(self.dtype, copy=False), threads=self._threads)
+
+    def _check_compat(self, compat: ArrayLike) -> tuple[int, FloatArray]:
+        array = as_real_array(compat, "compat").astype(self.dtype)
+        labels = self.num_labels
+        if not np.isfinite(array).all():
+            raise ValueError("compat must be finite; got NaN or inf")
+        if array.ndim == 0:
+            return _POTTS, array.reshape(1)
+        if array.shape == (labels,):
+            return _DIAGONAL, np.ascontiguousarray(array)
+        if array.shape == (labels, labels):
+            return _MATRIX, np.ascontiguousarray(array)
+        raise ValueError(
+            f"compat must be a number, or an array of shape ({labels},) or ({labels}, {labels}); got shape {array.shape}"
+        )
+
+    def _engine_layout(self, array: ArrayLike, name: str, *, copy: bool) -> FloatArray:
+        """``(L, N)`` input as C-contiguous ``(N, L)`` of the engine's dtype."""
+        given = as_real_array(array, name)
+        if given.shape != (self.num_labels, self.num_points):
+            raise ValueError(f"{name} must have shape ({self.num_labels}, {self.num_points}); got shape {given.shape}")
+        if not copy and given.dtype == self.dtype and given.T.flags.c_contiguous and given.flags.aligned:
+            # A sum is finite unless a term is not, short of an overflow that the slow test then settles.
+            if np.isfinite(given.sum(dtype=np.float64)) or np.isfinite(given).all():
+                return given.T
+        return pack_unary(given, dtype=self.dtype, name=name, threads=self._threads).T
+
+    def inference(
+        self,
+        unary: ArrayLike,
+        iterations: int,
+        *,
+        q: ArrayLike | None = None,
+        damping: float = 0.0,
+        tolerance: float = 0.0,
+    ) -> MeanFieldResult:
+        """Run mean field updates ``Q <- softmax(-U - sum_m C_m K_m Q)``, all points at once.
+
+        unary: energies ``(L, N)``, lower is better. q: ``(L, N)`` to start from; None starts from ``softmax(-unary)``.
+        damping in [0, 1): ``Q <- (1 - damping) new + damping old``. tolerance: stop after the iteration in which no probability
+        moved by more; 0 does all iterations. With no kernels, or 0 iterations, Q is the start.
+        """
+        if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer) or iterations < 0:
+            raise ValueError(f"iterations must be a whole number >= 0; got {iterations!r}")
+        if not 0 <= damping < 1:
+            raise ValueError(f"damping must be in [0, 1); got {damping!r}")
+        if not (tolerance >= 0 and math.isfinite(tolerance)):
+            raise ValueError(f"tolerance must be finite and >= 0 (0: run all iterations); got {tolerance!r}")
+        energies = self._engine_layout(unary, "unary", copy=False)
+        if q is None:
+            result = np.empty((self.num_points, self.num_labels), self.dtype)
+        else:
+            result = self._engine_layout(q, "q", copy=True)
+        options = {
+            "start_from_q": q is not None,
+            "iterations": int(iterations),
+            "damping": float(damping),
+            "tolerance": float(tolerance),
+            "threads": resolve_threads(self._threads),
+        }
+        workspaces = [(term.lattice.workspace(self.num_labels), term.lattice.workspace(self.num_labels)) for term in self._terms]
+        done, change = getattr(_native, f"mean_field_{type_suffix(self.dtype)}")(
+            self.num_points,
+            self.num_labels,
+            address(energies),
+            address(result),
+            [_native_term(term, pair) for term, pair in zip(self._terms, workspaces, strict=True)],
+            options,
+        )
+        return MeanFieldResult(result.T, done, change, tolerance > 0 and change <= tolerance)
+
+    def energy(self, unary: ArrayLike, q: ArrayLike) -> Energy:
+        """The terms of the mean field objective at ``q`` ``(L, N)``; see `Energy`."""
+        energies = self._engine_layout(unary, "unary", copy=False)
+        beliefs = self._engine_layout(q, "q", copy=False)
+        threads = resolve_threads(self._threads)
+        pairwise = 0.0
+        for term in self._terms:
+            messages = term.lattice._filter(beliefs, term.norm_in, term.norm_out, transpose=False, threads=threads)
+            pairwise += _dot(beliefs, term.message_energy(messages))
+        log_beliefs = np.log(np.maximum(beliefs, np.asarray(_SMALLEST_PROBABILITY, self.dtype)))
+        return Energy(_dot(beliefs, log_beliefs), _dot(energies, beliefs), pairwise)
+
+
+def _dot(a: FloatArray, b: FloatArray) -> float:
+    """Sum of products in double precision."""
+    return float(np.sum(np.multiply(a, b, dtype=np.float64)))
+
+
+def _native_term(term: _Term, workspaces: tuple[NDArray[Any], NDArray[Any]]) -> tuple[Any, ...]:
+    """A kernel as the native module describes it; see _native.pyi."""
+    return (
+        term.lattice.native_view,
+        address(term.norm_in),
+        address(term.norm_out),
+        term.kind,
+        address(term.compat),
+        address(workspaces[0]),
+        address(workspaces[1]),
+    )

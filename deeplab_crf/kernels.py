@@ -1,0 +1,152 @@
+"""Pairwise kernels of a dense CRF as plain data: what to compare (features) and what disagreement costs (compatibility).
+
+Every kernel adds ``compatibility @ (K Q)`` to the energy of a label, where ``K`` is the (normalised) Gaussian filter over
+the kernel's features (Kraehenbuehl & Koltun, NIPS 2011, equations 2-4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+NORMALIZATIONS = ("none", "before", "after", "symmetric")
+
+Width: TypeAlias = float | Sequence[float]
+
+
+def check_normalization(value: str, name: str = "normalization") -> str:
+    """Return ``value`` if it names a normalisation, else raise ValueError."""
+    if value not in NORMALIZATIONS:
+        raise ValueError(f"{name} must be one of {', '.join(NORMALIZATIONS)}; got {value!r}")
+    return value
+
+
+def _widths(value: Width, name: str, count: int | None) -> tuple[float, ...]:
+    """One positive finite standard deviation, or one per axis, as a tuple of floats."""
+    try:
+        widths = tuple(float(v) for v in np.atleast_1d(np.asarray(value, dtype=np.float64)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number or a sequence of numbers; got {value!r}") from error
+    if count is not None and len(widths) not in (1, count):
+        raise ValueError(f"{name} must be one number or {count} of them; got {len(widths)}")
+    for width in widths:
+        if not (math.isfinite(width) and width > 0):
+            raise ValueError(f"{name} must be positive and finite (a standard deviation); got {value!r}")
+    return widths * count if count is not None and len(widths) == 1 else widths
+
+
+def _check_weight(weight: float) -> None:
+    if not math.isfinite(weight):
+        raise ValueError(f"weight must be finite; got {weight!r}")
+
+
+def _check_optional_normalization(normalization: str | None) -> None:
+    if normalization is not None:
+        check_normalization(normalization)
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Smoothness kernel over positions: ``exp(-|p_i - p_j|^2 / (2 sxy^2))``.
+
+    sxy: standard deviation in pixels, one number or ``(sx, sy)`` (columns first). weight: strength; with the default Potts
+    compatibility, neighbours that agree lower the energy by ``weight * K Q``. compat: None (Potts), ``(L,)`` or ``(L, L)``
+    added to the energy as ``+ weight * compat @ (K Q)``, so ``-numpy.eye(L)`` is Potts. normalization: None takes the call's.
+    """
+
+    sxy: Width = 3.0
+    weight: float = 3.0
+    compat: ArrayLike | None = None
+    normalization: str | None = None
+
+    def __post_init__(self) -> None:
+        _widths(self.sxy, "sxy", 2)
+        _check_weight(self.weight)
+        _check_optional_normalization(self.normalization)
+
+    @property
+    def widths_xy(self) -> tuple[float, float]:
+        """Standard deviations in pixels along columns and rows."""
+        sx, sy = _widths(self.sxy, "sxy", 2)
+        return sx, sy
+
+    @property
+    def compatibility(self) -> float | NDArray[np.float64]:
+        """What the mean field engine takes: a Potts weight, or an array with the weight multiplied in."""
+        return _weighted_compatibility(self.weight, self.compat)
+
+
+@dataclass(frozen=True, eq=False)
+class Bilateral:
+    """Appearance kernel: ``exp(-|p_i - p_j|^2 / (2 sxy^2) - |c_i - c_j|^2 / (2 srgb^2))``.
+
+    sxy as in `Gaussian`. srgb: standard deviation in the image's own units (0..255 for 8-bit images), one number or one
+    per channel. weight, compat, normalization as in `Gaussian`.
+    """
+
+    sxy: Width = 80.0
+    srgb: Width = 13.0
+    weight: float = 10.0
+    compat: ArrayLike | None = None
+    normalization: str | None = None
+
+    def __post_init__(self) -> None:
+        _widths(self.sxy, "sxy", 2)
+        _widths(self.srgb, "srgb", None)
+        _check_weight(self.weight)
+        _check_optional_normalization(self.normalization)
+
+    @property
+    def widths_xy(self) -> tuple[float, float]:
+        """Standard deviations in pixels along columns and rows."""
+        sx, sy = _widths(self.sxy, "sxy", 2)
+        return sx, sy
+
+    def widths_channels(self, channels: int) -> tuple[float, ...]:
+        """Standard deviations of the ``channels`` image channels. Raises ValueError if ``srgb`` has another length."""
+        return _widths(self.srgb, "srgb", channels)
+
+    @property
+    def compatibility(self) -> float | NDArray[np.float64]:
+        """What the mean field engine takes: a Potts weight, or an array with the weight multiplied in."""
+        return _weighted_compatibility(self.weight, self.compat)
+
+
+@dataclass(frozen=True, eq=False)
+class PairwiseKernel:
+    """A kernel over features of your own, already divided by their standard deviations.
+
+    features: ``(N, d)`` as `PermutohedralLattice` takes them, ``(d, N)`` as pydensecrf does, or image-shaped ``(d, H, W)``
+    or ``(H, W, d)``. compat: a number w is Potts and adds ``-w K Q`` to the energy, ``(L,)`` adds ``+ compat * K Q``,
+    ``(L, L)`` adds ``+ compat @ (K Q)``.
+    """
+
+    features: ArrayLike
+    compat: ArrayLike = 1.0
+    normalization: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_optional_normalization(self.normalization)
+
+    @property
+    def compatibility(self) -> float | NDArray[np.float64]:
+        """What the mean field engine takes: a Potts weight, or an array."""
+        compat = np.asarray(self.compat, dtype=np.float64)
+        return float(compat) if compat.ndim == 0 else compat
+
+
+def _weighted_compatibility(weight: float, compat: ArrayLike | None) -> float | NDArray[np.float64]:
+    if compat is None:
+        return float(weight)
+    array = np.asarray(compat, dtype=np.float64)
+    if array.ndim not in (1, 2):
+        raise ValueError(f"compat must have shape (L,) or (L, L); got shape {array.shape}. Use weight for a Potts strength")
+    return weight * array
+
+
+Kernel: TypeAlias = Gaussian | Bilateral | PairwiseKernel
