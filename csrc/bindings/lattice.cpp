@@ -44,13 +44,14 @@ template <class T>
 void register_type(py::module_& module, const std::string& suffix) {
   using Builder = LatticeBuilder<T>;
   py::class_<Builder>(module, ("LatticeBuilder" + suffix).c_str())
-      .def(py::init([](uintptr_t features, int64_t num_points, int32_t dims, int64_t point_stride, int64_t dim_stride, int threads) {
+      .def(py::init([](uintptr_t features, int64_t num_points, int32_t dims, int64_t point_stride, int64_t dim_stride,
+                       bool touch_origin, int threads) {
              const py::gil_scoped_release release;
              return std::make_unique<Builder>(
-                 FeatureView<T>{pointer<const T>(features), num_points, dims, point_stride, dim_stride}, threads);
+                 FeatureView<T>{pointer<const T>(features), num_points, dims, point_stride, dim_stride}, touch_origin, threads);
            }),
            py::arg("features"), py::arg("num_points"), py::arg("dims"), py::arg("point_stride"), py::arg("dim_stride"),
-           py::arg("threads"))
+           py::arg("touch_origin"), py::arg("threads"))
       .def(
           "embed",
           [](Builder& builder, uintptr_t rows, uintptr_t weights) {

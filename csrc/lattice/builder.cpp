@@ -54,11 +54,15 @@ void feature_range(const FeatureView<T>& features, int dim, double* low, double*
 }
 
 template <class T>
-CoordinateBounds coordinate_bounds(const FeatureView<T>& features, int threads) {
+CoordinateBounds coordinate_bounds(const FeatureView<T>& features, bool touch_origin, int threads) {
   const int dims = features.dims;
   std::vector<double> low(dims), high(dims), scales(dims);
   parallel_for(features.num_points > 65536 ? threads : 1, dims,
                [&](int64_t i) { feature_range(features, static_cast<int>(i), &low[i], &high[i]); });
+  for (int i = 0; touch_origin && i < dims; ++i) {
+    low[i] = std::min(low[i], 0.0);
+    high[i] = std::max(high[i], 0.0);
+  }
   geometry::elevation_scales(dims, scales.data());
   CoordinateBounds bounds;
   double partial_low = 0, partial_high = 0;
@@ -92,8 +96,13 @@ struct ChunkVertices {
 template <class T, int K>
 class Steps final : public BuilderSteps<T> {
  public:
-  Steps(const FeatureView<T>& features, const KeyLayout& layout, bool wide, int threads)
-      : features_(features), layout_(layout), wide_(wide), threads_(threads), chunks_(chunk_count(features.num_points)) {
+  Steps(const FeatureView<T>& features, const KeyLayout& layout, bool wide, bool touch_origin, int threads)
+      : features_(features),
+        layout_(layout),
+        wide_(wide),
+        touch_origin_(touch_origin),
+        threads_(threads),
+        chunks_(chunk_count(features.num_points)) {
     for (int i = 0; i < layout_.dims; ++i) {
       unit_[i] = layout_.unit<K>(i);
       ones_ += unit_[i];
@@ -140,6 +149,12 @@ class Steps final : public BuilderSteps<T> {
         insert_simplex(block, p, table, chunk.keys, previous, rows + at);
         for (int k = 0; k < corners; ++k) weights[at + k] = block.weights[k * kEmbedBlock + p];
       }
+    }
+    if (touch_origin_ && end == features_.num_points) {
+      const T zeros[geometry::kMaxDimensions]{};
+      int32_t unused_rows[geometry::kMaxDimensions + 1];
+      (wide_ ? kernels.embed_wide : kernels.embed)(FeatureView<T>{zeros, 1, dims, dims, 1}, 0, 1, block);
+      insert_simplex(block, 0, table, chunk.keys, previous, unused_rows);
     }
   }
 
@@ -257,6 +272,7 @@ class Steps final : public BuilderSteps<T> {
   FeatureView<T> features_;
   KeyLayout layout_;
   bool wide_;
+  bool touch_origin_;
   int threads_;
   Key<K> unit_[geometry::kMaxDimensions]{};
   Key<K> wrap_[geometry::kMaxDimensions]{};
@@ -268,9 +284,9 @@ class Steps final : public BuilderSteps<T> {
 };
 
 template <class T>
-std::unique_ptr<BuilderSteps<T>> make_steps(const FeatureView<T>& features, int threads) {
+std::unique_ptr<BuilderSteps<T>> make_steps(const FeatureView<T>& features, bool touch_origin, int threads) {
   check_features(features.dims, features.num_points);
-  const CoordinateBounds bounds = coordinate_bounds(features, threads);
+  const CoordinateBounds bounds = coordinate_bounds(features, touch_origin, threads);
   if (!(bounds.largest < kLargestCoordinate)) {
     std::ostringstream text;
     text << "features must keep lattice coordinates below 2^30; got " << bounds.largest
@@ -286,16 +302,17 @@ std::unique_ptr<BuilderSteps<T>> make_steps(const FeatureView<T>& features, int 
   }
   const KeyLayout layout(features.dims, low, high);
   const bool wide = bounds.largest > kLargestNarrowCoordinate;
-  if (layout.words == 1) return std::make_unique<Steps<T, 1>>(features, layout, wide, threads);
-  if (layout.words == 2) return std::make_unique<Steps<T, 2>>(features, layout, wide, threads);
-  if (layout.words <= 4) return std::make_unique<Steps<T, 4>>(features, layout, wide, threads);
-  return std::make_unique<Steps<T, 16>>(features, layout, wide, threads);
+  if (layout.words == 1) return std::make_unique<Steps<T, 1>>(features, layout, wide, touch_origin, threads);
+  if (layout.words == 2) return std::make_unique<Steps<T, 2>>(features, layout, wide, touch_origin, threads);
+  if (layout.words <= 4) return std::make_unique<Steps<T, 4>>(features, layout, wide, touch_origin, threads);
+  return std::make_unique<Steps<T, 16>>(features, layout, wide, touch_origin, threads);
 }
 
 }  // namespace
 
 template <class T>
-LatticeBuilder<T>::LatticeBuilder(const FeatureView<T>& features, int threads) : steps_(make_steps(features, threads)) {}
+LatticeBuilder<T>::LatticeBuilder(const FeatureView<T>& features, bool touch_origin, int threads)
+    : steps_(make_steps(features, touch_origin, threads)) {}
 
 template class LatticeBuilder<float>;
 template class LatticeBuilder<double>;

@@ -35,10 +35,11 @@ class BuilderSteps {
 
 // Throws InvalidArgument if there are no points, the dimension is not in 1..kMaxDimensions, or a feature is not finite or is too
 // large for the lattice (coordinates beyond 2^30).
+// touch_origin: the vertices around the zero feature exist too, as if one more point without values lay there.
 template <class T>
 class LatticeBuilder {
  public:
-  LatticeBuilder(const FeatureView<T>& features, int threads);
+  LatticeBuilder(const FeatureView<T>& features, bool touch_origin, int threads);
 
   // rows (N, d+1), weights (N, d+1). rows is not final before connect().
   void embed(int32_t* rows, T* weights) { steps_->embed(rows, weights); }

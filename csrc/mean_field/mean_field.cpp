@@ -83,22 +83,38 @@ class Inference {
     parallel_for(threads_, chunks, [&](int64_t c) {
       std::vector<PassTerm<T>> terms;
       for (size_t m = 0; m < arguments_.terms.size(); ++m) terms.push_back(prepare_term(m, c));
-      std::vector<T> scratch(2 * stride_);
+      std::vector<T> scratch(2 * kPassBlock * stride_);
       PassArguments<T> pass = pass_;
       pass.terms = terms.data();
       pass.scratch = scratch.data();
       changes[c] = mean_field_kernels<T>().pass(pass, chunk_begin(arguments_.num_points, c), chunk_begin(arguments_.num_points, c + 1));
+      if (pass_.splat) clear_untouched(terms, c);
     });
     return *std::max_element(changes.begin(), changes.end());
   }
 
   PassTerm<T> prepare_term(size_t m, int64_t chunk) const {
     const KernelTerm<T>& term = arguments_.terms[m];
-    T* read = term.values[side_];
-    T* write = term.values[1 - side_];
-    if (pass_.slice) fill_ghosts(*term.lattice, chunk, read, stride_);
-    if (pass_.splat) clear_rows(*term.lattice, chunk, write, stride_);
-    return {term.lattice, term.norm_in, term.norm_out, term.kind, coefficients_[m].data(), read, write};
+    const LatticeView<T>& lattice = *term.lattice;
+    return {term.lattice,
+            term.norm_in,
+            term.norm_out,
+            term.kind,
+            coefficients_[m].data(),
+            term.values[side_],
+            term.values[1 - side_],
+            lattice.owned_begin[chunk],
+            lattice.num_vertices + lattice.ghost_begin[chunk]};
+  }
+
+  // Rows of vertices that exist though no point touches them (LatticeBuilder's touch_origin).
+  void clear_untouched(const std::vector<PassTerm<T>>& terms, int64_t chunk) const {
+    for (const PassTerm<T>& term : terms) {
+      const LatticeView<T>& lattice = *term.lattice;
+      const auto clear = [&](int64_t from, int64_t to) { std::fill(term.write + from * stride_, term.write + to * stride_, T(0)); };
+      clear(term.next_owned, lattice.owned_begin[chunk + 1]);
+      clear(term.next_ghost, lattice.num_vertices + lattice.ghost_begin[chunk + 1]);
+    }
   }
 
   // What was splatted becomes what is sliced.

@@ -6,6 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #ifndef DEEPLAB_CRF_ISA
 #error "DEEPLAB_CRF_ISA must name the instruction set's namespace (baseline, avx2 or avx512)"
@@ -49,6 +53,25 @@ constexpr int kWideLanes = 16 / sizeof(T);
 template <class T>
 constexpr int kNarrowLanes = 16 / sizeof(T);
 
+// True where two wide packs fit one register.
+#if defined(__AVX512F__)
+constexpr bool kPairedPacks = true;
+#else
+constexpr bool kPairedPacks = false;
+#endif
+
+#if defined(__AVX2__)
+// All bits set in the first `count` of the 32 / sizeof(T) lanes.
+template <class T>
+DEEPLAB_CRF_INLINE __m256i lane_mask(int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  } else {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+}
+#endif
+
 template <class T, int W>
 struct Pack {
   using Vector = typename VectorOf<T, W>::type;
@@ -61,13 +84,57 @@ struct Pack {
   static DEEPLAB_CRF_INLINE Pack broadcast(T x) { return {Vector{} + x}; }
   static DEEPLAB_CRF_INLINE Pack zero() { return {Vector{}}; }
 
-  // The first `count` lanes; the others are `fill` when loading and left alone when storing.
-  static DEEPLAB_CRF_INLINE Pack load_partial(const T* p, int64_t count, T fill) {
-    T lanes[W];
-    for (int i = 0; i < W; ++i) lanes[i] = i < count ? p[i] : fill;
+  // The first `count` lanes (0 < count <= W); the others are zero when loading and left alone when storing.
+  static DEEPLAB_CRF_INLINE Pack load_partial(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+    if constexpr (W * sizeof(T) == 64) {
+      const unsigned mask = (1u << count) - 1u;
+      if constexpr (sizeof(T) == 4) {
+        return {Vector(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p))};
+      } else {
+        return {Vector(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p))};
+      }
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (W * sizeof(T) == 32) {
+      const __m256i mask = lane_mask<T>(count);
+      if constexpr (sizeof(T) == 4) {
+        return {Vector(_mm256_maskload_ps(p, mask))};
+      } else {
+        return {Vector(_mm256_maskload_pd(p, mask))};
+      }
+    }
+#endif
+    T lanes[W] = {};
+    for (int i = 0; i < W; ++i) {
+      if (i < count) lanes[i] = p[i];
+    }
     return load(lanes);
   }
   DEEPLAB_CRF_INLINE void store_partial(T* p, int64_t count) const {
+#if defined(__AVX512F__)
+    if constexpr (W * sizeof(T) == 64) {
+      const unsigned mask = (1u << count) - 1u;
+      if constexpr (sizeof(T) == 4) {
+        _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), __m512(v));
+      } else {
+        _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), __m512d(v));
+      }
+      return;
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (W * sizeof(T) == 32) {
+      const __m256i mask = lane_mask<T>(count);
+      if constexpr (sizeof(T) == 4) {
+        _mm256_maskstore_ps(p, mask, __m256(v));
+      } else {
+        _mm256_maskstore_pd(p, mask, __m256d(v));
+      }
+      return;
+    }
+#endif
     T lanes[W];
     store(lanes);
     for (int i = 0; i < W; ++i) {
@@ -87,6 +154,10 @@ DEEPLAB_CRF_INLINE Pack<T, W> operator-(Pack<T, W> a, Pack<T, W> b) {
 template <class T, int W>
 DEEPLAB_CRF_INLINE Pack<T, W> operator*(Pack<T, W> a, Pack<T, W> b) {
   return {a.v * b.v};
+}
+template <class T, int W>
+DEEPLAB_CRF_INLINE Pack<T, W> operator/(Pack<T, W> a, Pack<T, W> b) {
+  return {a.v / b.v};
 }
 template <class T, int W>
 DEEPLAB_CRF_INLINE Pack<T, W> operator+(Pack<T, W> a, T b) {
@@ -126,37 +197,76 @@ DEEPLAB_CRF_INLINE Pack<T, W> value_if_equal(Pack<T, W> a, Pack<T, W> b, Pack<T,
 }
 
 template <class T, int W>
-struct HalfPacks {
-  Pack<T, W / 2> low, high;
+DEEPLAB_CRF_INLINE T first_lane(Pack<T, W> x) {
+  if constexpr (W == 1) {
+    return x.v;
+  } else {
+    return x.v[0];
+  }
+}
+
+// Lane i of the result is lane i ^ Distance of x.
+template <int Distance, class T, int W, int... Lane>
+DEEPLAB_CRF_INLINE Pack<T, W> swap_lanes(Pack<T, W> x, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return {__builtin_shufflevector(x.v, x.v, (Lane ^ Distance)...)};
+#else
+  using Mask = typename VectorOf<typename IntegerOf<T>::type, W>::type;
+  return {__builtin_shuffle(x.v, Mask{(Lane ^ Distance)...})};
+#endif
+}
+
+// Lanes 0..W/2-1 and W/2..W-1.
+template <class T, int W, int... Lane>
+DEEPLAB_CRF_INLINE Pack<T, W / 2> half_of(Pack<T, W> x, int offset, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return offset == 0 ? Pack<T, W / 2>{__builtin_shufflevector(x.v, x.v, Lane...)}
+                     : Pack<T, W / 2>{__builtin_shufflevector(x.v, x.v, (Lane + W / 2)...)};
+#else
+  T lanes[W];
+  x.store(lanes);
+  return Pack<T, W / 2>::load(lanes + offset);
+#endif
+}
+template <class T, int W, class Combine>
+DEEPLAB_CRF_INLINE Pack<T, W / 2> combine_halves(Pack<T, W> x, const Combine& combine) {
+  constexpr auto lanes = std::make_integer_sequence<int, W / 2>{};
+  return combine(half_of(x, 0, lanes), half_of(x, W / 2, lanes));
+}
+
+// Combines all lanes by `combine(a, b)`; every lane of the result holds the outcome.
+template <int Distance, class T, int W, class Combine>
+DEEPLAB_CRF_INLINE Pack<T, W> across_lanes(Pack<T, W> x, const Combine& combine) {
+  if constexpr (Distance == 0) {
+    return x;
+  } else {
+    return across_lanes<Distance / 2>(combine(x, swap_lanes<Distance>(x, std::make_integer_sequence<int, W>{})), combine);
+  }
+}
+
+struct Sum {
+  template <class P>
+  DEEPLAB_CRF_INLINE P operator()(P a, P b) const {
+    return a + b;
+  }
+};
+struct Minimum {
+  template <class P>
+  DEEPLAB_CRF_INLINE P operator()(P a, P b) const {
+    return minimum(a, b);
+  }
 };
 
-// Over the lanes of a pack, by halves.
-template <class T, int W>
-DEEPLAB_CRF_INLINE T horizontal_sum(Pack<T, W> x) {
-  if constexpr (W == 1) {
-    return x.v;
-  } else {
-    const auto halves = __builtin_bit_cast(HalfPacks<T, W>, x);
-    return horizontal_sum(halves.low + halves.high);
-  }
-}
-template <class T, int W>
-DEEPLAB_CRF_INLINE T horizontal_minimum(Pack<T, W> x) {
-  if constexpr (W == 1) {
-    return x.v;
-  } else {
-    const auto halves = __builtin_bit_cast(HalfPacks<T, W>, x);
-    return horizontal_minimum(minimum(halves.low, halves.high));
-  }
-}
-
-// exp(x) for x <= 0, below -87 flushed to exp(-87): Cody-Waite reduction by ln 2 in two parts, then the degree-5 minimax
-// polynomial of Cephes' expf; relative error below 2e-7.
+// exp(x) for x <= 0, and 0 below e^-69 (float) or e^-650 (double), so that products with barycentric weights stay clear of slow
+// denormal numbers. Float: Cody-Waite reduction by ln 2 in two parts, then the degree-5 minimax polynomial of Cephes' expf;
+// relative error below 2e-7. x may be -inf.
 template <int W>
 DEEPLAB_CRF_INLINE Pack<float, W> exp_nonpositive(Pack<float, W> x) {
   using P = Pack<float, W>;
-  x = maximum(x, P::broadcast(-87.0f));
-  const P n = round_half_even(x * 1.44269504088896341f);
+  using I = typename VectorOf<int32_t, W>::type;
+  // The lowest mantissa bits of `shifted` are the integer n = round(x / ln 2).
+  const P shifted = x * 1.44269504088896341f + 12582912.0f;
+  const P n = shifted + -12582912.0f;
   const P r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   P poly = r * 1.9875691500e-4f + 1.3981999507e-3f;
   poly = poly * r + 8.3334519073e-3f;
@@ -164,21 +274,14 @@ DEEPLAB_CRF_INLINE Pack<float, W> exp_nonpositive(Pack<float, W> x) {
   poly = poly * r + 1.6666665459e-1f;
   poly = poly * r + 5.0000001201e-1f;
   poly = poly * (r * r) + r + 1.0f;
-  using I = typename VectorOf<int32_t, W>::type;
-  I exponent;
-  if constexpr (W == 1) {
-    exponent = static_cast<int32_t>(n.v);
-  } else {
-    exponent = __builtin_convertvector(n.v, I);
-  }
-  const I bits = (exponent + 127) << 23;
-  return poly * P{__builtin_bit_cast(typename P::Vector, bits)};
+  const I scaled = __builtin_bit_cast(I, poly.v) + (__builtin_bit_cast(I, shifted.v) << 23);
+  return {x.v < P::broadcast(-69.0f).v ? P::zero().v : __builtin_bit_cast(typename P::Vector, scaled)};
 }
 template <int W>
 DEEPLAB_CRF_INLINE Pack<double, W> exp_nonpositive(Pack<double, W> x) {
   double lanes[W];
   x.store(lanes);
-  for (int i = 0; i < W; ++i) lanes[i] = __builtin_exp(lanes[i]);
+  for (int i = 0; i < W; ++i) lanes[i] = lanes[i] < -650.0 ? 0.0 : __builtin_exp(lanes[i]);
   return Pack<double, W>::load(lanes);
 }
 

@@ -17,6 +17,7 @@ from deeplab_crf.core.arrays import (
     element_strides,
 )
 from deeplab_crf.core.threads import resolve_threads
+from deeplab_crf.core.workspace import borrowed_workspace
 from deeplab_crf.kernels import check_normalization
 
 # Keeps 1 / s finite where no weight reaches a point (pydensecrf's constant).
@@ -36,7 +37,7 @@ class PermutohedralLattice:
     Raises ValueError for no points, too many dimensions, NaN or inf, and features beyond 2^30 lattice units.
     """
 
-    def __init__(self, features: ArrayLike, *, threads: int | None = None) -> None:
+    def __init__(self, features: ArrayLike, *, threads: int | None = None, touch_origin: bool = False) -> None:
         array = as_real_array(features, "features")
         if array.ndim != 2:
             raise ValueError(f"features must have shape (N, d); got shape {array.shape}")
@@ -48,16 +49,16 @@ class PermutohedralLattice:
                 "Project them to fewer, for example by PCA"
             )
         floats = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
-        self._build(aligned(as_engine_floats(floats)), resolve_threads(threads))
+        self._build(aligned(as_engine_floats(floats)), touch_origin, resolve_threads(threads))
         self._threads = threads
         self._norms: dict[str, FloatArray] = {}
 
-    def _build(self, features: FloatArray, threads: int) -> None:
+    def _build(self, features: FloatArray, touch_origin: bool, threads: int) -> None:
         num_points, dims = features.shape
         suffix = "F32" if features.dtype == np.float32 else "F64"
         point_stride, dim_stride = element_strides(features)
         builder = getattr(_native, f"LatticeBuilder{suffix}")(
-            address(features), num_points, dims, point_stride, dim_stride, threads
+            address(features), num_points, dims, point_stride, dim_stride, touch_origin, threads
         )
         arrays: dict[str, NDArray[Any]] = {
             "rows": np.empty((num_points, dims + 1), np.int32),
@@ -113,9 +114,9 @@ class PermutohedralLattice:
             f"num_vertices={self.num_vertices}, dtype={self.dtype})"
         )
 
-    def workspace(self, channels: int) -> FloatArray:
-        """Uninitialised memory for one filter of ``channels`` channels."""
-        return np.empty(self._view.workspace_size(channels), self._dtype)
+    def workspace_bytes(self, channels: int) -> int:
+        """Size of the value buffer that one filter of ``channels`` channels needs."""
+        return int(self._view.workspace_size(channels)) * self._dtype.itemsize
 
     def norms(self, normalization: str, *, transpose: bool = False) -> tuple[FloatArray | None, FloatArray | None]:
         """Factors ``(N,)`` or None before and after the filter. With s = L(1), "symmetric" is ``(s + 1e-20)^(-1/2)`` on both
@@ -164,15 +165,16 @@ class PermutohedralLattice:
     ) -> FloatArray:
         out = np.empty_like(columns)
         channels = columns.shape[1]
-        workspace = self.workspace(channels)
-        self._view.filter(
-            address(columns),
-            address(out),
-            channels,
-            address(norm_in),
-            address(norm_out),
-            address(workspace),
-            transpose,
-            resolve_threads(self._threads if threads is None else threads),
-        )
+        threads = resolve_threads(self._threads if threads is None else threads)
+        with borrowed_workspace(self.workspace_bytes(channels)) as workspace:
+            self._view.filter(
+                address(columns),
+                address(out),
+                channels,
+                address(norm_in),
+                address(norm_out),
+                address(workspace),
+                transpose,
+                threads,
+            )
         return out

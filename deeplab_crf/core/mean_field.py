@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from deeplab_crf import _native
 from deeplab_crf.core.arrays import (
@@ -23,12 +23,15 @@ from deeplab_crf.core.arrays import (
 )
 from deeplab_crf.core.lattice import PermutohedralLattice
 from deeplab_crf.core.threads import resolve_threads
+from deeplab_crf.core.workspace import borrowed_workspace
 from deeplab_crf.kernels import check_normalization
 
 _POTTS, _DIAGONAL, _MATRIX = 0, 1, 2
 
 # klDivergence's guard against log 0 (pydensecrf's constant).
 _SMALLEST_PROBABILITY = 1e-20
+
+_CACHE_LINE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,15 +225,17 @@ class MeanField:
             "tolerance": float(tolerance),
             "threads": resolve_threads(self._threads),
         }
-        workspaces = [(term.lattice.workspace(self.num_labels), term.lattice.workspace(self.num_labels)) for term in self._terms]
-        done, change = getattr(_native, f"mean_field_{type_suffix(self.dtype)}")(
-            self.num_points,
-            self.num_labels,
-            address(energies),
-            address(result),
-            [_native_term(term, pair) for term, pair in zip(self._terms, workspaces, strict=True)],
-            options,
-        )
+        # Two value buffers a kernel, each on a cache line boundary.
+        sizes = [_round_up(term.lattice.workspace_bytes(self.num_labels)) for term in self._terms]
+        with borrowed_workspace(2 * sum(sizes) + _CACHE_LINE) as workspace:
+            free = _round_up(address(workspace))
+            terms = []
+            for term, size in zip(self._terms, sizes, strict=True):
+                terms.append(_native_term(term, (free, free + size)))
+                free += 2 * size
+            done, change = getattr(_native, f"mean_field_{type_suffix(self.dtype)}")(
+                self.num_points, self.num_labels, address(energies), address(result), terms, options
+            )
         return MeanFieldResult(result.T, done, change, tolerance > 0 and change <= tolerance)
 
     def energy(self, unary: ArrayLike, q: ArrayLike) -> Energy:
@@ -251,14 +256,18 @@ def _dot(a: FloatArray, b: FloatArray) -> float:
     return float(np.sum(np.multiply(a, b, dtype=np.float64)))
 
 
-def _native_term(term: _Term, workspaces: tuple[NDArray[Any], NDArray[Any]]) -> tuple[Any, ...]:
-    """A kernel as the native module describes it; see _native.pyi."""
+def _round_up(value: int) -> int:
+    """To whole cache lines."""
+    return -(-value // _CACHE_LINE) * _CACHE_LINE
+
+
+def _native_term(term: _Term, values: tuple[int, int]) -> tuple[Any, ...]:
+    """A kernel and the addresses of its value buffers as the native module describes them; see _native.pyi."""
     return (
         term.lattice.native_view,
         address(term.norm_in),
         address(term.norm_out),
         term.kind,
         address(term.compat),
-        address(workspaces[0]),
-        address(workspaces[1]),
+        *values,
     )

@@ -10,6 +10,13 @@
 namespace deeplab_crf::DEEPLAB_CRF_ISA {
 namespace {
 
+// Chain entries ahead whose rows are fetched: neighbours lie anywhere in the buffer, where no hardware prefetcher finds them.
+constexpr int64_t kBlurPrefetch = 12;
+
+// A missing neighbour.
+template <class T>
+constexpr T kZeroRow[kMaxPacks * kWideLanes<T>] = {};
+
 template <class T>
 int64_t row_stride(int64_t channels) {
   return padded_channels<T>(channels);
@@ -18,91 +25,88 @@ int64_t row_stride(int64_t channels) {
 template <class T>
 void splat(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* in, int64_t channels, const T* norm, T* values) {
   const int corners = lattice.corners();
+  const int32_t* rows = lattice.rows;
+  const T* weights = lattice.weights;
   const int64_t stride = padded_channels<T>(channels);
-  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t channel) {
-    for (int64_t p = begin; p < end; ++p) {
-      Pack<T, W> packs[V];
-      const T factor = norm != nullptr ? norm[p] : T(1);
-      for (int v = 0; v < V; ++v) {
-        const int64_t first = channel + v * W;
-        const T* source = in + p * channels + first;
-        packs[v] = (first + W <= channels ? Pack<T, W>::load(source)
-                                          : Pack<T, W>::load_partial(source, channels - first, T(0))) *
-                   factor;
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+    for_corners(corners, [=]<int Corners>() {
+      for (int64_t p = begin; p < end; ++p) {
+        Row<T, W, V> row;
+        row.load_first(in + p * channels + first, channels - first);
+        if (norm != nullptr) row.scale(norm[p]);
+        scatter_rows<Corners>(rows + p * corners, weights + p * corners, corners, row, values + first, stride);
       }
-      scatter_rows<T, W, V>(lattice.rows + p * corners, lattice.weights + p * corners, corners, packs, values + channel, stride);
-    }
+    });
   });
 }
 
 template <class T>
 void slice(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* values, int64_t channels, const T* norm, T* out) {
   const int corners = lattice.corners();
+  const int32_t* rows = lattice.rows;
+  const T* weights = lattice.weights;
   const int64_t stride = padded_channels<T>(channels);
   const T scale = geometry::slice_scale<T>(lattice.dims);
-  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t channel) {
-    for (int64_t p = begin; p < end; ++p) {
-      Pack<T, W> sum[V];
-      gather_rows<T, W, V>(lattice.rows + p * corners, lattice.weights + p * corners, corners, values + channel, stride, sum);
-      const T factor = norm != nullptr ? scale * norm[p] : scale;
-      for (int v = 0; v < V; ++v) {
-        const int64_t first = channel + v * W;
-        T* target = out + p * channels + first;
-        if (first + W <= channels) {
-          (sum[v] * factor).store(target);
-        } else {
-          (sum[v] * factor).store_partial(target, channels - first);
-        }
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+    for_corners(corners, [=]<int Corners>() {
+      for (int64_t p = begin; p < end; ++p) {
+        Row<T, W, V> sum;
+        gather_rows<Corners>(rows + p * corners, weights + p * corners, corners, values + first, stride, sum);
+        sum.scale(norm != nullptr ? scale * norm[p] : scale);
+        sum.store_first(out + p * channels + first, channels - first);
       }
-    }
+    });
   });
 }
 
 template <class T>
 void gather_ghosts(const LatticeView<T>& lattice, int64_t begin, int64_t end, T* values, int64_t stride) {
-  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t channel) {
+  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t first) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t ghost = lattice.ghost_order[i];
-      const T* source = values + (lattice.num_vertices + ghost) * stride + channel;
-      T* target = values + lattice.ghost_owner[ghost] * stride + channel;
-      for (int v = 0; v < V; ++v) {
-        (Pack<T, W>::load(target + v * W) + Pack<T, W>::load(source + v * W)).store(target + v * W);
-      }
+      Row<T, W, V> row;
+      row.load(values + (lattice.num_vertices + ghost) * stride + first);
+      row.add_to(values + lattice.ghost_owner[ghost] * stride + first, T(1));
     }
   });
 }
 
+// Writes current + (previous + next) / 2 to `row`, and steps on: next becomes current.
+template <class T, int W, int V>
+DEEPLAB_CRF_INLINE void blur_step(Row<T, W, V>& previous, Row<T, W, V>& current, const T* next_row, T* row) {
+  Row<T, W, V> next;
+  next.load(next_row);
+  const auto step = [=](auto& before, auto& here, auto& after, int at) {
+    (here + (before + after) * T(0.5)).store(row + at);
+    before = here;
+    here = after;
+  };
+  using R = Row<T, W, V>;
+  for (int i = 0; i < R::kPairs; ++i) step(previous.pairs[i], current.pairs[i], next.pairs[i], 2 * W * i);
+  for (int i = 0; i < R::kSingles; ++i) step(previous.singles[i], current.singles[i], next.singles[i], W * (2 * R::kPairs + i));
+}
+
 template <class T>
 void blur(const int32_t* chains, int64_t begin, int64_t end, T* values, int64_t stride) {
-  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t channel) {
-    using P = Pack<T, W>;
-    P previous[V]{}, current[V]{};
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+    const T* zeros = kZeroRow<T>;
+    Row<T, W, V> previous, current;
     T* row = nullptr;
     for (int64_t i = begin; i < end; ++i) {
       const int32_t entry = chains[i];
-      T* next_row = values + (entry & ~kChainStart) * stride + channel;
+      if (i + kBlurPrefetch < end) prefetch_row(values + (chains[i + kBlurPrefetch] & ~kChainStart) * stride + first, V * W);
+      T* next_row = values + (entry & ~kChainStart) * stride + first;
       if (entry < 0) {
-        // Ends the chain before this one: its last vertex has no next neighbour.
-        if (row != nullptr) {
-          for (int v = 0; v < V; ++v) (current[v] + previous[v] * T(0.5)).store(row + v * W);
-        }
-        for (int v = 0; v < V; ++v) {
-          previous[v] = P::zero();
-          current[v] = P::load(next_row + v * W);
-        }
+        // The last vertex of the chain before this one has no next neighbour.
+        if (row != nullptr) blur_step(previous, current, zeros, row);
+        previous.set_zero();
+        current.load(next_row);
       } else {
-        for (int v = 0; v < V; ++v) {
-          const P next = P::load(next_row + v * W);
-          (current[v] + (previous[v] + next) * T(0.5)).store(row + v * W);
-          previous[v] = current[v];
-          current[v] = next;
-        }
+        blur_step(previous, current, static_cast<const T*>(next_row), row);
       }
       row = next_row;
     }
-    if (row != nullptr) {
-      for (int v = 0; v < V; ++v) (current[v] + previous[v] * T(0.5)).store(row + v * W);
-    }
+    if (row != nullptr) blur_step(previous, current, zeros, row);
   });
 }
 

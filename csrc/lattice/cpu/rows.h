@@ -2,6 +2,8 @@
 // W lanes for few channels, blocks of kMaxPacks packs and a rest for many.
 #pragma once
 
+#include <type_traits>
+
 #include "lattice/lattice.h"
 #include "support/simd.h"
 
@@ -9,6 +11,74 @@ namespace deeplab_crf::DEEPLAB_CRF_ISA {
 
 // Packs that a row block may have, so that two blocks stay in registers.
 constexpr int kMaxPacks = 6;
+
+// V packs of W lanes in registers; pairs of wide packs share one where registers are that wide.
+template <class T, int W, int V>
+struct Row {
+  static constexpr int kPairs = kPairedPacks && W == kWideLanes<T> ? V / 2 : 0;
+  static constexpr int kSingles = V - 2 * kPairs;
+  Pack<T, 2 * W> pairs[kPairs > 0 ? kPairs : 1];
+  Pack<T, W> singles[kSingles > 0 ? kSingles : 1];
+
+  // Calls body(pack, offset in elements) for each pack.
+  template <class Body>
+  DEEPLAB_CRF_INLINE void each(const Body& body) {
+    for (int i = 0; i < kPairs; ++i) body(pairs[i], 2 * W * i);
+    for (int i = 0; i < kSingles; ++i) body(singles[i], W * (2 * kPairs + i));
+  }
+
+  DEEPLAB_CRF_INLINE void set_zero() {
+    each([](auto& pack, int) { pack = std::remove_reference_t<decltype(pack)>::zero(); });
+  }
+  DEEPLAB_CRF_INLINE void load(const T* from) {
+    each([=](auto& pack, int at) { pack = std::remove_reference_t<decltype(pack)>::load(from + at); });
+  }
+  DEEPLAB_CRF_INLINE void store(T* to) {
+    each([=](auto& pack, int at) { pack.store(to + at); });
+  }
+  DEEPLAB_CRF_INLINE void scale(T factor) {
+    each([=](auto& pack, int) { pack = pack * factor; });
+  }
+  // this += factor * from
+  DEEPLAB_CRF_INLINE void add(const T* from, T factor) {
+    each([=](auto& pack, int at) { pack = pack + std::remove_reference_t<decltype(pack)>::load(from + at) * factor; });
+  }
+  // to += factor * this
+  DEEPLAB_CRF_INLINE void add_to(T* to, T factor) {
+    each([=](auto& pack, int at) { (std::remove_reference_t<decltype(pack)>::load(to + at) + pack * factor).store(to + at); });
+  }
+  // The first `count` elements; the others are zero (loading) or left alone (storing).
+  DEEPLAB_CRF_INLINE void load_first(const T* from, int64_t count) {
+    each([=](auto& pack, int at) {
+      using P = std::remove_reference_t<decltype(pack)>;
+      pack = count - at >= P::kLanes ? P::load(from + at) : P::load_partial(from + at, count - at);
+    });
+  }
+  DEEPLAB_CRF_INLINE void store_first(T* to, int64_t count) {
+    each([=](auto& pack, int at) {
+      if (count - at >= std::remove_reference_t<decltype(pack)>::kLanes) {
+        pack.store(to + at);
+      } else {
+        pack.store_partial(to + at, count - at);
+      }
+    });
+  }
+  // All elements combined by Sum or Minimum, in every lane.
+  template <class Combine>
+  DEEPLAB_CRF_INLINE Pack<T, W> reduce(const Combine& combine) {
+    Pack<T, W> result;
+    if constexpr (kPairs > 0) {
+      Pack<T, 2 * W> wide = pairs[0];
+      for (int i = 1; i < kPairs; ++i) wide = combine(wide, pairs[i]);
+      result = combine_halves(wide, combine);
+      if constexpr (kSingles > 0) result = combine(result, singles[0]);
+    } else {
+      result = singles[0];
+      for (int i = 1; i < kSingles; ++i) result = combine(result, singles[i]);
+    }
+    return across_lanes<W / 2>(result, combine);
+  }
+};
 
 // Calls body.template operator()<W, V>(first channel) for each block of a row of `stride` elements.
 template <class T, class Body>
@@ -34,6 +104,14 @@ DEEPLAB_CRF_INLINE void for_row_blocks(int64_t stride, const Body& body) {
   }
 }
 
+// Fetches the cache lines of `count` elements.
+template <class T>
+DEEPLAB_CRF_INLINE void prefetch_row(const T* row, int count) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int i = 0; i < count; i += kLine) __builtin_prefetch(row + i);
+  __builtin_prefetch(row + count - 1);
+}
+
 // The stride of rows of `channels` channels: one, one narrow pack, or whole wide packs.
 template <class T>
 DEEPLAB_CRF_INLINE int64_t padded_channels(int64_t channels) {
@@ -42,25 +120,30 @@ DEEPLAB_CRF_INLINE int64_t padded_channels(int64_t channels) {
   return (channels + kWideLanes<T> - 1) / kWideLanes<T> * kWideLanes<T>;
 }
 
-// sum over the corners k of weights[k] * values[rows[k]], V packs from `channel` on.
-template <class T, int W, int V>
+// sum over the corners k of weights[k] * values[rows[k]]. Corners is their number where it is known when compiling.
+template <int Corners, class T, int W, int V>
 DEEPLAB_CRF_INLINE void gather_rows(const int32_t* rows, const T* weights, int corners, const T* values, int64_t stride,
-                                    Pack<T, W> (&sum)[V]) {
-  for (int v = 0; v < V; ++v) sum[v] = Pack<T, W>::zero();
-  for (int k = 0; k < corners; ++k) {
-    const T* row = values + rows[k] * stride;
-    for (int v = 0; v < V; ++v) sum[v] = sum[v] + Pack<T, W>::load(row + v * W) * weights[k];
-  }
+                                    Row<T, W, V>& sum) {
+  const int count = Corners > 0 ? Corners : corners;
+  sum.set_zero();
+#pragma GCC unroll 6
+  for (int k = 0; k < count; ++k) sum.add(values + rows[k] * stride, weights[k]);
 }
 
 // values[rows[k]] += weights[k] * in for each corner k.
-template <class T, int W, int V>
-DEEPLAB_CRF_INLINE void scatter_rows(const int32_t* rows, const T* weights, int corners, const Pack<T, W> (&in)[V], T* values,
-                                     int64_t stride) {
-  for (int k = 0; k < corners; ++k) {
-    T* row = values + rows[k] * stride;
-    for (int v = 0; v < V; ++v) (Pack<T, W>::load(row + v * W) + in[v] * weights[k]).store(row + v * W);
-  }
+template <int Corners, class T, int W, int V>
+DEEPLAB_CRF_INLINE void scatter_rows(const int32_t* rows, const T* weights, int corners, Row<T, W, V>& in, T* values, int64_t stride) {
+  const int count = Corners > 0 ? Corners : corners;
+#pragma GCC unroll 6
+  for (int k = 0; k < count; ++k) in.add_to(values + rows[k] * stride, weights[k]);
+}
+
+// Calls body.template operator()<Corners>() with the number of corners as a constant for the lattices that images have.
+template <class Body>
+DEEPLAB_CRF_INLINE void for_corners(int corners, const Body& body) {
+  if (corners == 3) return body.template operator()<3>();
+  if (corners == 6) return body.template operator()<6>();
+  return body.template operator()<0>();
 }
 
 }  // namespace deeplab_crf::DEEPLAB_CRF_ISA

@@ -7,6 +7,9 @@
 
 namespace deeplab_crf {
 
+// Points that the pass takes through its stages together.
+constexpr int kPassBlock = 16;
+
 // A KernelTerm made ready for the pass.
 template <class T>
 struct PassTerm {
@@ -16,8 +19,12 @@ struct PassTerm {
   Compatibility kind;
   const T* coefficients;  // slice scale multiplied in. kPotts: 1; kDiagonal: (stride); kMatrix: (L, stride), column l' of compat in
                           // row l'. Padded with zeros.
-  const T* read;          // blurred values of the iteration before, ghosts filled
-  T* write;               // rows of this chunk cleared
+  T* read;   // blurred values of the iteration before; the pass fills the chunk's ghost rows
+  T* write;  // the pass clears the chunk's rows
+  // The chunk's rows that no point has touched yet start here. Rows are numbered in the order of first touch, so the pass clears
+  // them, and fetches the ghosts, just before they are used.
+  int64_t next_owned;
+  int64_t next_ghost;
 };
 
 template <class T>
@@ -27,7 +34,7 @@ struct PassArguments {
   int64_t stride;
   const T* unary;
   T* q;
-  const PassTerm<T>* terms;
+  PassTerm<T>* terms;
   int num_terms;
   bool slice;   // add the messages of `read` to the unary; otherwise Q = softmax(-U)
   bool from_q;  // take Q from q as it is
@@ -35,7 +42,7 @@ struct PassArguments {
   bool keep;    // write Q to q
   bool watch;   // q holds the old Q: blend with it by damping and measure the change
   T damping;
-  T* scratch;  // (2 * stride) for the calling thread
+  T* scratch;   // (2 * kPassBlock * stride) for the calling thread
 };
 
 template <class T>

@@ -3,7 +3,8 @@
 //   e_l = U_l + sum_m sum_l' C_m[l, l'] norm_out_m scale_m sum_k b_k values_m[row_k, l'];  Q_l = exp(-e_l) / sum exp(-e)
 //   write_m[row_k, l] += b_k norm_in_m Q_l
 //
-// One thread per call, labels over the lanes, the rows of a point in registers where they fit (up to kMaxPacks packs).
+// One thread per call. The points go in blocks of kPassBlock; a block's energies (kPassBlock, stride) stay in the first-level cache
+// between the stages, so that each stage is a short loop whose points do not wait for one another. Labels over the lanes.
 // Per point and kernel: 2 (d+1) rows of L values and 8 (d+1) bytes of weights and rows; per label 4 (d+1) + about 30 flops.
 #include "lattice/cpu/rows.h"
 #include "mean_field/cpu/kernels.h"
@@ -11,213 +12,286 @@
 namespace deeplab_crf::DEEPLAB_CRF_ISA {
 namespace {
 
-// Below e^kNegligible a probability is 0: products with barycentric weights stay clear of slow denormal numbers. So is that of
-// the padding, whose energy is infinite.
+// A block of points and its rows in scratch.
 template <class T>
-constexpr T kNegligible = sizeof(T) == 4 ? T(-69) : T(-650);
+struct Block {
+  int64_t begin;
+  int count;
+  T* energy;   // (kPassBlock, stride), later Q * scale
+  T* message;  // (kPassBlock, stride)
+  T* scale;    // (kPassBlock) what makes Q of a row
+};
 
-template <class T, int W>
-DEEPLAB_CRF_INLINE Pack<T, W> exp_or_zero(Pack<T, W> x) {
-  using P = Pack<T, W>;
-  return {x.v < P::broadcast(kNegligible<T>).v ? P::zero().v : exp_nonpositive(x).v};
-}
-
-// V packs of row `p` of an (N, labels) array from label `first` on, padded with `fill`. Nothing behind the row is read: another
-// thread may be writing there.
-template <class T, int W, int V>
-DEEPLAB_CRF_INLINE void load_row(const T* array, int64_t p, int64_t labels, int64_t first, T fill, Pack<T, W> (&row)[V]) {
-  const T* source = array + p * labels + first;
-  for (int v = 0; v + 1 < V; ++v) row[v] = Pack<T, W>::load(source + v * W);
-  const int64_t rest = labels - first - (V - 1) * W;
-  const T* last = source + (V - 1) * W;
-  row[V - 1] = rest >= W ? Pack<T, W>::load(last) : Pack<T, W>::load_partial(last, rest, fill);
-}
-
-template <class T, int W, int V>
-DEEPLAB_CRF_INLINE void store_row(T* array, int64_t p, int64_t labels, int64_t first, const Pack<T, W> (&row)[V]) {
-  T* target = array + p * labels + first;
-  for (int v = 0; v + 1 < V; ++v) row[v].store(target + v * W);
-  const int64_t rest = labels - first - (V - 1) * W;
-  if (rest >= W) {
-    row[V - 1].store(target + (V - 1) * W);
-  } else {
-    row[V - 1].store_partial(target + (V - 1) * W, rest);
-  }
-}
-
-// energy += compatibility * message for labels `first`...; `message` is the whole row (needed by a matrix), `part` its packs.
-template <class T, int W, int V>
-DEEPLAB_CRF_INLINE void add_message(const PassTerm<T>& term, int64_t labels, int64_t stride, int64_t first, T norm, const T* message,
-                                    const Pack<T, W> (&part)[V], Pack<T, W> (&energy)[V]) {
-  using P = Pack<T, W>;
-  if (term.kind == Compatibility::kPotts) {
-    const T factor = term.coefficients[0] * norm;
-    for (int v = 0; v < V; ++v) energy[v] = energy[v] + part[v] * factor;
-  } else if (term.kind == Compatibility::kDiagonal) {
-    const T* diagonal = term.coefficients + first;
-    for (int v = 0; v < V; ++v) energy[v] = energy[v] + part[v] * P::load(diagonal + v * W) * norm;
-  } else {
-    for (int64_t l = 0; l < labels; ++l) {
-      const T* column = term.coefficients + l * stride + first;
-      const T factor = message[l] * norm;
-      for (int v = 0; v < V; ++v) energy[v] = energy[v] + P::load(column + v * W) * factor;
-    }
-  }
-}
-
-// q <- (1 - damping) q + damping old; returns max(change, |q - old|).
-template <class T, int W, int V>
-DEEPLAB_CRF_INLINE Pack<T, W> blend(const Pack<T, W> (&old)[V], T damping, Pack<T, W> (&q)[V], Pack<T, W> change) {
-  using P = Pack<T, W>;
-  for (int v = 0; v < V; ++v) {
-    q[v] = q[v] * (T(1) - damping) + old[v] * damping;
-    const P move = q[v] - old[v];
-    change = maximum(change, maximum(move, P::zero() - move));
-  }
-  return change;
-}
-
-template <class T, int W>
-DEEPLAB_CRF_INLINE T horizontal_maximum(Pack<T, W> x) {
-  return -horizontal_minimum(Pack<T, W>::zero() - x);
-}
-
-// Rows of V packs: everything of a point in registers.
-template <class T, int W, int V>
-T pass_in_registers(const PassArguments<T>& a, int64_t begin, int64_t end) {
-  using P = Pack<T, W>;
-  const T infinity = __builtin_inf();
-  P change = P::zero();
-  for (int64_t p = begin; p < end; ++p) {
-    P q[V];
-    if (a.from_q) {
-      load_row<T, W, V>(a.q, p, a.num_labels, 0, T(0), q);
-    } else {
-      P energy[V];
-      load_row<T, W, V>(a.unary, p, a.num_labels, 0, infinity, energy);
-      for (int m = 0; a.slice && m < a.num_terms; ++m) {
-        const PassTerm<T>& term = a.terms[m];
-        const int corners = term.lattice->corners();
-        P sum[V];
-        gather_rows<T, W, V>(term.lattice->rows + p * corners, term.lattice->weights + p * corners, corners, term.read, a.stride, sum);
-        T message[V * W];
-        if (term.kind == Compatibility::kMatrix) {
-          for (int v = 0; v < V; ++v) sum[v].store(message + v * W);
+// Rows of an (N, labels) array into a block's rows, padded with `fill`. Nothing outside the rows is read: another thread may be
+// writing there.
+template <class T>
+void load_rows(const PassArguments<T>& a, const T* array, const Block<T>& block, T fill) {
+  const int64_t labels = a.num_labels, stride = a.stride;
+  const int count = block.count;
+  const T* source = array + block.begin * labels;
+  T* target = block.energy;
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+    T lanes[V * W];
+    for (int l = 0; l < V * W; ++l) lanes[l] = first + l < labels ? T(0) : fill;
+    Row<T, W, V> padding;
+    padding.load(lanes);
+    for (int p = 0; p < count; ++p) {
+      Row<T, W, V> row;
+      row.load_first(source + p * labels + first, labels - first);
+      if (first + V * W > labels) {
+        const auto add = [](auto& pack, auto& pad) { pack = pack + pad; };
+        using R = Row<T, W, V>;
+        if constexpr (R::kSingles > 0) {
+          add(row.singles[R::kSingles - 1], padding.singles[R::kSingles - 1]);
+        } else {
+          add(row.pairs[R::kPairs - 1], padding.pairs[R::kPairs - 1]);
         }
-        const T norm = term.norm_out != nullptr ? term.norm_out[p] : T(1);
-        add_message<T, W, V>(term, a.num_labels, a.stride, 0, norm, message, sum, energy);
       }
-      P least = energy[0];
-      for (int v = 1; v < V; ++v) least = minimum(least, energy[v]);
-      const P lowest = P::broadcast(horizontal_minimum(least));
-      P total = P::zero();
-      for (int v = 0; v < V; ++v) {
-        q[v] = exp_or_zero<T, W>(lowest - energy[v]);
-        total = total + q[v];
-      }
-      const T inverse = T(1) / horizontal_sum(total);
-      for (int v = 0; v < V; ++v) q[v] = q[v] * inverse;
+      row.store(target + p * stride + first);
     }
-    if (a.watch) {
-      P old[V];
-      load_row<T, W, V>(a.q, p, a.num_labels, 0, T(0), old);
-      change = blend<T, W, V>(old, a.damping, q, change);
-    }
-    if (a.keep) store_row<T, W, V>(a.q, p, a.num_labels, 0, q);
-    for (int m = 0; a.splat && m < a.num_terms; ++m) {
-      const PassTerm<T>& term = a.terms[m];
-      const int corners = term.lattice->corners();
-      P scaled[V];
-      const T norm = term.norm_in != nullptr ? term.norm_in[p] : T(1);
-      for (int v = 0; v < V; ++v) scaled[v] = q[v] * norm;
-      scatter_rows<T, W, V>(term.lattice->rows + p * corners, term.lattice->weights + p * corners, corners, scaled, term.write, a.stride);
-    }
-  }
-  return horizontal_maximum(change);
+  });
 }
 
-// Many labels: the energies (then Q) of a point wait in scratch, block by block in registers.
+// Fetches what the block behind this one will load: its rows of an (N, labels) array.
 template <class T>
-void softmax_in_scratch(const PassArguments<T>& a, int64_t p, T* energy, T* message) {
-  const T infinity = __builtin_inf();
-  for (int64_t l = 0; l < a.stride; ++l) energy[l] = l < a.num_labels ? a.unary[p * a.num_labels + l] : infinity;
-  for (int m = 0; a.slice && m < a.num_terms; ++m) {
-    const PassTerm<T>& term = a.terms[m];
-    const int corners = term.lattice->corners();
-    const T norm = term.norm_out != nullptr ? term.norm_out[p] : T(1);
-    for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) {
-      Pack<T, W> sum[V];
-      gather_rows<T, W, V>(term.lattice->rows + p * corners, term.lattice->weights + p * corners, corners, term.read + first, a.stride,
-                           sum);
-      for (int v = 0; v < V; ++v) sum[v].store(message + first + v * W);
-    });
-    for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) {
-      Pack<T, W> part[V], row[V];
-      for (int v = 0; v < V; ++v) {
-        part[v] = Pack<T, W>::load(message + first + v * W);
-        row[v] = Pack<T, W>::load(energy + first + v * W);
-      }
-      add_message<T, W, V>(term, a.num_labels, a.stride, first, norm, message, part, row);
-      for (int v = 0; v < V; ++v) row[v].store(energy + first + v * W);
-    });
-  }
-  constexpr int W = kWideLanes<T>;
-  using P = Pack<T, W>;
-  P least = P::load(energy);
-  for (int64_t l = W; l < a.stride; l += W) least = minimum(least, P::load(energy + l));
-  const P lowest = P::broadcast(horizontal_minimum(least));
-  P total = P::zero();
-  for (int64_t l = 0; l < a.stride; l += W) {
-    const P q = exp_or_zero<T, W>(lowest - P::load(energy + l));
-    q.store(energy + l);
-    total = total + q;
-  }
-  const T inverse = T(1) / horizontal_sum(total);
-  for (int64_t l = 0; l < a.stride; l += W) (P::load(energy + l) * inverse).store(energy + l);
+void prefetch_rows(const PassArguments<T>& a, const T* array, int64_t begin, int64_t end) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t last = (end < begin + kPassBlock ? end : begin + kPassBlock) * a.num_labels;
+  for (int64_t i = begin * a.num_labels; i < last; i += kLine) __builtin_prefetch(array + i);
 }
 
+// Q of the block into an (N, labels) array.
 template <class T>
-T pass_in_scratch(const PassArguments<T>& a, int64_t begin, int64_t end) {
-  T* q = a.scratch;
-  T change = 0;
-  for (int64_t p = begin; p < end; ++p) {
-    if (a.from_q) {
-      for (int64_t l = 0; l < a.stride; ++l) q[l] = l < a.num_labels ? a.q[p * a.num_labels + l] : T(0);
+void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
+  const int64_t labels = a.num_labels, stride = a.stride;
+  const int count = block.count;
+  const T* source = block.energy;
+  const T* scale = block.scale;
+  T* target = array + block.begin * labels;
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+    for (int p = 0; p < count; ++p) {
+      Row<T, W, V> row;
+      row.load(source + p * stride + first);
+      row.scale(scale[p]);
+      row.store_first(target + p * labels + first, labels - first);
+    }
+  });
+}
+
+// energy += compatibility * norm * slice, for compatibilities that keep labels apart.
+template <class T>
+void add_sliced(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
+  // Copies, not references: the compiler must assume that a stored row overlaps whatever it can reach.
+  const int corners = term.lattice->corners(), count = block.count;
+  const int32_t* rows = term.lattice->rows + block.begin * corners;
+  const T* weights = term.lattice->weights + block.begin * corners;
+  const T* norms = term.norm_out != nullptr ? term.norm_out + block.begin : nullptr;
+  const T* values = term.read;
+  T* energies = block.energy;
+  const int64_t stride = a.stride;
+  const T* diagonal = term.kind == Compatibility::kDiagonal ? term.coefficients : nullptr;
+  const T potts = term.coefficients[0];
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+    for_corners(corners, [=]<int Corners>() {
+      for (int p = 0; p < count; ++p) {
+        Row<T, W, V> sum;
+        gather_rows<Corners>(rows + p * corners, weights + p * corners, corners, values + first, stride, sum);
+        const T norm = norms != nullptr ? norms[p] : T(1);
+        T* energy = energies + p * stride + first;
+        if (diagonal == nullptr) {
+          sum.add_to(energy, potts * norm);
+        } else {
+          sum.each([=](auto& pack, int at) { pack = pack * std::remove_reference_t<decltype(pack)>::load(diagonal + first + at); });
+          sum.add_to(energy, norm);
+        }
+      }
+    });
+  });
+}
+
+// The same for a matrix: first the messages of all labels, then energy += compat * message.
+template <class T>
+void add_mixed(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
+  const LatticeView<T>& lattice = *term.lattice;
+  const int corners = lattice.corners();
+  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) {
+    for (int p = 0; p < block.count; ++p) {
+      const int64_t at = (block.begin + p) * corners;
+      Row<T, W, V> sum;
+      gather_rows<0>(lattice.rows + at, lattice.weights + at, corners, term.read + first, a.stride, sum);
+      if (term.norm_out != nullptr) sum.scale(term.norm_out[block.begin + p]);
+      sum.store(block.message + p * a.stride + first);
+    }
+  });
+  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) {
+    for (int p = 0; p < block.count; ++p) {
+      T* target = block.energy + p * a.stride + first;
+      Row<T, W, V> energy;
+      energy.load(target);
+      for (int64_t l = 0; l < a.num_labels; ++l) energy.add(term.coefficients + l * a.stride + first, block.message[p * a.stride + l]);
+      energy.store(target);
+    }
+  });
+}
+
+// Each row minus its minimum, negated: what exp takes.
+template <class T, int W, int V>
+DEEPLAB_CRF_INLINE void shift_rows(T* energies, int64_t stride, int count) {
+  for (int p = 0; p < count; ++p) {
+    T* energy = energies + p * stride;
+    if constexpr (V > 0) {
+      Row<T, W, V> row;
+      row.load(energy);
+      const T lowest = first_lane(row.reduce(Minimum{}));
+      row.each([=](auto& pack, int) { pack = lowest - pack; });
+      row.store(energy);
     } else {
-      softmax_in_scratch(a, p, q, a.scratch + a.stride);
+      using P = Pack<T, W>;
+      P least = P::load(energy);
+      for (int64_t l = W; l < stride; l += W) least = minimum(least, P::load(energy + l));
+      least = across_lanes<W / 2>(least, Minimum{});
+      for (int64_t l = 0; l < stride; l += W) (least - P::load(energy + l)).store(energy + l);
     }
-    if (a.watch) {
-      for (int64_t l = 0; l < a.num_labels; ++l) {
-        const T old = a.q[p * a.num_labels + l];
-        q[l] = q[l] * (T(1) - a.damping) + old * a.damping;
-        const T move = q[l] > old ? q[l] - old : old - q[l];
-        change = move > change ? move : change;
-      }
+  }
+}
+
+// scale = 1 / sum of each row.
+template <class T, int W, int V>
+DEEPLAB_CRF_INLINE void sum_rows(const T* beliefs, int64_t stride, int count, T* scale) {
+  for (int p = 0; p < count; ++p) {
+    if constexpr (V > 0) {
+      Row<T, W, V> row;
+      row.load(beliefs + p * stride);
+      scale[p] = T(1) / first_lane(row.reduce(Sum{}));
+    } else {
+      using P = Pack<T, W>;
+      P total = P::zero();
+      for (int64_t l = 0; l < stride; l += W) total = total + P::load(beliefs + p * stride + l);
+      scale[p] = T(1) / first_lane(across_lanes<W / 2>(total, Sum{}));
     }
-    if (a.keep) {
-      for (int64_t l = 0; l < a.num_labels; ++l) a.q[p * a.num_labels + l] = q[l];
+  }
+}
+
+// Rows become exp(lowest - energy), and scale what makes softmax(-energy) of them.
+template <class T>
+void softmax(const PassArguments<T>& a, const Block<T>& block) {
+  T* energies = block.energy;
+  T* scale = block.scale;
+  const int64_t stride = a.stride;
+  const int count = block.count;
+  // Any number of packs for rows that do not fit the registers.
+  const auto rows = [=](const auto& body) {
+    if (stride > kMaxPacks * kWideLanes<T>) return body.template operator()<kWideLanes<T>, 0>(0);
+    for_row_blocks<T>(stride, body);
+  };
+  rows([=]<int W, int V>(int64_t) { shift_rows<T, W, V>(energies, stride, count); });
+  // All rows of the block as one run of lanes: its length is a multiple of every pack's.
+  constexpr int kLanes = kPairedPacks ? 2 * kWideLanes<T> : kWideLanes<T>;
+  static_assert(kPassBlock % kLanes == 0);
+  for (int64_t l = 0; l < kPassBlock * stride; l += kLanes) {
+    exp_nonpositive(Pack<T, kLanes>::load(energies + l)).store(energies + l);
+  }
+  rows([=]<int W, int V>(int64_t) { sum_rows<T, W, V>(energies, stride, count, scale); });
+}
+
+// q <- (1 - damping) q + damping old, with scale applied. Returns the largest move.
+template <class T>
+T blend(const PassArguments<T>& a, const Block<T>& block) {
+  T change = 0;
+  for (int p = 0; p < block.count; ++p) {
+    const T* old = a.q + (block.begin + p) * a.num_labels;
+    T* q = block.energy + p * a.stride;
+    for (int64_t l = 0; l < a.num_labels; ++l) {
+      q[l] = q[l] * block.scale[p] * (T(1) - a.damping) + old[l] * a.damping;
+      const T move = q[l] > old[l] ? q[l] - old[l] : old[l] - q[l];
+      change = move > change ? move : change;
     }
-    for (int m = 0; a.splat && m < a.num_terms; ++m) {
-      const PassTerm<T>& term = a.terms[m];
-      const int corners = term.lattice->corners();
-      const T norm = term.norm_in != nullptr ? term.norm_in[p] : T(1);
-      for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) {
-        Pack<T, W> scaled[V];
-        for (int v = 0; v < V; ++v) scaled[v] = Pack<T, W>::load(q + first + v * W) * norm;
-        scatter_rows<T, W, V>(term.lattice->rows + p * corners, term.lattice->weights + p * corners, corners, scaled, term.write + first,
-                              a.stride);
-      });
-    }
+    block.scale[p] = T(1);
   }
   return change;
+}
+
+template <class T>
+void splat_rows(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
+  const int corners = term.lattice->corners(), count = block.count;
+  const int32_t* rows = term.lattice->rows + block.begin * corners;
+  const T* weights = term.lattice->weights + block.begin * corners;
+  const T* norms = term.norm_in != nullptr ? term.norm_in + block.begin : nullptr;
+  const T* beliefs = block.energy;
+  const T* scale = block.scale;
+  T* values = term.write;
+  const int64_t stride = a.stride;
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+    for_corners(corners, [=]<int Corners>() {
+      for (int p = 0; p < count; ++p) {
+        Row<T, W, V> q;
+        q.load(beliefs + p * stride + first);
+        // Scaled first, as if Q had been stored: a start from a stored Q takes the same steps bit for bit.
+        q.scale(scale[p]);
+        if (norms != nullptr) q.scale(norms[p]);
+        scatter_rows<Corners>(rows + p * corners, weights + p * corners, corners, q, values + first, stride);
+      }
+    });
+  });
+}
+
+// Makes the rows ready that points of this block are the first of the chunk to touch.
+template <class T>
+void prepare_rows(const PassArguments<T>& a, PassTerm<T>& term, const Block<T>& block) {
+  const LatticeView<T>& lattice = *term.lattice;
+  const int32_t vertices = static_cast<int32_t>(lattice.num_vertices);
+  const int32_t* rows = lattice.rows + block.begin * lattice.corners();
+  int32_t last_owned = -1, last = -1;
+  for (int i = 0; i < block.count * lattice.corners(); ++i) {
+    const int32_t owned = rows[i] < vertices ? rows[i] : -1;
+    last_owned = owned > last_owned ? owned : last_owned;
+    last = rows[i] > last ? rows[i] : last;
+  }
+  const auto clear = [&](int64_t from, int64_t to) {
+    if (a.splat) __builtin_memset(term.write + from * a.stride, 0, (to - from) * a.stride * sizeof(T));
+  };
+  if (last_owned >= term.next_owned) {
+    clear(term.next_owned, last_owned + 1);
+    term.next_owned = last_owned + 1;
+  }
+  if (last >= term.next_ghost) {
+    clear(term.next_ghost, last + 1);
+    for (int64_t row = term.next_ghost; a.slice && row <= last; ++row) {
+      const T* owner = term.read + lattice.ghost_owner[row - vertices] * a.stride;
+      __builtin_memcpy(term.read + row * a.stride, owner, a.stride * sizeof(T));
+    }
+    term.next_ghost = last + 1;
+  }
 }
 
 template <class T>
 T pass(const PassArguments<T>& a, int64_t begin, int64_t end) {
-  constexpr int W = kWideLanes<T>;
-  if (a.stride > kMaxPacks * W) return pass_in_scratch(a, begin, end);
   T change = 0;
-  for_row_blocks<T>(a.stride, [&]<int Lanes, int V>(int64_t) { change = pass_in_registers<T, Lanes, V>(a, begin, end); });
+  T scale[kPassBlock];
+  for (int64_t first = begin; first < end; first += kPassBlock) {
+    const int64_t left = end - first;
+    const Block<T> block{first, static_cast<int>(left < kPassBlock ? left : kPassBlock), a.scratch, a.scratch + kPassBlock * a.stride,
+                         scale};
+    for (int m = 0; m < a.num_terms; ++m) prepare_rows(a, a.terms[m], block);
+    if (a.from_q) {
+      load_rows(a, static_cast<const T*>(a.q), block, T(0));
+      for (T& factor : scale) factor = T(1);
+    } else {
+      load_rows(a, a.unary, block, static_cast<T>(__builtin_inf()));
+      prefetch_rows(a, a.unary, first + kPassBlock, end);
+      for (int m = 0; a.slice && m < a.num_terms; ++m) {
+        const PassTerm<T>& term = a.terms[m];
+        term.kind == Compatibility::kMatrix ? add_mixed(a, term, block) : add_sliced(a, term, block);
+      }
+      softmax(a, block);
+    }
+    if (a.watch) {
+      const T moved = blend(a, block);
+      change = moved > change ? moved : change;
+    }
+    if (a.keep) store_rows(a, block, a.q);
+    for (int m = 0; a.splat && m < a.num_terms; ++m) splat_rows(a, a.terms[m], block);
+  }
   return change;
 }
 

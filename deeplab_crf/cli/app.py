@@ -1,0 +1,43 @@
+"""The group of subcommands, and how errors become one line and an exit status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from deeplab_crf.cli.bench import bench
+from deeplab_crf.cli.demo import demo
+from deeplab_crf.cli.info import info
+from deeplab_crf.cli.refine import refine
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.version_option(package_name="deeplab-crf", prog_name="deeplab-crf")
+def group() -> None:
+    """Dense CRF: make coarse segmentations follow the edges of the photograph."""
+
+
+for command in (refine, demo, info, bench):
+    group.add_command(command)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run and return the exit status. Raises KeyboardInterrupt on Ctrl-C."""
+    try:
+        status = group.main(args=argv, prog_name="deeplab-crf", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "deeplab-crf"
+        return _fail(f"{error.format_message()} (see {where} --help)", error.exit_code)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        return _fail(str(error) or type(error).__name__, 1)
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo("Error: " + " ".join(message.split()), err=True)
+    return status

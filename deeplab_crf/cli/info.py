@@ -1,0 +1,59 @@
+"""``deeplab-crf info``: what is built, what runs here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import click
+
+import deeplab_crf
+
+PACKAGES = ("numpy", "pillow", "click", "torch", "pydensecrf", "pydensecrf2")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def info(as_json: bool) -> None:
+    """Say what was built, what this machine can use, and if not, why and what to do."""
+    facts = collect()
+    click.echo(json.dumps(facts, indent=2) if as_json else _as_text(facts))
+
+
+def collect() -> dict[str, Any]:
+    """native: `deeplab_crf.native_info()`; packages: versions, None where not installed (nothing is imported)."""
+    return {
+        "native": deeplab_crf.native_info(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    native = facts["native"]
+    cpu, cuda = native["cpu"], native["cuda"]
+    if cuda["usable"]:
+        gpu = "usable"
+    else:
+        gpu = f"not usable ({'built' if cuda['built'] else 'not built'}): {cuda['why']}. {cuda['cure']}"
+    rows = {
+        "deeplab-crf": native["version"],
+        "compiler": native["compiler"],
+        "cpu": f"{cpu['active']} in use; this machine has {cpu['detected']}; built for {', '.join(cpu['compiled'])}",
+        "threads": f"{native['threads']} ({'OpenMP' if native['openmp'] else 'no OpenMP'})",
+        "cuda": gpu,
+        "python": f"{facts['python']} on {facts['platform']}",
+    }
+    rows |= {name: version or "not installed" for name, version in facts["packages"].items()}
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -1,0 +1,194 @@
+"""``deeplab-crf refine``: one image, or folders of them."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from deeplab_crf.data.scores import KINDS
+from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
+from deeplab_crf.presets import PRESETS, get_preset
+from deeplab_crf.refine import Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _widths(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(word) for word in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, or several separated by commas") from None
+
+
+def _ignore_label(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
+    if value == "none":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a class id nor none") from None
+
+
+_CRF_OPTIONS = (
+    click.option("--preset", type=click.Choice(list(PRESETS)), default="pydensecrf", show_default=True, metavar="NAME",
+                 help=f"Published settings: {', '.join(PRESETS)}. The options below change single values."),
+    click.option("--gaussian-sxy", callback=_widths, metavar="NUMBERS",
+                 help="Width of the smoothness kernel in pixels: S or SX,SY."),
+    click.option("--gaussian-weight", type=float, help="Weight of the smoothness kernel; 0 leaves it out."),
+    click.option("--bilateral-sxy", callback=_widths, metavar="NUMBERS",
+                 help="Width of the appearance kernel in pixels: S or SX,SY."),
+    click.option("--bilateral-srgb", callback=_widths, metavar="NUMBERS",
+                 help="Its width in colour, of 255: S or SR,SG,SB."),
+    click.option("--bilateral-weight", type=float, help="Weight of the appearance kernel; 0 leaves it out."),
+    click.option("--iterations", type=click.IntRange(0), help="Mean field iterations."),
+    click.option("--normalization", type=click.Choice(NORMALIZATIONS), help="How kernels are normalised."),
+    click.option("--damping", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
+                 help="Share of the old probabilities kept in each iteration."),
+    click.option("--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
+                 help="Stop when no probability changes by more; 0 runs all iterations."),
+    click.option("--threads", type=click.IntRange(1), help="Default: all cores, or DEEPLAB_CRF_NUM_THREADS."),
+)  # fmt: skip
+
+_INPUT_OPTIONS = (
+    click.option("--scores-are", type=click.Choice(KINDS),
+                 help="What .npy and .npz scores are. Default: by the key's name, or by the numbers if certain."),
+    click.option("--key", help="Which array of an .npz file."),
+    click.option("--align-corners", is_flag=True,
+                 help="Upsample coarse scores so that corner samples meet corner pixels (DeepLab's Caffe models)."),
+    click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.7,
+                 show_default=True, help="For labels: how probable each given label is."),
+    click.option("--num-labels", type=click.IntRange(2),
+                 help="For labels: number of classes. Default: only those present in the file compete."),
+    click.option("--ignore-label", callback=_ignore_label, metavar="ID|none", default="255",
+                 show_default=True, help="For labels: the id that means not known, to be filled in."),
+)  # fmt: skip
+
+
+def _options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@click.command()
+@click.argument("image", type=click.Path(exists=True, path_type=Path))
+@click.argument("scores", metavar="LABELS_OR_SCORES", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="OUT.png, or a folder if folders are given."
+)
+@click.option("--overlay", is_flag=True, help="Also write the labels painted over the image: <stem>_overlay.png.")
+@click.option(
+    "--probabilities", is_flag=True, help="Also write float32 (C, H, W) and the class ids: <stem>_probabilities.npz."
+)
+@click.option("--overwrite", is_flag=True, help="Redo what is there; else finished results are skipped.")
+@_options(_CRF_OPTIONS)
+@_options(_INPUT_OPTIONS)
+def refine(
+    image: Path, scores: Path, out: Path, overlay: bool, probabilities: bool, overwrite: bool, **crf: Any
+) -> int:
+    """Refine a label image or per-class scores so that they follow the edges of IMAGE.
+
+    LABELS_OR_SCORES is an image of class ids (one channel or palette; the palette is kept) or an array in .npy or .npz:
+    scores (C, H, W), upsampled bilinearly where they are coarser than the image, or integer labels (H, W). Two folders
+    instead of two files: files are matched by stem and results go to the folder OUT.
+    """
+    settings = _settings(crf)
+    extras = {"with_overlay": overlay, "with_probabilities": probabilities}
+    if image.is_dir() != scores.is_dir():
+        raise click.UsageError("IMAGE and LABELS_OR_SCORES must be two files or two folders")
+    if image.is_dir():
+        if out.exists() and not out.is_dir():
+            raise click.BadParameter(f"{out} is a file; folders go to a folder", param_hint="-o")
+        return _refine_folders(plan_folders(image, scores, out, **extras), settings, overwrite)
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise click.BadParameter(f"{out} must be a file name that ends in .png", param_hint="-o")
+    return _refine_one(plan_file(image, scores, out, **extras), settings, overwrite)
+
+
+def _settings(crf: dict[str, Any]) -> RefineSettings:
+    """The preset with the options given in place of its values. Raises a usage error for values without meaning."""
+    preset = get_preset(crf.pop("preset"))
+    changes = {
+        Gaussian: {"sxy": crf.pop("gaussian_sxy"), "weight": crf.pop("gaussian_weight")},
+        Bilateral: {
+            "sxy": crf.pop("bilateral_sxy"),
+            "srgb": crf.pop("bilateral_srgb"),
+            "weight": crf.pop("bilateral_weight"),
+        },
+    }
+    iterations, normalization = crf.pop("iterations"), crf.pop("normalization")
+    try:
+        kernels: list[Kernel] = []
+        for kernel in preset.kernels:
+            given = {name: value for name, value in changes[type(kernel)].items() if value is not None}
+            if given.get("weight") != 0:
+                kernels.append(replace(kernel, **given))
+        return RefineSettings(
+            kernels=tuple(kernels),
+            iterations=preset.iterations if iterations is None else iterations,
+            normalization=normalization or preset.normalization,
+            **crf,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _refine_one(job: Job, settings: RefineSettings, overwrite: bool) -> int:
+    if job.finished and not overwrite:
+        click.echo(f"{job.labels_out} is there already, skipped; --overwrite redoes it")
+        return 0
+    for remark in refine_file(job, settings):
+        click.echo(remark)
+    click.echo(f"wrote {', '.join(str(path) for path in job.outputs)}")
+    return 0
+
+
+def _refine_folders(plan: Plan, settings: RefineSettings, overwrite: bool) -> int:
+    """Every job, failures kept for the end. Exit status 1 if there were any."""
+    jobs = [job for job in plan.jobs if overwrite or not job.finished]
+    failures = [f"{path}: no image has this stem" for path in plan.without_image]
+    remarks: Counter[str] = Counter()
+    with click.progressbar(
+        jobs, label="refine", file=sys.stderr, item_show_func=lambda job: job.image.name if job else ""
+    ) as bar:
+        for job in bar:
+            failure = _attempt(job, settings, remarks)
+            if failure is not None:
+                failures.append(failure)
+    done = len(plan.jobs) - len(failures) + len(plan.without_image)
+    skipped = len(plan.jobs) - len(jobs)
+    for remark, count in remarks.items():
+        click.echo(f"{count} x {remark}")
+    click.echo(
+        f"{done} of {len(plan.jobs)} done"
+        + (f", {skipped} of them before (--overwrite redoes them)" if skipped else "")
+        + (f"; {len(plan.without_scores)} images have no labels or scores" if plan.without_scores else "")
+    )
+    if failures:
+        click.echo(f"Error: {len(failures)} failed:", err=True)
+        for failure in failures:
+            click.echo(f"  {failure}", err=True)
+    return 1 if failures else 0
+
+
+def _attempt(job: Job, settings: RefineSettings, remarks: Counter[str]) -> str | None:
+    """Do one job and count its remarks. Returns None, or one line that says what is wrong with which file."""
+    try:
+        remarks.update(refine_file(job, settings))
+    except Exception as error:  # whatever it is, one bad file must not cost the other 999
+        text = " ".join(str(error).split()) or type(error).__name__
+        known = isinstance(error, (ValueError, TypeError, OSError))
+        text = text if known else f"{type(error).__name__}: {text}"
+        return text if str(job.image) in text or str(job.scores) in text else f"{job.image}: {text}"
+    return None

@@ -1,0 +1,38 @@
+"""Memory for the kernels' intermediate values, kept from call to call.
+
+A script that refines a folder of photographs asks for the same tens of megabytes again and again; pages fresh from the
+operating system would cost about a tenth of each inference.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Larger buffers go back to the operating system after use.
+_LARGEST_KEPT = 256 * 2**20
+
+_lock = threading.Lock()
+_kept: NDArray[np.uint8] | None = None
+
+
+@contextmanager
+def borrowed_workspace(size: int) -> Iterator[NDArray[np.uint8]]:
+    """Uninitialised memory of ``size`` bytes. The largest buffer so far (up to 256 MB) is kept for the next caller; callers
+    at the same time get memory of their own."""
+    global _kept
+    with _lock:
+        buffer, _kept = _kept, None
+    if buffer is None or buffer.size < size:
+        buffer = None  # freed before its successor is allocated
+        buffer = np.empty(size, np.uint8)
+    try:
+        yield buffer[:size]
+    finally:
+        with _lock:
+            if buffer.size <= _LARGEST_KEPT and (_kept is None or _kept.size < buffer.size):
+                _kept = buffer

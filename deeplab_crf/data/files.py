@@ -1,0 +1,49 @@
+"""Files that are whole or absent, and folders matched by stem."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LABEL_SUFFIXES = frozenset({".bmp", ".pgm", ".png", ".tif", ".tiff"})
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that becomes ``path`` when the block ends, and leaves nothing behind when it raises.
+
+    The bytes go to a hidden file in the same folder, so the last step is a rename within one file system: readers see
+    the old file or the new one, never a part. Folders that are missing are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "xb") as stream:
+            yield stream
+        os.replace(partial, path)
+    except BaseException:  # KeyboardInterrupt too: a half-written file helps nobody
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def files_by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """The files of ``folder`` (not of folders in it) with one of ``suffixes`` (lower case, with dot), by stem, sorted.
+
+    Hidden files are left out. Raises ValueError where two files share a stem: which one is meant cannot be known.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in found:
+            raise ValueError(
+                f"{folder} holds {found[path.stem].name} and {path.name}: files are matched by stem; keep one of them"
+            )
+        found[path.stem] = path
+    return found

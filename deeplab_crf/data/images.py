@@ -1,0 +1,141 @@
+"""Photographs, label images with palettes, and overlay pictures, as NumPy arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from deeplab_crf.data.files import atomic_write
+
+LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
+
+
+@dataclass(frozen=True)
+class LabelImage:
+    """ids: (H, W) int64 class ids. palette: R, G, B, R, G, B, ... (0..255) of id 0, 1, ..., or None."""
+
+    ids: NDArray[np.int64]
+    palette: tuple[int, ...] | None = None
+
+
+def _open(path: Path) -> Image.Image:
+    """The decoded picture, its file closed. Raises ValueError naming the file if missing, broken or no picture."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not a picture, or damaged" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
+    return picture
+
+
+def read_image(path: Path) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Read a photograph: (H, W, 3) uint8, or (H, W) where it is gray.
+
+    Transparency is dropped. 16-bit gray becomes float32 scaled to 0..255, so that colour widths mean the same for all.
+    EXIF rotation is not applied, as in Pillow, torchvision and the label images made with them.
+    """
+    picture = _open(path)
+    if picture.mode.startswith("I"):
+        return (np.asarray(picture, dtype=np.float32) / np.float32(257)).clip(0, 255)
+    gray = picture.mode in ("1", "L", "LA", "La")
+    return np.array(picture.convert("L" if gray else "RGB"), dtype=np.uint8)
+
+
+def read_labels(path: Path) -> LabelImage:
+    """Read an image of class ids: one channel of 8 or 16 bits, or a palette image, whose palette is kept.
+
+    Raises ValueError for what does not carry ids: colours instead of ids, and formats that lose them (JPEG).
+    """
+    picture = _open(path)
+    if picture.format in LOSSY_FORMATS:
+        raise ValueError(
+            f"{path}: {picture.format} changes pixel values, so it cannot carry class ids; save labels as PNG"
+        )
+    if picture.mode == "P":
+        palette = picture.getpalette("RGB")
+        return LabelImage(np.array(picture, dtype=np.int64), tuple(palette) if palette else None)
+    if picture.mode in ("1", "L") or picture.mode.startswith("I"):
+        return LabelImage(np.array(picture, dtype=np.int64))
+    raise ValueError(
+        f"{path}: labels must be one channel of class ids or a palette image; this one has mode {picture.mode}. "
+        "Convert its colours to ids first, or save with a palette"
+    )
+
+
+def voc_palette(count: int) -> tuple[int, ...]:
+    """The PASCAL VOC colours of ids 0..count-1 as R, G, B, R, G, B, ...: distinct for ids below 2^24, black for 0."""
+    ids = np.arange(count, dtype=np.int64)
+    colours = np.zeros((count, 3), dtype=np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
+    return tuple(colours.ravel().tolist())
+
+
+def full_palette(palette: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    """``palette``, and VOC colours for the ids below ``count`` that it lacks."""
+    given = palette or ()
+    return given + voc_palette(count)[len(given) :]
+
+
+def write_labels(path: Path, labels: LabelImage) -> None:
+    """Write class ids as PNG, whole or not at all: with a palette (VOC colours if none came), 16 bits above id 255."""
+    top = int(labels.ids.max(initial=0))
+    if int(labels.ids.min(initial=0)) < 0 or top > 65535:
+        raise ValueError(f"{path}: class ids must lie in 0..65535 to be kept in a PNG; got {labels.ids.min()}..{top}")
+    if top > 255:
+        picture = Image.fromarray(labels.ids.astype(np.uint16))
+    else:
+        picture = Image.fromarray(labels.ids.astype(np.uint8))
+        picture.putpalette(full_palette(labels.palette, 256 if labels.palette is None else top + 1))
+    write_picture(path, picture)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    with atomic_write(path) as stream:
+        picture.save(stream, format="PNG")
+
+
+def overlay(image: NDArray[np.uint8] | NDArray[np.float32], labels: LabelImage, opacity: float = 0.5) -> Image.Image:
+    """Paint labels over a photograph: classes tinted and outlined, what is black in the palette left as it is.
+
+    image: (H, W) or (H, W, 3) in 0..255. labels: (H, W) ids. opacity: 0 (photograph only) to 1 (colours only).
+    """
+    rgb = np.asarray(image, dtype=np.float32)
+    if rgb.ndim == 2:
+        rgb = np.repeat(rgb[:, :, None], 3, axis=2)
+    if rgb.shape[:2] != labels.ids.shape:
+        raise ValueError(f"labels must have the image's size {rgb.shape[:2]}; got {labels.ids.shape}")
+    table = np.array(full_palette(labels.palette, int(labels.ids.max(initial=0)) + 1), dtype=np.float32).reshape(-1, 3)
+    colours = table[labels.ids]
+    tint = np.where(_borders(labels.ids), np.float32(1), np.float32(opacity))
+    share = (tint * colours.any(axis=2))[:, :, None]
+    return Image.fromarray((rgb * (1 - share) + colours * share + np.float32(0.5)).clip(0, 255).astype(np.uint8))
+
+
+def _borders(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(H, W): pixels with a neighbour (left, right, above, below) of another id."""
+    borders = np.zeros(ids.shape, dtype=np.bool_)
+    across, down = ids[:, :-1] != ids[:, 1:], ids[:-1, :] != ids[1:, :]
+    borders[:, :-1] |= across
+    borders[:, 1:] |= across
+    borders[:-1, :] |= down
+    borders[1:, :] |= down
+    return borders
+
+
+def side_by_side(pictures: list[Image.Image], gap: int = 8) -> Image.Image:
+    """Pictures in one row on white, ``gap`` pixels apart, tops aligned."""
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + gap
+    return row

@@ -1,0 +1,260 @@
+"""Per-pixel class scores from .npy, .npz and label files, brought to the size of their image."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deeplab_crf.data.files import ARRAY_SUFFIXES
+from deeplab_crf.data.images import LabelImage, read_labels
+
+KINDS = ("logits", "probabilities", "unary")
+_KEY_KINDS = {
+    "logits": "logits",
+    "probabilities": "probabilities",
+    "probability": "probabilities",
+    "probs": "probabilities",
+    "prob": "probabilities",
+    "softmax": "probabilities",
+    "unary": "unary",
+}
+UNSURE = -1
+_SUM_TOLERANCE = 5e-3  # float16 probabilities of a few hundred classes add up to 1 within this
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a file says about every pixel, in the words of `deeplab_crf.dense_crf`.
+
+    kind: "logits", "probabilities" or "unary" with values (C, H, W) of a float dtype; or "labels" with values (H, W)
+    int32, 0..C-1 or `UNSURE`. class_ids: (C,) int64, the id of each class. palette: the label image's colours, or None.
+    """
+
+    kind: str
+    values: NDArray[np.floating] | NDArray[np.int32]
+    class_ids: NDArray[np.int64]
+    palette: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.values.shape[-2], self.values.shape[-1]
+
+
+def read_scores(
+    path: Path,
+    *,
+    kind: str | None = None,
+    key: str | None = None,
+    num_labels: int | None = None,
+    ignore_label: int | None = 255,
+    image_size: tuple[int, int] | None = None,
+) -> Scores:
+    """Read scores or labels from ``path``.
+
+    .npy/.npz: float (C, H, W), a batch of one allowed, or one channel, the foreground of two classes (its probability,
+    or its logit against 0); integer (H, W) are labels. Other files are label images. kind: what float scores are
+    ("logits", "probabilities", "unary"); None: from the .npz key's name, or from the numbers where they leave no doubt,
+    else ValueError. key: which array of an .npz. num_labels: how many classes there are; None: the labels present, or
+    the channels of the scores. ignore_label: the id that means "not known" in labels, or None. image_size: (H, W) of
+    the image they belong to, to recognise (H, W, C).
+    """
+    if path.suffix.lower() not in ARRAY_SUFFIXES:
+        return _from_labels(path, read_labels(path), num_labels, ignore_label)
+    array, name, class_ids = _load_array(path, key)
+    if array.dtype.kind in "iub" and kind is None and array.ndim == 2 and name not in _KEY_KINDS:
+        return _from_labels(path, LabelImage(array.astype(np.int64)), num_labels, ignore_label)
+    array = _channels_first(array, image_size)
+    scores = _from_array(path, array, kind or _KEY_KINDS.get(name))
+    channels = scores.values.shape[0]
+    if num_labels is not None and num_labels != channels:
+        raise ValueError(f"{path}: num_labels is {num_labels}, but the scores have {channels} classes; leave it out")
+    if class_ids is not None and class_ids.shape == (channels,):
+        return replace(scores, class_ids=class_ids.astype(np.int64))
+    return scores
+
+
+def _load_array(path: Path, key: str | None) -> tuple[NDArray[np.generic], str, NDArray[np.generic] | None]:
+    """The array, the name it was stored under ("" for .npy), and the class ids beside it, if any."""
+    try:
+        with open(path, "rb") as stream:
+            stored = np.load(stream, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                return stored, "", None
+            name = _choose(path, [entry for entry in stored.files if entry != "classes"], key)
+            return stored[name], name, stored["classes"] if "classes" in stored.files else None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read as a NumPy file ({error or type(error).__name__})") from error
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if str(path) in text else f"{path}: cannot be read as a NumPy file ({text})") from error
+
+
+def _choose(path: Path, names: list[str], key: str | None) -> str:
+    if key is not None and key in names:
+        return key
+    known = [name for name in names if name in _KEY_KINDS]
+    for candidates in (names, known):
+        if key is None and len(candidates) == 1:
+            return candidates[0]
+    wanted = f"no array is called {key!r}" if key is not None else "which array holds the scores is not clear"
+    raise ValueError(f"{path}: {wanted}; it has {', '.join(names) or 'none'}. Name one with --key")
+
+
+def _channels_first(array: NDArray[np.generic], image_size: tuple[int, int] | None) -> NDArray[np.generic]:
+    """(C, H, W), or (H, W) where there is one channel, from a batch of one and from (H, W, C)."""
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[:2] == image_size != array.shape[1:]:
+        array = np.moveaxis(array, -1, 0)
+    return array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+
+
+def _from_array(path: Path, array: NDArray[np.generic], kind: str | None) -> Scores:
+    """Checked float scores (C, H, W)."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"{path}: scores must have shape (C, H, W), or (H, W) for two classes; got {array.shape}")
+    if array.dtype.kind not in "fiub" or (array.dtype.kind != "f" and kind is None):
+        raise ValueError(
+            f"{path}: scores must be floating point; got {array.dtype}. Say what they are with --scores-are, "
+            "or store labels as integers of shape (H, W)"
+        )
+    values: NDArray[np.floating] = array.astype(np.float32 if array.dtype.kind != "f" else array.dtype, copy=False)
+    finite = np.isfinite(values)
+    if not finite.all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"{path}: scores must be finite; got {values[first]} at {first} of shape {values.shape}")
+    if kind is None:
+        kind = _guess_kind(path, values)
+    if values.ndim == 2:
+        values = _two_classes(path, values, kind)
+    if kind == "probabilities":
+        _check_probabilities(path, values)
+    return Scores(kind, values, np.arange(values.shape[0], dtype=np.int64))
+
+
+def _guess_kind(path: Path, values: NDArray[np.floating]) -> str:
+    """The one reading under which every pixel's probabilities add up to 1. Raises ValueError where there is none.
+
+    Only a softmax, its logarithm or its negative logarithm pass; plain logits and energies look alike and never do.
+    """
+    if values.ndim == 3 and values.shape[0] > 1:
+        numbers = values.astype(np.float32, copy=False)
+        if float(numbers.min()) >= 0 and _adds_up(numbers):
+            return "probabilities"
+        if float(numbers.max()) <= _SUM_TOLERANCE and _adds_up(np.exp(numbers)):
+            return "logits"
+        if float(numbers.min()) >= -_SUM_TOLERANCE and _adds_up(np.exp(-numbers)):
+            return "unary"
+    raise ValueError(
+        f"{path}: cannot tell what these scores are (range {values.min():.4g}..{values.max():.4g}): "
+        "say --scores-are logits (a network's raw output), probabilities (after softmax) or unary (energies, lower is "
+        "better)"
+    )
+
+
+def _adds_up(probabilities: NDArray[np.floating]) -> bool:
+    return bool(np.all(np.abs(probabilities.sum(axis=0, dtype=np.float32) - 1) <= _SUM_TOLERANCE))
+
+
+def _two_classes(path: Path, foreground: NDArray[np.floating], kind: str) -> NDArray[np.floating]:
+    """(2, H, W) from the foreground's (H, W)."""
+    if kind == "unary":
+        raise ValueError(f"{path}: a unary needs one energy a class, shape (C, H, W); got {foreground.shape}")
+    background = 1 - foreground if kind == "probabilities" else np.zeros_like(foreground)
+    return np.stack([background, foreground])
+
+
+def _check_probabilities(path: Path, values: NDArray[np.floating]) -> None:
+    if float(values.min()) < 0 or float(values.max()) > 1 + _SUM_TOLERANCE:
+        raise ValueError(f"{path}: probabilities must lie in 0..1; got {values.min():.4g}..{values.max():.4g}")
+    sums = values.sum(axis=0, dtype=np.float32)
+    if not _adds_up(values):
+        raise ValueError(
+            f"{path}: probabilities must add up to 1 over the {values.shape[0]} classes of each pixel; "
+            f"they add up to {sums.min():.4g}..{sums.max():.4g}. Raw network outputs are --scores-are logits"
+        )
+
+
+def _from_labels(path: Path, labels: LabelImage, num_labels: int | None, ignore_label: int | None) -> Scores:
+    """Labels numbered 0..C-1 for the classes there are, unsure pixels as `UNSURE`."""
+    ids = labels.ids
+    if ids.size == 0:
+        raise ValueError(f"{path}: labels must have pixels; got shape {ids.shape}")
+    sure = ids != ignore_label if ignore_label is not None else np.ones(ids.shape, dtype=np.bool_)
+    present = np.unique(ids[sure])
+    if num_labels is None and len(present) < 2 and not sure.all():
+        raise ValueError(
+            f"{path}: besides the ignore label {ignore_label} (not known), labels hold only {present.tolist()}. "
+            f"If {ignore_label} is a class, give --ignore-label none; else give the number of classes with --num-labels"
+        )
+    classes = present if num_labels is None else np.arange(num_labels, dtype=np.int64)
+    if len(present) and (present[0] < 0 or present[-1] > classes[-1]):
+        wrong = int(present[0] if present[0] < 0 else present[-1])
+        row, column = (int(i) for i in np.argwhere(ids == wrong)[0])
+        raise ValueError(
+            f"{path}: labels must lie in 0..{classes[-1]}, or be the ignore label {ignore_label}; "
+            f"got {wrong} at row {row}, column {column}"
+        )
+    values = np.searchsorted(classes, ids).astype(np.int32)
+    values[~sure] = UNSURE
+    return Scores("labels", values, classes.astype(np.int64), labels.palette)
+
+
+def fit_to_image(
+    scores: Scores, height: int, width: int, *, align_corners: bool = False, name: str = "scores"
+) -> Scores:
+    """Scores at the image's size: coarser ones are upsampled bilinearly.
+
+    The grid must be in proportion to the image within a cell, or square (networks that squeeze their input). Labels
+    are not resized: their size must agree. align_corners: corner samples meet corner pixels, as in Caffe's Interp
+    (DeepLab); False: half-pixel centres. Raises ValueError naming ``name`` where the sizes disagree.
+    """
+    if scores.size == (height, width):
+        return scores
+    rows, columns = scores.size
+    if scores.kind == "labels":
+        raise ValueError(
+            f"{name}: labels are {rows} x {columns} (rows x columns), the image is {height} x {width}: must agree. "
+            "Resize labels with nearest neighbour, or give the network's scores, which are upsampled"
+        )
+    in_proportion = abs(rows * width - columns * height) <= max(height, width)
+    if rows > height or columns > width or not (in_proportion or rows == columns):
+        raise ValueError(
+            f"{name}: scores are {rows} x {columns} (rows x columns), the image is {height} x {width}: "
+            "they must be of the same size, or coarser in the same proportion"
+        )
+    return replace(scores, values=upsample_bilinear(scores.values, height, width, align_corners=align_corners))
+
+
+def upsample_bilinear(
+    values: NDArray[np.floating] | NDArray[np.int32], height: int, width: int, *, align_corners: bool = False
+) -> NDArray[np.float32]:
+    """Interpolate (C, h, w) to (C, height, width) float32, h <= height and w <= width; edges are repeated."""
+    channels, rows, columns = values.shape
+    out = np.empty((channels, height, width), dtype=np.float32)
+    box = _aligned_box(rows, columns, height, width) if align_corners else (0.0, 0.0, float(columns), float(rows))
+    for channel in range(channels):
+        plane = Image.fromarray(np.ascontiguousarray(values[channel], dtype=np.float32))
+        out[channel] = np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    return out
+
+
+def _aligned_box(rows: int, columns: int, height: int, width: int) -> tuple[float, float, float, float]:
+    """The region (left, top, right, bottom) whose half-pixel resize puts corner samples on corner pixels."""
+
+    def span(old: int, new: int) -> tuple[float, float]:
+        step = (old - 1) / (new - 1) if new > 1 else 0.0
+        start = 0.5 - 0.5 * step
+        return start, start + new * step
+
+    left, right = span(columns, width)
+    top, bottom = span(rows, height)
+    return left, top, right, bottom

@@ -1,0 +1,191 @@
+"""Refine the labels or scores of one image file, or of folders of them: what the ``refine`` command does.
+
+The path of a file: `read_image`, `read_scores`, `fit_to_image`, `dense_crf`, arg max, atomic writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import deeplab_crf
+from deeplab_crf.data.files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, LABEL_SUFFIXES, atomic_write, files_by_stem
+from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
+from deeplab_crf.data.scores import UNSURE, Scores, fit_to_image, read_scores
+from deeplab_crf.kernels import Kernel, check_normalization
+from deeplab_crf.presets import get_preset
+
+_DEFAULT = get_preset("pydensecrf")
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """How to refine. kernels to threads: as `deeplab_crf.dense_crf` takes them; threads None is the package's default.
+
+    scores_are, key, num_labels, ignore_label: as `deeplab_crf.data.scores.read_scores` takes them. align_corners: how
+    coarse scores are upsampled, see `fit_to_image`.
+    """
+
+    kernels: tuple[Kernel, ...] = _DEFAULT.kernels
+    iterations: int = _DEFAULT.iterations
+    normalization: str = _DEFAULT.normalization
+    confidence: float = 0.7
+    damping: float = 0.0
+    tolerance: float = 0.0
+    threads: int | None = None
+    scores_are: str | None = None
+    key: str | None = None
+    num_labels: int | None = None
+    ignore_label: int | None = 255
+    align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        check_normalization(self.normalization)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image: photograph and scores to read, label image (and overlay and probabilities if asked for) to write."""
+
+    image: Path
+    scores: Path
+    labels_out: Path
+    overlay_out: Path | None = None
+    probabilities_out: Path | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files this job writes, the label image last."""
+        return tuple(path for path in (self.probabilities_out, self.overlay_out, self.labels_out) if path is not None)
+
+    @property
+    def finished(self) -> bool:
+        """True if every file asked for is there."""
+        return all(path.exists() for path in self.outputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of two folders, and the stems that have no partner in the other one."""
+
+    jobs: tuple[Job, ...]
+    without_image: tuple[Path, ...]
+    without_scores: tuple[Path, ...]
+
+
+def plan_file(
+    image: Path, scores: Path, out: Path, *, with_overlay: bool = False, with_probabilities: bool = False
+) -> Job:
+    """The job that writes ``out``, and beside it, if asked for, <stem>_overlay.png and <stem>_probabilities.npz."""
+    job = Job(
+        image,
+        scores,
+        out,
+        out.with_name(f"{out.stem}_overlay.png") if with_overlay else None,
+        out.with_name(f"{out.stem}_probabilities.npz") if with_probabilities else None,
+    )
+    _check_outputs([job])
+    return job
+
+
+def plan_folders(
+    images: Path, scores: Path, out: Path, *, with_overlay: bool = False, with_probabilities: bool = False
+) -> Plan:
+    """The jobs for two folders whose files are matched by stem; results are called ``<stem>.png`` in ``out``.
+
+    Raises ValueError where nothing matches, two files share a stem, or a result would overwrite an input.
+    """
+    photographs = files_by_stem(images, IMAGE_SUFFIXES)
+    maps = files_by_stem(scores, LABEL_SUFFIXES | ARRAY_SUFFIXES)
+    both = [stem for stem in maps if stem in photographs]
+    if not both:
+        raise ValueError(
+            f"no file of {scores} has the stem of an image in {images} ({len(photographs)} images, {len(maps)} label "
+            "or score files): name them alike, such as cat.jpg and cat.png"
+        )
+    jobs = tuple(
+        plan_file(
+            photographs[stem],
+            maps[stem],
+            out / f"{stem}.png",
+            with_overlay=with_overlay,
+            with_probabilities=with_probabilities,
+        )
+        for stem in both
+    )
+    _check_outputs(jobs)
+    return Plan(
+        jobs,
+        tuple(path for stem, path in maps.items() if stem not in photographs),
+        tuple(path for stem, path in photographs.items() if stem not in maps),
+    )
+
+
+def _check_outputs(jobs: Iterable[Job]) -> None:
+    """No result may take the place of an input or of another result."""
+    jobs = list(jobs)
+    inputs = {path.resolve() for job in jobs for path in (job.image, job.scores)}
+    seen: set[Path] = set()
+    for path in (path for job in jobs for path in job.outputs):
+        resolved = path.resolve()
+        if resolved in inputs:
+            raise ValueError(f"{path} is an input and would be overwritten; choose another place with -o")
+        if resolved in seen:
+            raise ValueError(f"two results would be called {path}; rename one of the inputs")
+        seen.add(resolved)
+
+
+def refine_file(job: Job, settings: RefineSettings) -> tuple[str, ...]:
+    """Do one job. Returns remarks for the user, such as that scores were upsampled.
+
+    Each file appears whole or not at all. Raises ValueError, as `dense_crf` does or naming the file at fault.
+    """
+    image = read_image(job.image)
+    height, width = image.shape[:2]
+    read = read_scores(
+        job.scores,
+        kind=settings.scores_are,
+        key=settings.key,
+        num_labels=settings.num_labels,
+        ignore_label=settings.ignore_label,
+        image_size=(height, width),
+    )
+    scores = fit_to_image(read, height, width, align_corners=settings.align_corners, name=str(job.scores))
+    remarks = () if read.size == scores.size else (_upsampled(read.size, scores.size),)
+    probabilities = _refine(image, scores, settings)
+    labels = LabelImage(scores.class_ids[probabilities.argmax(axis=0)], scores.palette)
+    if job.probabilities_out is not None:
+        with atomic_write(job.probabilities_out) as stream:
+            np.savez(stream, probabilities=probabilities, classes=scores.class_ids)
+    if job.overlay_out is not None:
+        write_picture(job.overlay_out, overlay(image, labels))
+    write_labels(job.labels_out, labels)
+    return remarks
+
+
+def _upsampled(old: tuple[int, int], new: tuple[int, int]) -> str:
+    return f"scores of {old[0]} x {old[1]} were upsampled bilinearly to {new[0]} x {new[1]} (rows x columns)"
+
+
+def _refine(
+    image: NDArray[np.uint8] | NDArray[np.float32], scores: Scores, settings: RefineSettings
+) -> NDArray[np.floating]:
+    """(C, H, W) probabilities."""
+    if len(scores.class_ids) == 1:  # nothing to decide, and log(1 - confidence) has no other class to go to
+        return np.ones((1, *scores.size), dtype=np.float32)
+    labels = {"num_labels": len(scores.class_ids), "ignore_label": UNSURE, "confidence": settings.confidence}
+    return deeplab_crf.dense_crf(
+        image,
+        **{scores.kind: scores.values},
+        **(labels if scores.kind == "labels" else {}),
+        kernels=settings.kernels,
+        iterations=settings.iterations,
+        normalization=settings.normalization,
+        damping=settings.damping,
+        tolerance=settings.tolerance,
+        threads=settings.threads,
+    )
