@@ -145,15 +145,18 @@ class LinearOperator(Protocol):
 class Lattice:
     """The lattice filter over ``features`` (N, d), with geometry computed in ``dtype``."""
 
-    def __init__(self, features: ArrayLike, dtype: DTypeLike = np.float64) -> None:
-        """features: (N, d), N and d >= 1."""
+    def __init__(self, features: ArrayLike, dtype: DTypeLike = np.float64, *, touch_origin: bool = False) -> None:
+        """features: (N, d), N and d >= 1. touch_origin: vertices around the origin exist without a point."""
         array = np.ascontiguousarray(features, dtype=dtype)
+        points = len(array)
+        if touch_origin:
+            array = np.concatenate([array, np.zeros((1, array.shape[1]), dtype)])
         elevated = elevate(array)
         remainder0, rank = enclosing_simplex(elevated)
-        self.weights: Floats = barycentric_weights(elevated, remainder0, rank).astype(np.float64)
+        self.weights: Floats = barycentric_weights(elevated, remainder0, rank).astype(np.float64)[:points]
         table = _VertexTable(vertex_keys(remainder0, rank))
         self.keys = table.keys
-        self.index = table.index
+        self.index = table.index[:points]
         self.neighbours = _neighbours(table)
 
     @property

@@ -15,38 +15,19 @@ constexpr int64_t kMaxChunks = 256;
 // Ranges of gather_and_blur that are worth a thread of their own, in elements moved.
 constexpr int64_t kElementsPerTask = 32768;
 
-// A part of one job's ghosts or of one axis' chains.
-struct Range {
-  int job;
-  int64_t begin;
-  int64_t end;
-};
-
-// Cuts [0, length) into parts that start only where `may_start` allows it.
-template <class MayStart>
-void append_ranges(int job, int64_t length, int64_t stride, const MayStart& may_start, std::vector<Range>& ranges) {
+// Calls body(begin, end) for parts of [0, length) that start only where `may_start` allows it, parts side by side.
+template <class MayStart, class Body>
+void for_ranges(int64_t length, int64_t stride, int threads, const MayStart& may_start, const Body& body) {
   const int64_t step = std::max<int64_t>(1, kElementsPerTask / stride);
+  std::vector<int64_t> begins;
   for (int64_t begin = 0; begin < length;) {
-    int64_t end = std::min(begin + step, length);
-    while (end < length && !may_start(end)) ++end;
-    ranges.push_back({job, begin, end});
-    begin = end;
+    begins.push_back(begin);
+    begin = std::min(begin + step, length);
+    while (begin < length && !may_start(begin)) ++begin;
   }
-}
-
-template <class T>
-void gather(const BlurJob<T>* jobs, int num_jobs, int64_t stride, int threads) {
-  const LatticeKernels<T>& kernels = lattice_kernels<T>();
-  std::vector<Range> ranges;
-  for (int j = 0; j < num_jobs; ++j) {
-    const LatticeView<T>& lattice = *jobs[j].lattice;
-    const auto owner = [&](int64_t i) { return lattice.ghost_owner[lattice.ghost_order[i]]; };
-    append_ranges(j, lattice.num_ghosts, stride, [&](int64_t i) { return owner(i) != owner(i - 1); }, ranges);
-  }
-  parallel_for(threads, static_cast<int64_t>(ranges.size()), [&](int64_t r) {
-    const BlurJob<T>& job = jobs[ranges[r].job];
-    kernels.gather_ghosts(*job.lattice, ranges[r].begin, ranges[r].end, job.values, stride);
-  });
+  const int64_t parts = static_cast<int64_t>(begins.size());
+  begins.push_back(length);
+  parallel_for(threads, parts, [&](int64_t part) { body(begins[part], begins[part + 1]); });
 }
 
 }  // namespace
@@ -80,28 +61,19 @@ void clear_rows(const LatticeView<T>& lattice, int64_t chunk, T* values, int64_t
 }
 
 template <class T>
-void gather_and_blur(const BlurJob<T>* jobs, int num_jobs, int64_t channels, bool reverse, int threads) {
+void gather_and_blur(const LatticeView<T>& lattice, T* values, int64_t channels, bool reverse, int threads) {
   const LatticeKernels<T>& kernels = lattice_kernels<T>();
   const int64_t stride = kernels.row_stride(channels);
-  gather(jobs, num_jobs, stride, threads);
-  int passes = 0;
-  for (int j = 0; j < num_jobs; ++j) passes = std::max(passes, jobs[j].lattice->corners());
-  std::vector<Range> ranges;
-  for (int pass = 0; pass < passes; ++pass) {
-    ranges.clear();
-    const auto axis_of = [&](const LatticeView<T>& lattice) { return reverse ? lattice.dims - pass : pass; };
-    for (int j = 0; j < num_jobs; ++j) {
-      const LatticeView<T>& lattice = *jobs[j].lattice;
-      if (pass >= lattice.corners()) continue;
-      const int axis = axis_of(lattice);
-      const int32_t* chains = lattice.chains + axis * lattice.num_vertices;
-      append_ranges(j, lattice.chain_lengths[axis], stride, [&](int64_t i) { return chains[i] < 0; }, ranges);
-    }
-    parallel_for(threads, static_cast<int64_t>(ranges.size()), [&](int64_t r) {
-      const BlurJob<T>& job = jobs[ranges[r].job];
-      const int32_t* chains = job.lattice->chains + axis_of(*job.lattice) * job.lattice->num_vertices;
-      kernels.blur(chains, ranges[r].begin, ranges[r].end, job.values, stride);
-    });
+  const auto owner = [&](int64_t i) { return lattice.ghost_owner[lattice.ghost_order[i]]; };
+  for_ranges(
+      lattice.num_ghosts, stride, threads, [&](int64_t i) { return owner(i) != owner(i - 1); },
+      [&](int64_t begin, int64_t end) { kernels.gather_ghosts(lattice, begin, end, values, stride); });
+  for (int pass = 0; pass <= lattice.dims; ++pass) {
+    const int axis = reverse ? lattice.dims - pass : pass;
+    const int32_t* chains = lattice.chains + axis * lattice.num_vertices;
+    for_ranges(
+        lattice.chain_lengths[axis], stride, threads, [&](int64_t i) { return chains[i] < 0; },
+        [&](int64_t begin, int64_t end) { kernels.blur(chains, begin, end, values, stride); });
   }
 }
 
@@ -116,8 +88,7 @@ void filter(const FilterArguments<T>& a, int threads) {
     kernels.splat(lattice, chunk_begin(lattice.num_points, c), chunk_begin(lattice.num_points, c + 1), a.in, a.channels, a.norm_in,
                   a.workspace);
   });
-  const BlurJob<T> job{&lattice, a.workspace};
-  gather_and_blur(&job, 1, a.channels, a.transpose, threads);
+  gather_and_blur(lattice, a.workspace, a.channels, a.transpose, threads);
   parallel_for(threads, chunks, [&](int64_t c) {
     fill_ghosts(lattice, c, a.workspace, stride);
     kernels.slice(lattice, chunk_begin(lattice.num_points, c), chunk_begin(lattice.num_points, c + 1), a.workspace, a.channels,
@@ -129,7 +100,7 @@ void filter(const FilterArguments<T>& a, int threads) {
   template int64_t row_stride<T>(int64_t);                                               \
   template void fill_ghosts<T>(const LatticeView<T>&, int64_t, T*, int64_t);             \
   template void clear_rows<T>(const LatticeView<T>&, int64_t, T*, int64_t);              \
-  template void gather_and_blur<T>(const BlurJob<T>*, int, int64_t, bool, int);          \
+  template void gather_and_blur<T>(const LatticeView<T>&, T*, int64_t, bool, int);     \
   template void filter<T>(const FilterArguments<T>&, int);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)

@@ -49,19 +49,12 @@ void fill_ghosts(const LatticeView<T>& lattice, int64_t chunk, T* values, int64_
 template <class T>
 void clear_rows(const LatticeView<T>& lattice, int64_t chunk, T* values, int64_t stride);
 
-// A buffer of values on a lattice, to be summed over ghosts and blurred in place.
-template <class T>
-struct BlurJob {
-  const LatticeView<T>* lattice;
-  T* values;
-};
-
 // After the splat: adds the ghost rows to their owners, then blurs axis by axis (0..d, or d..0 if `reverse`):
-// v <- v + (v_prev + v_next) / 2, a missing neighbour counting 0. All jobs go side by side. In place: an axis is a set of
-// chains of neighbours and each chain is walked once with the old values in registers; vertices without a neighbour are not
-// touched. Per vertex on a chain and axis: 2 rows of traffic, 2 flops a channel. Repeats bit for bit for any thread count.
+// v <- v + (v_prev + v_next) / 2, a missing neighbour counting 0. In place: an axis is a set of chains of neighbours, and each
+// chain is walked once with the old values in registers; vertices without a neighbour are not touched. Per vertex on a chain and
+// axis: 2 rows of traffic, 3 flops a channel. Repeats bit for bit for any thread count.
 template <class T>
-void gather_and_blur(const BlurJob<T>* jobs, int num_jobs, int64_t channels, bool reverse, int threads);
+void gather_and_blur(const LatticeView<T>& lattice, T* values, int64_t channels, bool reverse, int threads);
 
 // out = norm_out * L(norm_in * in), with L = slice blur splat (its transpose if `transpose`: the blur in reverse order).
 //   in, out           (N, channels), may be the same array

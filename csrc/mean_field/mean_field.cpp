@@ -120,9 +120,9 @@ class Inference {
   // What was splatted becomes what is sliced.
   void exchange() {
     side_ = 1 - side_;
-    std::vector<BlurJob<T>> jobs;
-    for (const KernelTerm<T>& term : arguments_.terms) jobs.push_back({term.lattice, term.values[side_]});
-    gather_and_blur(jobs.data(), static_cast<int>(jobs.size()), arguments_.num_labels, false, threads_);
+    for (const KernelTerm<T>& term : arguments_.terms) {
+      gather_and_blur(*term.lattice, term.values[side_], arguments_.num_labels, false, threads_);
+    }
   }
 
   const MeanFieldArguments<T>& arguments_;

@@ -89,7 +89,7 @@ def _load_array(path: Path, key: str | None) -> tuple[NDArray[np.generic], str, 
             name = _choose(path, [entry for entry in stored.files if entry != "classes"], key)
             return stored[name], name, stored["classes"] if "classes" in stored.files else None
     except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read as a NumPy file ({error or type(error).__name__})") from error
+        raise ValueError(f"{path}: cannot be read as a NumPy file ({str(error) or type(error).__name__})") from error
     except ValueError as error:
         text = str(error)
         raise ValueError(text if str(path) in text else f"{path}: cannot be read as a NumPy file ({text})") from error

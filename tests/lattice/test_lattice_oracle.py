@@ -117,6 +117,23 @@ def test_one_distant_point(dimensions: int) -> None:
         check(features, samples.values(300, 2, dtype=np.float64), "none")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("points", [1, 2, 15, 700, 17000])
+@pytest.mark.parametrize("dimensions", [1, 2, 5, 9])
+def test_vertices_around_the_origin_exist_on_request(dimensions: int, points: int, dtype: type) -> None:
+    """pydensecrf pads its points to fours with zeros, whose vertices take part in the blur."""
+    values = samples.values(points, 3, dtype=dtype)
+    for distance in (0.0, 0.6, 3.0, 30.0):  # there already, neighbours of the points' vertices, out of their reach
+        features = samples.features(points, dimensions, dtype=dtype) + dtype(distance)
+        lattice = PermutohedralLattice(features, touch_origin=True)
+        judge = oracle.Lattice(features, dtype, touch_origin=True)
+        assert lattice.num_vertices == judge.num_vertices
+        for normalization in ("none", "symmetric"):
+            got = lattice.filter(values, normalization=normalization)
+            want = oracle.normalized_filter(judge, values, normalization)
+            assert samples.scaled_error(got, want) <= samples.TOLERANCE[np.dtype(dtype)]
+
+
 def test_one_column_equals_a_vector() -> None:
     lattice = PermutohedralLattice(samples.features(300, 3))
     column = samples.values(300, 1)

@@ -28,8 +28,8 @@ void splat(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* i
   const int32_t* rows = lattice.rows;
   const T* weights = lattice.weights;
   const int64_t stride = padded_channels<T>(channels);
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
-    for_corners(corners, [=]<int Corners>() {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+    for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int64_t p = begin; p < end; ++p) {
         Row<T, W, V> row;
         row.load_first(in + p * channels + first, channels - first);
@@ -47,8 +47,8 @@ void slice(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* v
   const T* weights = lattice.weights;
   const int64_t stride = padded_channels<T>(channels);
   const T scale = geometry::slice_scale<T>(lattice.dims);
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
-    for_corners(corners, [=]<int Corners>() {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+    for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int64_t p = begin; p < end; ++p) {
         Row<T, W, V> sum;
         gather_rows<Corners>(rows + p * corners, weights + p * corners, corners, values + first, stride, sum);
@@ -61,7 +61,7 @@ void slice(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* v
 
 template <class T>
 void gather_ghosts(const LatticeView<T>& lattice, int64_t begin, int64_t end, T* values, int64_t stride) {
-  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t first) {
+  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t ghost = lattice.ghost_order[i];
       Row<T, W, V> row;
@@ -76,19 +76,17 @@ template <class T, int W, int V>
 DEEPLAB_CRF_INLINE void blur_step(Row<T, W, V>& previous, Row<T, W, V>& current, const T* next_row, T* row) {
   Row<T, W, V> next;
   next.load(next_row);
-  const auto step = [=](auto& before, auto& here, auto& after, int at) {
-    (here + (before + after) * T(0.5)).store(row + at);
-    before = here;
-    here = after;
-  };
-  using R = Row<T, W, V>;
-  for (int i = 0; i < R::kPairs; ++i) step(previous.pairs[i], current.pairs[i], next.pairs[i], 2 * W * i);
-  for (int i = 0; i < R::kSingles; ++i) step(previous.singles[i], current.singles[i], next.singles[i], W * (2 * R::kPairs + i));
+  for (int v = 0; v < V; ++v) (current.packs[v] + (previous.packs[v] + next.packs[v]) * T(0.5)).store(row + v * W);
+  // Pack by pack: the compiler copies whole arrays through memory.
+  for (int v = 0; v < V; ++v) {
+    previous.packs[v] = current.packs[v];
+    current.packs[v] = next.packs[v];
+  }
 }
 
 template <class T>
 void blur(const int32_t* chains, int64_t begin, int64_t end, T* values, int64_t stride) {
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     const T* zeros = kZeroRow<T>;
     Row<T, W, V> previous, current;
     T* row = nullptr;

@@ -2,8 +2,6 @@
 // W lanes for few channels, blocks of kMaxPacks packs and a rest for many.
 #pragma once
 
-#include <type_traits>
-
 #include "lattice/lattice.h"
 #include "support/simd.h"
 
@@ -12,71 +10,53 @@ namespace deeplab_crf::DEEPLAB_CRF_ISA {
 // Packs that a row block may have, so that two blocks stay in registers.
 constexpr int kMaxPacks = 6;
 
-// V packs of W lanes in registers; pairs of wide packs share one where registers are that wide.
+// V packs of W lanes in registers.
 template <class T, int W, int V>
 struct Row {
-  static constexpr int kPairs = kPairedPacks && W == kWideLanes<T> ? V / 2 : 0;
-  static constexpr int kSingles = V - 2 * kPairs;
-  Pack<T, 2 * W> pairs[kPairs > 0 ? kPairs : 1];
-  Pack<T, W> singles[kSingles > 0 ? kSingles : 1];
-
-  // Calls body(pack, offset in elements) for each pack.
-  template <class Body>
-  DEEPLAB_CRF_INLINE void each(const Body& body) {
-    for (int i = 0; i < kPairs; ++i) body(pairs[i], 2 * W * i);
-    for (int i = 0; i < kSingles; ++i) body(singles[i], W * (2 * kPairs + i));
-  }
+  using P = Pack<T, W>;
+  P packs[V];
 
   DEEPLAB_CRF_INLINE void set_zero() {
-    each([](auto& pack, int) { pack = std::remove_reference_t<decltype(pack)>::zero(); });
+    for (int v = 0; v < V; ++v) packs[v] = P::zero();
   }
   DEEPLAB_CRF_INLINE void load(const T* from) {
-    each([=](auto& pack, int at) { pack = std::remove_reference_t<decltype(pack)>::load(from + at); });
+    for (int v = 0; v < V; ++v) packs[v] = P::load(from + v * W);
   }
-  DEEPLAB_CRF_INLINE void store(T* to) {
-    each([=](auto& pack, int at) { pack.store(to + at); });
+  DEEPLAB_CRF_INLINE void store(T* to) const {
+    for (int v = 0; v < V; ++v) packs[v].store(to + v * W);
   }
   DEEPLAB_CRF_INLINE void scale(T factor) {
-    each([=](auto& pack, int) { pack = pack * factor; });
+    for (int v = 0; v < V; ++v) packs[v] = packs[v] * factor;
   }
   // this += factor * from
   DEEPLAB_CRF_INLINE void add(const T* from, T factor) {
-    each([=](auto& pack, int at) { pack = pack + std::remove_reference_t<decltype(pack)>::load(from + at) * factor; });
+    for (int v = 0; v < V; ++v) packs[v] = packs[v] + P::load(from + v * W) * factor;
   }
   // to += factor * this
-  DEEPLAB_CRF_INLINE void add_to(T* to, T factor) {
-    each([=](auto& pack, int at) { (std::remove_reference_t<decltype(pack)>::load(to + at) + pack * factor).store(to + at); });
+  DEEPLAB_CRF_INLINE void add_to(T* to, T factor) const {
+    for (int v = 0; v < V; ++v) (P::load(to + v * W) + packs[v] * factor).store(to + v * W);
   }
-  // The first `count` elements; the others are zero (loading) or left alone (storing).
+  // The first `count` elements, all of them or all but some of the last pack; the others are zero (loading) or left alone
+  // (storing).
   DEEPLAB_CRF_INLINE void load_first(const T* from, int64_t count) {
-    each([=](auto& pack, int at) {
-      using P = std::remove_reference_t<decltype(pack)>;
-      pack = count - at >= P::kLanes ? P::load(from + at) : P::load_partial(from + at, count - at);
-    });
+    for (int v = 0; v + 1 < V; ++v) packs[v] = P::load(from + v * W);
+    const T* last = from + (V - 1) * W;
+    packs[V - 1] = count >= V * W ? P::load(last) : P::load_partial(last, count - (V - 1) * W);
   }
-  DEEPLAB_CRF_INLINE void store_first(T* to, int64_t count) {
-    each([=](auto& pack, int at) {
-      if (count - at >= std::remove_reference_t<decltype(pack)>::kLanes) {
-        pack.store(to + at);
-      } else {
-        pack.store_partial(to + at, count - at);
-      }
-    });
-  }
-  // All elements combined by Sum or Minimum, in every lane.
-  template <class Combine>
-  DEEPLAB_CRF_INLINE Pack<T, W> reduce(const Combine& combine) {
-    Pack<T, W> result;
-    if constexpr (kPairs > 0) {
-      Pack<T, 2 * W> wide = pairs[0];
-      for (int i = 1; i < kPairs; ++i) wide = combine(wide, pairs[i]);
-      result = combine_halves(wide, combine);
-      if constexpr (kSingles > 0) result = combine(result, singles[0]);
+  DEEPLAB_CRF_INLINE void store_first(T* to, int64_t count) const {
+    for (int v = 0; v + 1 < V; ++v) packs[v].store(to + v * W);
+    if (count >= V * W) {
+      packs[V - 1].store(to + (V - 1) * W);
     } else {
-      result = singles[0];
-      for (int i = 1; i < kSingles; ++i) result = combine(result, singles[i]);
+      packs[V - 1].store_partial(to + (V - 1) * W, count - (V - 1) * W);
     }
-    return across_lanes<W / 2>(result, combine);
+  }
+  // All elements combined by Sum or Minimum.
+  template <class Combine>
+  DEEPLAB_CRF_INLINE T reduce(const Combine& combine) const {
+    P result = packs[0];
+    for (int v = 1; v < V; ++v) result = combine(result, packs[v]);
+    return first_lane(across_lanes<W / 2>(result, combine));
   }
 };
 
@@ -132,7 +112,7 @@ DEEPLAB_CRF_INLINE void gather_rows(const int32_t* rows, const T* weights, int c
 
 // values[rows[k]] += weights[k] * in for each corner k.
 template <int Corners, class T, int W, int V>
-DEEPLAB_CRF_INLINE void scatter_rows(const int32_t* rows, const T* weights, int corners, Row<T, W, V>& in, T* values, int64_t stride) {
+DEEPLAB_CRF_INLINE void scatter_rows(const int32_t* rows, const T* weights, int corners, const Row<T, W, V>& in, T* values, int64_t stride) {
   const int count = Corners > 0 ? Corners : corners;
 #pragma GCC unroll 6
   for (int k = 0; k < count; ++k) in.add_to(values + rows[k] * stride, weights[k]);

@@ -30,23 +30,14 @@ void load_rows(const PassArguments<T>& a, const T* array, const Block<T>& block,
   const int count = block.count;
   const T* source = array + block.begin * labels;
   T* target = block.energy;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
-    T lanes[V * W];
-    for (int l = 0; l < V * W; ++l) lanes[l] = first + l < labels ? T(0) : fill;
-    Row<T, W, V> padding;
-    padding.load(lanes);
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+    T lanes[W];
+    for (int l = 0; l < W; ++l) lanes[l] = first + (V - 1) * W + l < labels ? T(0) : fill;
+    const Pack<T, W> padding = Pack<T, W>::load(lanes);
     for (int p = 0; p < count; ++p) {
       Row<T, W, V> row;
       row.load_first(source + p * labels + first, labels - first);
-      if (first + V * W > labels) {
-        const auto add = [](auto& pack, auto& pad) { pack = pack + pad; };
-        using R = Row<T, W, V>;
-        if constexpr (R::kSingles > 0) {
-          add(row.singles[R::kSingles - 1], padding.singles[R::kSingles - 1]);
-        } else {
-          add(row.pairs[R::kPairs - 1], padding.pairs[R::kPairs - 1]);
-        }
-      }
+      if (first + V * W > labels) row.packs[V - 1] = row.packs[V - 1] + padding;
       row.store(target + p * stride + first);
     }
   });
@@ -68,7 +59,7 @@ void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
   const T* source = block.energy;
   const T* scale = block.scale;
   T* target = array + block.begin * labels;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < count; ++p) {
       Row<T, W, V> row;
       row.load(source + p * stride + first);
@@ -91,8 +82,8 @@ void add_sliced(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const int64_t stride = a.stride;
   const T* diagonal = term.kind == Compatibility::kDiagonal ? term.coefficients : nullptr;
   const T potts = term.coefficients[0];
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
-    for_corners(corners, [=]<int Corners>() {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+    for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int p = 0; p < count; ++p) {
         Row<T, W, V> sum;
         gather_rows<Corners>(rows + p * corners, weights + p * corners, corners, values + first, stride, sum);
@@ -101,7 +92,7 @@ void add_sliced(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
         if (diagonal == nullptr) {
           sum.add_to(energy, potts * norm);
         } else {
-          sum.each([=](auto& pack, int at) { pack = pack * std::remove_reference_t<decltype(pack)>::load(diagonal + first + at); });
+          for (int v = 0; v < V; ++v) sum.packs[v] = sum.packs[v] * Pack<T, W>::load(diagonal + first + v * W);
           sum.add_to(energy, norm);
         }
       }
@@ -114,7 +105,7 @@ template <class T>
 void add_mixed(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
   const LatticeView<T>& lattice = *term.lattice;
   const int corners = lattice.corners();
-  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) {
+  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < block.count; ++p) {
       const int64_t at = (block.begin + p) * corners;
       Row<T, W, V> sum;
@@ -123,7 +114,7 @@ void add_mixed(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T
       sum.store(block.message + p * a.stride + first);
     }
   });
-  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) {
+  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < block.count; ++p) {
       T* target = block.energy + p * a.stride + first;
       Row<T, W, V> energy;
@@ -142,8 +133,8 @@ DEEPLAB_CRF_INLINE void shift_rows(T* energies, int64_t stride, int count) {
     if constexpr (V > 0) {
       Row<T, W, V> row;
       row.load(energy);
-      const T lowest = first_lane(row.reduce(Minimum{}));
-      row.each([=](auto& pack, int) { pack = lowest - pack; });
+      const T lowest = row.reduce(Minimum{});
+      for (int v = 0; v < V; ++v) row.packs[v] = lowest - row.packs[v];
       row.store(energy);
     } else {
       using P = Pack<T, W>;
@@ -162,7 +153,7 @@ DEEPLAB_CRF_INLINE void sum_rows(const T* beliefs, int64_t stride, int count, T*
     if constexpr (V > 0) {
       Row<T, W, V> row;
       row.load(beliefs + p * stride);
-      scale[p] = T(1) / first_lane(row.reduce(Sum{}));
+      scale[p] = T(1) / row.reduce(Sum{});
     } else {
       using P = Pack<T, W>;
       P total = P::zero();
@@ -184,14 +175,14 @@ void softmax(const PassArguments<T>& a, const Block<T>& block) {
     if (stride > kMaxPacks * kWideLanes<T>) return body.template operator()<kWideLanes<T>, 0>(0);
     for_row_blocks<T>(stride, body);
   };
-  rows([=]<int W, int V>(int64_t) { shift_rows<T, W, V>(energies, stride, count); });
+  rows([=]<int W, int V>(int64_t) DEEPLAB_CRF_INLINE_LAMBDA { shift_rows<T, W, V>(energies, stride, count); });
   // All rows of the block as one run of lanes: its length is a multiple of every pack's.
-  constexpr int kLanes = kPairedPacks ? 2 * kWideLanes<T> : kWideLanes<T>;
+  constexpr int kLanes = kLongLanes<T>;
   static_assert(kPassBlock % kLanes == 0);
   for (int64_t l = 0; l < kPassBlock * stride; l += kLanes) {
     exp_nonpositive(Pack<T, kLanes>::load(energies + l)).store(energies + l);
   }
-  rows([=]<int W, int V>(int64_t) { sum_rows<T, W, V>(energies, stride, count, scale); });
+  rows([=]<int W, int V>(int64_t) DEEPLAB_CRF_INLINE_LAMBDA { sum_rows<T, W, V>(energies, stride, count, scale); });
 }
 
 // q <- (1 - damping) q + damping old, with scale applied. Returns the largest move.
@@ -221,8 +212,8 @@ void splat_rows(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const T* scale = block.scale;
   T* values = term.write;
   const int64_t stride = a.stride;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) {
-    for_corners(corners, [=]<int Corners>() {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+    for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int p = 0; p < count; ++p) {
         Row<T, W, V> q;
         q.load(beliefs + p * stride + first);

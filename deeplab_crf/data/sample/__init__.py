@@ -6,4 +6,3 @@ from pathlib import Path
 
 PHOTOGRAPH = Path(__file__).with_name("astronaut.jpg")
 COARSE_LABELS = Path(__file__).with_name("astronaut_labels.png")
-CLASS_NAMES = ("background", "person", "flag", "shuttle")
