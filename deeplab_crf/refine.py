@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,11 +178,12 @@ def _refine(
     """(C, H, W) probabilities."""
     if len(scores.class_ids) == 1:  # nothing to decide, and log(1 - confidence) has no other class to go to
         return np.ones((1, *scores.size), dtype=np.float32)
-    labels = {"num_labels": len(scores.class_ids), "ignore_label": UNSURE, "confidence": settings.confidence}
+    given: dict[str, Any] = {scores.kind: scores.values}
+    if scores.kind == "labels":
+        given |= {"num_labels": len(scores.class_ids), "ignore_label": UNSURE, "confidence": settings.confidence}
     return deeplab_crf.dense_crf(
         image,
-        **{scores.kind: scores.values},
-        **(labels if scores.kind == "labels" else {}),
+        **given,
         kernels=settings.kernels,
         iterations=settings.iterations,
         normalization=settings.normalization,

@@ -40,17 +40,31 @@ void throw_not_finite(const FeatureView<T>& features, int dim) {
 // Smallest and largest feature of one dimension. Throws if one is not finite.
 template <class T>
 void feature_range(const FeatureView<T>& features, int dim, double* low, double* high) {
+  // Lanes of their own, so that the compiler may use vectors without reordering a sum.
+  constexpr int kLanes = 16;
   const T* data = features.data + dim * features.dim_stride;
-  T least = data[0], most = data[0], poison = 0;
-  for (int64_t p = 0; p < features.num_points; ++p) {
-    const T value = data[p * features.point_stride];
-    least = value < least ? value : least;
-    most = value > most ? value : most;
-    poison += value * T(0);  // NaN as soon as one value is NaN or inf
+  T least[kLanes], most[kLanes], poison[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    least[lane] = most[lane] = data[0];
+    poison[lane] = 0;
   }
-  if (poison != T(0)) throw_not_finite(features, dim);
-  *low = static_cast<double>(least);
-  *high = static_cast<double>(most);
+  const auto visit = [&](T value, int lane) {
+    least[lane] = value < least[lane] ? value : least[lane];
+    most[lane] = value > most[lane] ? value : most[lane];
+    poison[lane] += value * T(0);  // NaN as soon as one value is NaN or inf
+  };
+  int64_t p = 0;
+  if (features.point_stride == 1) {
+    for (; p + kLanes <= features.num_points; p += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) visit(data[p + lane], lane);
+    }
+  }
+  for (; p < features.num_points; ++p) visit(data[p * features.point_stride], static_cast<int>(p % kLanes));
+  T poisoned = 0;
+  for (T lane : poison) poisoned += lane;
+  if (poisoned != T(0)) throw_not_finite(features, dim);
+  *low = static_cast<double>(*std::min_element(least, least + kLanes));
+  *high = static_cast<double>(*std::max_element(most, most + kLanes));
 }
 
 template <class T>
@@ -103,10 +117,11 @@ class Steps final : public BuilderSteps<T> {
         touch_origin_(touch_origin),
         threads_(threads),
         chunks_(chunk_count(features.num_points)) {
-    for (int i = 0; i < layout_.dims; ++i) {
-      unit_[i] = layout_.unit<K>(i);
-      ones_ += unit_[i];
-      for (int n = 0; n <= layout_.dims; ++n) wrap_[i] += unit_[i];
+    Key<K> ones{};
+    for (int i = 0; i < layout_.dims; ++i) ones += layout_.unit<K>(i);
+    for (int axis = 0; axis <= layout_.dims; ++axis) {
+      step_[axis] = ones;
+      for (int n = 0; axis < layout_.dims && n <= layout_.dims; ++n) step_[axis] -= layout_.unit<K>(axis);
     }
   }
 
@@ -131,33 +146,6 @@ class Steps final : public BuilderSteps<T> {
   int64_t num_ghosts() const override { return ghost_begin_.back(); }
 
  private:
-  void embed_chunk(int64_t c, int32_t* rows, T* weights) {
-    const LatticeKernels<T>& kernels = lattice_kernels<T>();
-    const int dims = layout_.dims, corners = dims + 1;
-    std::vector<int32_t> origin(corners * kEmbedBlock), ranks(corners * kEmbedBlock);
-    std::vector<T> block_weights(corners * kEmbedBlock);
-    const SimplexBlock<T> block{origin.data(), ranks.data(), block_weights.data()};
-    const int64_t begin = chunk_begin(features_.num_points, c), end = chunk_begin(features_.num_points, c + 1);
-    KeyTable<K> table((end - begin) / 2);
-    ChunkVertices<K>& chunk = chunks_[c];
-    PreviousSimplex previous;
-    for (int64_t first = begin; first < end; first += kEmbedBlock) {
-      const int count = static_cast<int>(std::min<int64_t>(kEmbedBlock, end - first));
-      (wide_ ? kernels.embed_wide : kernels.embed)(features_, first, count, block);
-      for (int p = 0; p < count; ++p) {
-        const int64_t at = (first + p) * corners;
-        insert_simplex(block, p, table, chunk.keys, previous, rows + at);
-        for (int k = 0; k < corners; ++k) weights[at + k] = block.weights[k * kEmbedBlock + p];
-      }
-    }
-    if (touch_origin_ && end == features_.num_points) {
-      const T zeros[geometry::kMaxDimensions]{};
-      int32_t unused_rows[geometry::kMaxDimensions + 1];
-      (wide_ ? kernels.embed_wide : kernels.embed)(FeatureView<T>{zeros, 1, dims, dims, 1}, 0, 1, block);
-      insert_simplex(block, 0, table, chunk.keys, previous, unused_rows);
-    }
-  }
-
   // The simplex of the point before, whose rows serve again if the next point lies in the same one.
   struct PreviousSimplex {
     Key<K> origin{};
@@ -165,15 +153,50 @@ class Steps final : public BuilderSteps<T> {
     const int32_t* rows = nullptr;
   };
 
-  void insert_simplex(const SimplexBlock<T>& block, int p, KeyTable<K>& table, std::vector<Key<K>>& keys,
-                      PreviousSimplex& previous, int32_t* rows) {
-    const int dims = layout_.dims;
+  void embed_chunk(int64_t c, int32_t* rows, T* weights) {
+    if (layout_.dims == 5) return embed_chunk_of<5>(c, rows, weights);
+    if (layout_.dims == 2) return embed_chunk_of<2>(c, rows, weights);
+    return embed_chunk_of<0>(c, rows, weights);
+  }
+
+  // D: the dimension where it is known when compiling, else 0.
+  template <int D>
+  void embed_chunk_of(int64_t c, int32_t* rows, T* weights) {
+    const LatticeKernels<T>& kernels = lattice_kernels<T>();
+    const int dims = D > 0 ? D : layout_.dims, corners = dims + 1;
+    std::vector<int32_t> origin(corners * kEmbedBlock), ranks(corners * kEmbedBlock);
+    std::vector<T> block_weights(corners * kEmbedBlock);
+    const SimplexBlock<T> block{origin.data(), ranks.data(), block_weights.data()};
+    const int64_t begin = chunk_begin(features_.num_points, c), end = chunk_begin(features_.num_points, c + 1);
+    KeyTable<K> table((end - begin) / 4);
+    PreviousSimplex previous;
+    for (int64_t first = begin; first < end; first += kEmbedBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kEmbedBlock, end - first));
+      (wide_ ? kernels.embed_wide : kernels.embed)(features_, first, count, block);
+      for (int p = 0; p < count; ++p) {
+        const int64_t at = (first + p) * corners;
+        insert_simplex<D>(block, p, table, previous, rows + at);
+        for (int k = 0; k < corners; ++k) weights[at + k] = block_weights[k * kEmbedBlock + p];
+      }
+    }
+    if (touch_origin_ && end == features_.num_points) {
+      const T zeros[geometry::kMaxDimensions]{};
+      int32_t unused_rows[geometry::kMaxDimensions + 1];
+      (wide_ ? kernels.embed_wide : kernels.embed)(FeatureView<T>{zeros, 1, dims, dims, 1}, 0, 1, block);
+      insert_simplex<D>(block, 0, table, previous, unused_rows);
+    }
+    chunks_[c].keys = table.take_keys();
+  }
+
+  template <int D>
+  void insert_simplex(const SimplexBlock<T>& block, int p, KeyTable<K>& table, PreviousSimplex& previous, int32_t* rows) {
+    const int dims = D > 0 ? D : layout_.dims;
     Key<K> key{};
     uint64_t ranks = 0;
     int coordinate_of_rank[geometry::kMaxDimensions + 1];
     for (int i = 0; i < dims; ++i) {
       const uint64_t offset = static_cast<uint64_t>(block.origin[i * kEmbedBlock + p] - layout_.minimum[i]);
-      key.word[layout_.word[i]] += offset << layout_.shift[i];
+      key.word[K == 1 ? 0 : layout_.word[i]] += offset << layout_.shift[i];
       const int rank = block.ranks[i * kEmbedBlock + p];
       coordinate_of_rank[rank] = i;
       ranks = ranks * static_cast<uint64_t>(dims + 1) + static_cast<uint64_t>(rank);
@@ -185,16 +208,10 @@ class Steps final : public BuilderSteps<T> {
       return;
     }
     previous = {key, ranks, rows};
-    // Vertex k adds k to every coordinate and takes d + 1 off those of the k highest ranks.
+    // Vertex k adds k to every coordinate and takes d + 1 off those of the k highest ranks: one step along an axis at a time.
     for (int k = 0; k <= dims; ++k) {
-      if (k > 0) {
-        key += ones_;
-        const int i = coordinate_of_rank[dims - k + 1];
-        if (i < dims) key -= wrap_[i];
-      }
-      const int32_t id = table.insert(key);
-      if (id == static_cast<int32_t>(keys.size())) keys.push_back(key);
-      rows[k] = id;
+      if (k > 0) key += step_[coordinate_of_rank[dims - k + 1]];
+      rows[k] = table.insert(key);
     }
   }
 
@@ -206,18 +223,17 @@ class Steps final : public BuilderSteps<T> {
       throw InvalidArgument("the lattice of these features has over 2^31 vertices; use larger standard deviations or process the "
                             "image in tiles");
     }
-    table_ = KeyTable<K>(touched);
-    vertex_keys_.reserve(touched);
+    table_ = KeyTable<K>(touched / 2);
     owned_begin_.assign(1, 0);
     ghost_begin_.assign(1, 0);
     for (ChunkVertices<K>& chunk : chunks_) {
       const int64_t size = static_cast<int64_t>(chunk.keys.size());
+      const int32_t known = static_cast<int32_t>(table_.keys().size());
       chunk.rows.resize(size);
       for (int64_t i = 0; i < size; ++i) {
         if (i + kPrefetchDistance < size) table_.prefetch(chunk.keys[i + kPrefetchDistance]);
         const int32_t vertex = table_.insert(chunk.keys[i]);
-        if (vertex == static_cast<int32_t>(vertex_keys_.size())) {
-          vertex_keys_.push_back(chunk.keys[i]);
+        if (vertex >= known) {
           chunk.rows[i] = vertex;
         } else {
           chunk.rows[i] = ~static_cast<int32_t>(ghost_owner_.size());
@@ -225,7 +241,7 @@ class Steps final : public BuilderSteps<T> {
         }
       }
       std::vector<Key<K>>().swap(chunk.keys);
-      owned_begin_.push_back(static_cast<int32_t>(vertex_keys_.size()));
+      owned_begin_.push_back(static_cast<int32_t>(table_.keys().size()));
       ghost_begin_.push_back(static_cast<int32_t>(ghost_owner_.size()));
     }
   }
@@ -248,16 +264,16 @@ class Steps final : public BuilderSteps<T> {
     for (size_t ghost = 0; ghost < ghost_owner_.size(); ++ghost) order[place[ghost_owner_[ghost]]++] = static_cast<int32_t>(ghost);
   }
 
-  // Finds the next neighbour of every vertex along an axis (coordinates + 1, the axis' own - d) and writes the chains of
-  // neighbours one after the other, each from its first vertex on. Vertices alone on the axis are left out. Returns the length.
+  // Finds the next neighbour of every vertex along an axis and writes the chains of neighbours one after the other, each from its first vertex on. Vertices alone on the axis are left out. Returns the length.
   int64_t list_chains(int axis, int32_t* chains) const {
     const int64_t vertices = num_vertices();
-    const Key<K> step = axis < layout_.dims ? ones_ - wrap_[axis] : ones_;
+    const Key<K> step = step_[axis];
+    const std::vector<Key<K>>& keys = table_.keys();
     std::vector<int32_t> next(vertices);
     std::vector<char> has_previous(vertices, 0);
     for (int64_t v = 0; v < vertices; ++v) {
-      if (v + kPrefetchDistance < vertices) table_.prefetch(vertex_keys_[v + kPrefetchDistance] + step);
-      next[v] = table_.find(vertex_keys_[v] + step);
+      if (v + kPrefetchDistance < vertices) table_.prefetch(keys[v + kPrefetchDistance] + step);
+      next[v] = table_.find(keys[v] + step);
       if (next[v] >= 0) has_previous[next[v]] = 1;
     }
     int64_t length = 0;
@@ -274,12 +290,10 @@ class Steps final : public BuilderSteps<T> {
   bool wide_;
   bool touch_origin_;
   int threads_;
-  Key<K> unit_[geometry::kMaxDimensions]{};
-  Key<K> wrap_[geometry::kMaxDimensions]{};
-  Key<K> ones_{};
+  // From a vertex to its next neighbour along an axis: all coordinates + 1, the axis' own - d.
+  Key<K> step_[geometry::kMaxDimensions + 1]{};
   std::vector<ChunkVertices<K>> chunks_;
   KeyTable<K> table_;
-  std::vector<Key<K>> vertex_keys_;
   std::vector<int32_t> owned_begin_{0}, ghost_begin_{0}, ghost_owner_;
 };
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "lattice/geometry.h"
@@ -74,44 +75,32 @@ struct KeyLayout {
   }
 };
 
-// Keys numbered in the order of their first insertion. Linear probing, at most half full.
+// Keys numbered in the order of their first insertion. Linear probing, at most half full. A slot holds a number and 32 bits of
+// the hash, so that most probes end without a look at the keys, and eight slots share a cache line.
 template <int K>
 class KeyTable {
  public:
   // Room for `expected` keys without growing.
   explicit KeyTable(int64_t expected = 0) { resize(expected); }
 
-  // Forgets all keys and keeps the memory.
-  void clear() {
-    for (Slot& slot : slots_) slot.id = kEmpty;
-    size_ = 0;
-  }
-
-  int64_t size() const { return size_; }
+  // All keys by number.
+  const std::vector<Key<K>>& keys() const { return keys_; }
+  std::vector<Key<K>> take_keys() { return std::move(keys_); }
 
   // The key's number; inserts it if it is new.
   int32_t insert(const Key<K>& key) {
-    uint64_t place = key.hash() >> shift_;
-    while (slots_[place].id != kEmpty) {
-      if (slots_[place].key == key) return slots_[place].id;
-      place = (place + 1) & mask_;
-    }
-    const int32_t id = static_cast<int32_t>(size_);
-    slots_[place] = {key, id};
-    ++size_;
-    if (size_ * 2 > static_cast<int64_t>(slots_.size())) grow();
+    const uint64_t hash = key.hash();
+    const uint64_t place = probe(key, hash);
+    if (slots_[place].id != kEmpty) return slots_[place].id;
+    const int32_t id = static_cast<int32_t>(keys_.size());
+    slots_[place] = {tag(hash), id};
+    keys_.push_back(key);
+    if (keys_.size() * 2 > slots_.size()) resize(2 * static_cast<int64_t>(keys_.size()));
     return id;
   }
 
   // The key's number, or -1.
-  int32_t find(const Key<K>& key) const {
-    uint64_t place = key.hash() >> shift_;
-    while (slots_[place].id != kEmpty) {
-      if (slots_[place].key == key) return slots_[place].id;
-      place = (place + 1) & mask_;
-    }
-    return kEmpty;
-  }
+  int32_t find(const Key<K>& key) const { return slots_[probe(key, key.hash())].id; }
 
   // Hint that `key` will be looked up soon.
   void prefetch(const Key<K>& key) const { __builtin_prefetch(&slots_[key.hash() >> shift_]); }
@@ -119,34 +108,40 @@ class KeyTable {
  private:
   static constexpr int32_t kEmpty = -1;
   struct Slot {
-    Key<K> key;
+    uint32_t tag;
     int32_t id;
   };
+
+  // Bits of the hash that a place does not use.
+  static uint32_t tag(uint64_t hash) { return static_cast<uint32_t>(hash >> 8); }
+
+  // Where the key is, or the free place where it belongs.
+  uint64_t probe(const Key<K>& key, uint64_t hash) const {
+    uint64_t place = hash >> shift_;
+    while (slots_[place].id != kEmpty && !(slots_[place].tag == tag(hash) && keys_[slots_[place].id] == key)) {
+      place = (place + 1) & mask_;
+    }
+    return place;
+  }
 
   void resize(int64_t expected) {
     int bits = 6;
     while ((int64_t{1} << bits) < 2 * expected + 2) ++bits;
-    slots_.assign(size_t{1} << bits, Slot{{}, kEmpty});
+    slots_.assign(size_t{1} << bits, Slot{0, kEmpty});
     mask_ = (uint64_t{1} << bits) - 1;
     shift_ = 64 - bits;
-  }
-
-  void grow() {
-    std::vector<Slot> old;
-    old.swap(slots_);
-    resize(2 * size_);
-    for (const Slot& slot : old) {
-      if (slot.id == kEmpty) continue;
-      uint64_t place = slot.key.hash() >> shift_;
+    for (size_t id = 0; id < keys_.size(); ++id) {
+      const uint64_t hash = keys_[id].hash();
+      uint64_t place = hash >> shift_;
       while (slots_[place].id != kEmpty) place = (place + 1) & mask_;
-      slots_[place] = slot;
+      slots_[place] = {tag(hash), static_cast<int32_t>(id)};
     }
   }
 
   std::vector<Slot> slots_;
+  std::vector<Key<K>> keys_;
   uint64_t mask_ = 0;
   int shift_ = 0;
-  int64_t size_ = 0;
 };
 
 }  // namespace deeplab_crf

@@ -124,12 +124,12 @@ class PermutohedralLattice:
         check_normalization(normalization)
         if normalization == "none":
             return None, None
-        power = -0.5 if normalization == "symmetric" else -1.0
         key = "symmetric" if normalization == "symmetric" else "inverse"
         if key not in self._norms:
-            sums = self._filter(np.ones((self.num_points, 1), self._dtype), None, None, transpose=False)
-            # The sum in double as pydensecrf has it; the power is taken of the rounded sum.
-            self._norms[key] = ((sums[:, 0].astype(np.float64) + _NORM_EPSILON) ** power).astype(self._dtype)
+            sums = self._filter(np.ones((self.num_points, 1), self._dtype), None, None, transpose=False)[:, 0]
+            sums += self._dtype.type(_NORM_EPSILON)
+            norm = np.reciprocal(sums, out=sums)
+            self._norms[key] = np.sqrt(norm, out=norm) if key == "symmetric" else norm
         norm = self._norms[key]
         if normalization == "symmetric":
             return norm, norm

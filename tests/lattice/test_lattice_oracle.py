@@ -75,6 +75,22 @@ def test_images(sxy: float, srgb: float, normalization: str) -> None:
     check(features, samples.values(4800, 21), normalization)
 
 
+@pytest.mark.parametrize("normalization", ["none", "symmetric"])
+def test_images_of_several_chunks(normalization: str) -> None:
+    """Points are cut into chunks of about 16384: here vertices are shared by chunks side by side and far apart."""
+    image = samples.photo(211, 250)
+    for features in (oracle.bilateral_features(image, 30.0, 20.0), oracle.gaussian_features(211, 250, 5.0)):
+        check(features, samples.values(len(features), 5), normalization)
+        check(features, samples.values(len(features), 5), normalization, transpose=True)
+
+
+def test_more_points_than_the_largest_number_of_chunks() -> None:
+    """Beyond 256 chunks of 16384 points the chunks grow instead."""
+    points = 256 * 16384 + 77777
+    features = (np.arange(points, dtype=np.float32) / 3001.0)[:, None]
+    check(features, samples.values(points, 1), "after")
+
+
 @pytest.mark.parametrize("sxy", [0.5, 1.0, 3.0, 40.0])
 def test_pixel_grids(sxy: float) -> None:
     """Points exactly on faces of the lattice: zero-weight vertices exist, and rounding decides which."""

@@ -69,6 +69,15 @@ def test_photographs(sxy: float, srgb: float, weight: float, normalization: str)
     assert_close(engine.inference(unary, 10).probabilities, judge.run(10), np.float32)
 
 
+@pytest.mark.parametrize("labels", [2, 21])
+def test_images_of_several_chunks(labels: int) -> None:
+    """Points are cut into chunks of about 16384, whose shared vertices are summed in a fixed order."""
+    image, unary = samples.photo(150, 230), samples.energies(labels, 34500)
+    features = [oracle.gaussian_features(150, 230, 3.0), oracle.bilateral_features(image, 50.0, 10.0)]
+    engine, judge = both(features, [3.0, 5.0], ["symmetric", "after"], unary)
+    assert_close(engine.inference(unary, 3).probabilities, judge.run(3), np.float32)
+
+
 def test_without_normalisation_the_scale_of_the_lattice_shows() -> None:
     unary = samples.energies(4, 900)
     engine, judge = both([samples.features(900, 2)], [0.01], ["none"], unary)

@@ -204,7 +204,8 @@ def test_every_instruction_set_gives_the_same_answer(tmp_path: Path) -> None:
         assert str(result.pop("active")) == name
         for key, want in results["baseline"].items():
             if key != "active":
-                tolerance = 1e-12 if "float64" in key else 1e-5
+                # Each is within 1e-5 (1e-12) of the oracle, on either side.
+                tolerance = 2e-12 if "float64" in key else 2e-5
                 assert samples.scaled_error(result[key], want) <= tolerance, (name, key)
 
 
