@@ -35,12 +35,14 @@ def measure(engine: str, threads: int, case: Case, image: str, *, timeout: float
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder) / "request.json"
         request.write_text(json.dumps({"engine": engine, "threads": threads, "case": case.to_json(), "image": image}))
+        # At the end of the path: an installed deeplab_crf comes before the sources, which may have no compiled module.
+        start = f"import sys, runpy; sys.path.append({str(ROOT)!r}); runpy.run_module('benchmarks.memory', run_name='__main__')"
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", str(request)],
+            [sys.executable, "-c", start, str(request)],
             capture_output=True,
             text=True,
             timeout=timeout,
-            cwd=ROOT,
+            cwd=folder,
             check=False,
         )
     if done.returncode != 0:

@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 # Properties are checked on the same examples every time; a loaded machine is no reason to fail.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    """Stops with one clear line where the tests would meet the sources without their compiled module."""
+    package = find_spec("deeplab_crf")
+    if package is None or find_spec("deeplab_crf._native") is None:
+        where = "nowhere" if package is None else f"in {package.origin}, which has no compiled module"
+        raise pytest.UsageError(
+            f"the tests need deeplab_crf installed; found it {where}. Install it (pip install '.[test]'), and start "
+            "them as `pytest`: `python -m pytest` puts the sources before what is installed"
+        )
+
+
+def pytest_report_header() -> str:
+    """Says which deeplab_crf is tested."""
+    package = find_spec("deeplab_crf")
+    return f"deeplab_crf: {package.origin if package else None}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def neutral_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests run in an empty folder. In the repository's root, the `python -c` and `python -m` that some of them start would
+    find the sources, which have no compiled module, before the installed package."""
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("neutral")
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)

@@ -33,6 +33,7 @@ py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t
   arguments.num_labels = num_labels;
   arguments.unary = pointer<const T>(unary);
   arguments.q = pointer<T>(q);
+  arguments.order = pointer<const int32_t>(options["order"].cast<uintptr_t>());
   for (const py::handle term : terms) arguments.terms.push_back(make_term<T>(term));
   arguments.start_from_q = options["start_from_q"].cast<bool>();
   arguments.iterations = options["iterations"].cast<int>();

@@ -3,7 +3,6 @@
 #include "bindings/module.h"
 #include "support/cpu_dispatch.h"
 #include "support/errors.h"
-#include "support/parallel.h"
 
 namespace deeplab_crf::bindings {
 namespace {
@@ -22,7 +21,6 @@ pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = DEEPLAB_CRF_VERSION;
   info["compiler"] = compiler();
-  info["openmp"] = has_openmp();
   info["isa_compiled"] = compiled;
   info["isa_detected"] = isa_name(detected_isa());
   info["isa_active"] = isa_name(active_isa());

@@ -43,6 +43,7 @@ class Inference {
     pass_.stride = stride_;
     pass_.unary = arguments.unary;
     pass_.q = arguments.q;
+    pass_.order = arguments.order;
     pass_.num_terms = static_cast<int>(arguments.terms.size());
     pass_.damping = arguments.damping;
   }

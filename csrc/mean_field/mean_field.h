@@ -33,12 +33,15 @@ struct KeepGoing {
   void* context;
 };
 
+//   order  (N) or null: lattices and norms take the points in this order; position p is row order[p] of unary and q. A walk in
+//          small tiles of an image keeps lattice rows in the caches.
 template <class T>
 struct MeanFieldArguments {
   int64_t num_points;
   int64_t num_labels;
   const T* unary;  // (N, L) energies
   T* q;            // (N, L) out; in: the start, if start_from_q
+  const int32_t* order;
   std::vector<KernelTerm<T>> terms;
   bool start_from_q;
   int iterations;

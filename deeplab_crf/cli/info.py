@@ -50,7 +50,7 @@ def _as_text(facts: dict[str, Any]) -> str:
         "deeplab-crf": native["version"],
         "compiler": native["compiler"],
         "cpu": f"{cpu['active']} in use; this machine has {cpu['detected']}; built for {', '.join(cpu['compiled'])}",
-        "threads": f"{native['threads']} ({'OpenMP' if native['openmp'] else 'no OpenMP'})",
+        "threads": str(native["threads"]),
         "cuda": gpu,
         "python": f"{facts['python']} on {facts['platform']}",
     }

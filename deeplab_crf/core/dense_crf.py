@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from deeplab_crf.core.arrays import FloatArray, as_real_array, check_dtype
+from deeplab_crf.core.image_points import ImagePoints
 from deeplab_crf.core.mean_field import MeanField, MeanFieldResult
 from deeplab_crf.core.scores import LabelOptions, energies, exactly_one, num_labels_of
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, PairwiseKernel, check_normalization
@@ -49,34 +50,29 @@ class ImageCRF:
         if shape is not None and (height, width) != tuple(shape):
             raise ValueError(f"image must have the scores' size {shape[0]} x {shape[1]} (H x W); got {height} x {width}")
         self.height, self.width = int(height), int(width)
-        self.mean_field = MeanField(self.height * self.width, num_labels, dtype=self._dtype, threads=threads)
+        self._points = ImagePoints(self.height, self.width, self._dtype)
+        self.mean_field = MeanField(
+            self.height * self.width, num_labels, dtype=self._dtype, threads=threads, order=self._points.order
+        )
         for kernel in kernels:
             self.mean_field.add_kernel(
                 self._features(kernel, pixels), kernel.compatibility, normalization=kernel.normalization or normalization
             )
 
-    def _features(self, kernel: Kernel, pixels: NDArray[Any] | None) -> FloatArray:
-        """The kernel's features ``(d, N)``."""
+    def _features(self, kernel: Kernel, pixels: NDArray[Any] | None) -> NDArray[Any]:
+        """The kernel's features ``(d, N)``, in the order of the walk."""
         if isinstance(kernel, PairwiseKernel):
             return self._given_features(kernel)
         if not isinstance(kernel, Gaussian | Bilateral):
             raise TypeError(f"kernels must be Gaussian, Bilateral or PairwiseKernel; got {type(kernel).__name__}")
-        channels = 0
-        if isinstance(kernel, Bilateral):
-            if pixels is None:
-                raise ValueError("image must be given for a Bilateral kernel; got None")
-            channels = pixels.shape[2]
-        features = np.empty((2 + channels, self.height, self.width), self._dtype)
-        sx, sy = (self._dtype.type(width) for width in kernel.widths_xy)
-        features[0] = np.arange(self.width, dtype=self._dtype) / sx
-        features[1] = (np.arange(self.height, dtype=self._dtype) / sy)[:, None]
-        if isinstance(kernel, Bilateral) and pixels is not None:
-            for channel, width in enumerate(kernel.widths_channels(channels)):
-                np.divide(pixels[:, :, channel], self._dtype.type(width), out=features[2 + channel], dtype=self._dtype)
-        return features.reshape(2 + channels, -1)
+        if isinstance(kernel, Gaussian):
+            return self._points.position_features(kernel.widths_xy)
+        if pixels is None:
+            raise ValueError("image must be given for a Bilateral kernel; got None")
+        return self._points.colour_features(kernel.widths_xy, pixels, kernel.widths_channels(pixels.shape[2]))
 
-    def _given_features(self, kernel: PairwiseKernel) -> FloatArray:
-        array: NDArray[Any] = as_real_array(kernel.features, "features")
+    def _given_features(self, kernel: PairwiseKernel) -> NDArray[Any]:
+        array = as_real_array(kernel.features, "features")
         size = (self.height, self.width)
         points = self.height * self.width
         if array.ndim == 3 and array.shape[1:] == size:
@@ -90,7 +86,7 @@ class ImageCRF:
                 f"features must have shape ({points}, d), (d, {points}), (d, {size[0]}, {size[1]}) or ({size[0]}, {size[1]}, d); "
                 f"got {array.shape}"
             )
-        return array
+        return self._points.walked(array)
 
     def infer(
         self,

@@ -9,7 +9,7 @@ from deeplab_crf.core.threads import get_num_threads
 
 
 def native_info() -> dict[str, Any]:
-    """The build and the machine as plain data: version, compiler, instruction sets, OpenMP, threads, CUDA and, where it is not
+    """The build and the machine as plain data: version, compiler, instruction sets, threads, CUDA and, where it is not
     usable, why and what to do."""
     build = _native.build_info()
     return {
@@ -20,8 +20,7 @@ def native_info() -> dict[str, Any]:
             "active": build["isa_active"],
             "compiled": list(build["isa_compiled"]),
         },
-        "openmp": build["openmp"],
-        "threads": get_num_threads() if build["openmp"] else 1,
+        "threads": get_num_threads(),
         "cuda": {
             "built": build["cuda_built"],
             "usable": False,

@@ -12,7 +12,6 @@ from deeplab_crf.core.arrays import (
     FloatArray,
     address,
     aligned,
-    as_engine_floats,
     as_real_array,
     element_strides,
 )
@@ -48,8 +47,9 @@ class PermutohedralLattice:
                 f"features must have 1 to {_native.MAX_DIMENSIONS} dimensions (N, d); got d = {array.shape[1]}. "
                 "Project them to fewer, for example by PCA"
             )
-        floats = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
-        self._build(aligned(as_engine_floats(floats)), touch_origin, resolve_threads(threads))
+        double = array.dtype.kind == "f" and array.dtype.itemsize == 8
+        floats = array.astype(np.float64 if double else np.float32, copy=False)  # native byte order too
+        self._build(aligned(floats), touch_origin, resolve_threads(threads))
         self._threads = threads
         self._norms: dict[str, FloatArray] = {}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from deeplab_crf import _native
 from deeplab_crf.core.arrays import (
@@ -113,11 +113,19 @@ class MeanField:
     """A fully connected CRF over one set of points: kernels are added once, inference runs for any number of unaries.
 
     num_points: N. num_labels: L. dtype: float32 or float64, for lattices, energies and probabilities. threads: None takes
-    `get_num_threads` at each call.
+    `get_num_threads` at each call. order: int32 ``(N,)``, a permutation in which the engine walks the points; features and
+    lattices of `add_kernel` are then in this order, unaries and probabilities stay in the order of the points. For images,
+    `tile_order` saves a tenth to a fifth of the time.
     """
 
     def __init__(
-        self, num_points: int, num_labels: int, *, dtype: DTypeLike = np.float32, threads: int | None = None
+        self,
+        num_points: int,
+        num_labels: int,
+        *,
+        dtype: DTypeLike = np.float32,
+        threads: int | None = None,
+        order: NDArray[np.int32] | None = None,
     ) -> None:
         for name, value in (("num_points", num_points), ("num_labels", num_labels)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -126,6 +134,7 @@ class MeanField:
         self.num_labels = int(num_labels)
         self.dtype = check_dtype(dtype)
         self._threads = threads
+        self._order = None if order is None else _check_order(order, self.num_points)
         self._terms: list[_Term] = []
         if threads is not None:
             resolve_threads(threads)
@@ -146,7 +155,8 @@ class MeanField:
     ) -> None:
         """Add a pairwise kernel.
 
-        features: ``(d, N)`` already divided by their standard deviations, or a lattice over them. compat: a number w is Potts
+        features: ``(d, N)`` already divided by their standard deviations, or a lattice over them, the points in the walk's
+        order. compat: a number w is Potts
         and adds ``-w K Q`` to the energies; ``(L,)`` adds ``+ compat * K Q``; ``(L, L)`` adds ``+ compat @ (K Q)`` as given.
         normalization: "none", "before", "after" or "symmetric". Raises ValueError for wrong shapes, NaN or inf.
         """
@@ -224,6 +234,7 @@ class MeanField:
             "damping": float(damping),
             "tolerance": float(tolerance),
             "threads": resolve_threads(self._threads),
+            "order": address(self._order),
         }
         # Two value buffers a kernel, each on a cache line boundary.
         sizes = [_round_up(term.lattice.workspace_bytes(self.num_labels)) for term in self._terms]
@@ -242,6 +253,8 @@ class MeanField:
         """The terms of the mean field objective at ``q`` ``(L, N)``; see `Energy`."""
         energies = self._engine_layout(unary, "unary", copy=False)
         beliefs = self._engine_layout(q, "q", copy=False)
+        if self._order is not None:
+            energies, beliefs = energies[self._order], beliefs[self._order]
         threads = resolve_threads(self._threads)
         pairwise = 0.0
         for term in self._terms:
@@ -254,6 +267,14 @@ class MeanField:
 def _dot(a: FloatArray, b: FloatArray) -> float:
     """Sum of products in double precision."""
     return float(np.sum(np.multiply(a, b, dtype=np.float64)))
+
+
+def _check_order(order: NDArray[np.int32], num_points: int) -> NDArray[np.int32]:
+    """The permutation, contiguous. Anything else would have the kernels read and write outside their arrays."""
+    array = np.ascontiguousarray(order, dtype=np.int32)
+    if array.shape != (num_points,) or not np.array_equal(np.bincount(array, minlength=num_points), np.ones(num_points, np.int64)):
+        raise ValueError(f"order must be a permutation of 0..{num_points - 1}; got shape {array.shape}, or repeated points")
+    return array
 
 
 def _round_up(value: int) -> int:

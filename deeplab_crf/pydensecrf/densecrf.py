@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deeplab_crf.core.image_points import ImagePoints
 from deeplab_crf.core.lattice import PermutohedralLattice
 from deeplab_crf.core.mean_field import MeanField, pack_unary
 from deeplab_crf.pydensecrf._checks import (
@@ -131,7 +132,14 @@ class DenseCRF:
         self._num_labels = whole_number(nlabels, "nlabels", 1)
         self._grid: tuple[int, ...] = (self._num_points,)
         self._unary: Float32Array | None = None
-        self._mean_field = MeanField(self._num_points, self._num_labels, dtype=np.float32)
+        self._mean_field = self._make_mean_field()
+
+    def _make_mean_field(self) -> MeanField:
+        return MeanField(self._num_points, self._num_labels, dtype=np.float32)
+
+    def _in_walk_order(self, features: Float32Array) -> Float32Array:
+        """Features (d, N) in the order in which the engine walks the points."""
+        return features
 
     def setUnary(self, u: Unary) -> None:
         """Set the unary energies from a `ConstUnary` or `LogisticUnary`, which stays usable.
@@ -169,7 +177,7 @@ class DenseCRF:
         """
         array = flatten_points(real_array(features, "features"), "features", self._num_points, self._grid)
         check_finite(array, "features")
-        self._add_kernel(array.astype(np.float32, copy=False), compat, kernel, normalization)
+        self._add_kernel(self._in_walk_order(array.astype(np.float32, copy=False)), compat, kernel, normalization)
 
     def inference(self, niter: int) -> Float32Array:
         """Marginals after ``niter`` (0 or more) mean field updates from softmax(-unary).
@@ -209,7 +217,7 @@ class DenseCRF:
         return float(self._mean_field.energy(self._energies(), self._marginals(Q)).kl)
 
     def _add_kernel(self, features: Float32Array, compat: object, kernel: int, normalization: int) -> None:
-        """features: (d, N), finite float32. The rest as the user gave it."""
+        """features: (d, N), finite float32, in the walk's order. The rest as the user gave it."""
         _member(KernelType, kernel, "kernel")
         mode = _ENGINE_NORMALIZATIONS[_member(NormalizationType, normalization, "normalization")]
         weights = compatibility(compat, self._num_labels)
@@ -246,8 +254,15 @@ class DenseCRF2D(DenseCRF):
 
     def __init__(self, w: int, h: int, nlabels: int, *_: object, **__: object) -> None:
         width, height = whole_number(w, "w", 1), whole_number(h, "h", 1)
+        self._points = ImagePoints(height, width, np.dtype(np.float32))
         super().__init__(width * height, nlabels)
         self._grid = (height, width)
+
+    def _make_mean_field(self) -> MeanField:
+        return MeanField(self._num_points, self._num_labels, dtype=np.float32, order=self._points.order)
+
+    def _in_walk_order(self, features: Float32Array) -> Float32Array:
+        return self._points.walked(features)
 
     def addPairwiseGaussian(
         self,
@@ -261,7 +276,8 @@ class DenseCRF2D(DenseCRF):
         sxy: standard deviation in pixels, a number or (sx, sy). The rest as in `addPairwiseEnergy`.
         Raises ValueError for widths that are not positive and finite.
         """
-        self._add_kernel(self._features(sxy, 0).reshape(2, -1), compat, kernel, normalization)
+        features = self._points.position_features(self._widths_xy(sxy))
+        self._add_kernel(features, compat, kernel, normalization)
 
     def addPairwiseBilateral(
         self,
@@ -281,20 +297,12 @@ class DenseCRF2D(DenseCRF):
         image = self._image(rgbim)
         channels = image.shape[2]
         scales = widths(srgb, channels, "srgb", f"one a channel of rgbim, whose shape is {np.shape(rgbim)}")
-        features = self._features(sxy, channels)
-        for channel, scale in enumerate(scales):
-            # One float32 division a value, as in pydensecrf: the last bit decides which lattice vertices exist.
-            np.divide(image[:, :, channel], np.float32(scale), out=features[2 + channel], dtype=np.float32)
-        self._add_kernel(features.reshape(2 + channels, -1), compat, kernel, normalization)
+        features = self._points.colour_features(self._widths_xy(sxy), image, scales)
+        self._add_kernel(features, compat, kernel, normalization)
 
-    def _features(self, sxy: object, channels: int) -> Float32Array:
-        """(2 + channels, H, W) with x / sx and y / sy filled in."""
+    def _widths_xy(self, sxy: object) -> tuple[float, float]:
         sx, sy = widths(sxy, 2, "sxy", "sx, sy")
-        height, width = self._grid
-        features = np.empty((2 + channels, height, width), np.float32)
-        features[0] = np.arange(width, dtype=np.float32) / np.float32(sx)
-        features[1] = (np.arange(height, dtype=np.float32) / np.float32(sy))[:, None]
-        return features
+        return sx, sy
 
     def _image(self, rgbim: ArrayLike) -> NDArray[Any]:
         """The image as (H, W, c)."""

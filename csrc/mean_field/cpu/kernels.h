@@ -34,6 +34,7 @@ struct PassArguments {
   int64_t stride;
   const T* unary;
   T* q;
+  const int32_t* order;  // (N) row of unary and q of each position, or null: the same
   PassTerm<T>* terms;
   int num_terms;
   bool slice;   // add the messages of `read` to the unary; otherwise Q = softmax(-U)

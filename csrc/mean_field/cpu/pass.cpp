@@ -17,6 +17,7 @@ template <class T>
 struct Block {
   int64_t begin;
   int count;
+  const int64_t* at;  // (kPassBlock) where each point's row of unary and q begins
   T* energy;   // (kPassBlock, stride), later Q * scale
   T* message;  // (kPassBlock, stride)
   T* scale;    // (kPassBlock) what makes Q of a row
@@ -28,7 +29,7 @@ template <class T>
 void load_rows(const PassArguments<T>& a, const T* array, const Block<T>& block, T fill) {
   const int64_t labels = a.num_labels, stride = a.stride;
   const int count = block.count;
-  const T* source = array + block.begin * labels;
+  const int64_t* at = block.at;
   T* target = block.energy;
   for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     T lanes[W];
@@ -36,19 +37,26 @@ void load_rows(const PassArguments<T>& a, const T* array, const Block<T>& block,
     const Pack<T, W> padding = Pack<T, W>::load(lanes);
     for (int p = 0; p < count; ++p) {
       Row<T, W, V> row;
-      row.load_first(source + p * labels + first, labels - first);
+      row.load_first(array + at[p] + first, labels - first);
       if (first + V * W > labels) row.packs[V - 1] = row.packs[V - 1] + padding;
       row.store(target + p * stride + first);
     }
   });
 }
 
-// Fetches what the block behind this one will load: its rows of an (N, labels) array.
+// Where the rows of `count` points from `begin` on lie in an (N, labels) array.
 template <class T>
-void prefetch_rows(const PassArguments<T>& a, const T* array, int64_t begin, int64_t end) {
+void locate_rows(const PassArguments<T>& a, int64_t begin, int count, int64_t* at) {
+  for (int p = 0; p < count; ++p) at[p] = (a.order != nullptr ? a.order[begin + p] : begin + p) * a.num_labels;
+}
+
+// Fetches rows that the next block will load.
+template <class T>
+void prefetch_rows(const T* array, const int64_t* at, int count, int64_t labels) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t last = (end < begin + kPassBlock ? end : begin + kPassBlock) * a.num_labels;
-  for (int64_t i = begin * a.num_labels; i < last; i += kLine) __builtin_prefetch(array + i);
+  for (int p = 0; p < count; ++p) {
+    for (int64_t l = 0; l < labels; l += kLine) __builtin_prefetch(array + at[p] + l);
+  }
 }
 
 // Q of the block into an (N, labels) array.
@@ -58,13 +66,13 @@ void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
   const int count = block.count;
   const T* source = block.energy;
   const T* scale = block.scale;
-  T* target = array + block.begin * labels;
+  const int64_t* at = block.at;
   for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < count; ++p) {
       Row<T, W, V> row;
       row.load(source + p * stride + first);
       row.scale(scale[p]);
-      row.store_first(target + p * labels + first, labels - first);
+      row.store_first(array + at[p] + first, labels - first);
     }
   });
 }
@@ -190,7 +198,7 @@ template <class T>
 T blend(const PassArguments<T>& a, const Block<T>& block) {
   T change = 0;
   for (int p = 0; p < block.count; ++p) {
-    const T* old = a.q + (block.begin + p) * a.num_labels;
+    const T* old = a.q + block.at[p];
     T* q = block.energy + p * a.stride;
     for (int64_t l = 0; l < a.num_labels; ++l) {
       q[l] = q[l] * block.scale[p] * (T(1) - a.damping) + old[l] * a.damping;
@@ -257,19 +265,22 @@ void prepare_rows(const PassArguments<T>& a, PassTerm<T>& term, const Block<T>& 
 
 template <class T>
 T pass(const PassArguments<T>& a, int64_t begin, int64_t end) {
+  const auto count_at = [=](int64_t first) { return static_cast<int>(end - first < kPassBlock ? end - first : kPassBlock); };
   T change = 0;
   T scale[kPassBlock];
-  for (int64_t first = begin; first < end; first += kPassBlock) {
-    const int64_t left = end - first;
-    const Block<T> block{first, static_cast<int>(left < kPassBlock ? left : kPassBlock), a.scratch, a.scratch + kPassBlock * a.stride,
-                         scale};
+  int64_t at[2][kPassBlock];
+  locate_rows(a, begin, count_at(begin), at[0]);
+  for (int64_t first = begin, turn = 0; first < end; first += kPassBlock, turn ^= 1) {
+    const Block<T> block{first, count_at(first), at[turn], a.scratch, a.scratch + kPassBlock * a.stride, scale};
+    const int next_count = first + kPassBlock < end ? count_at(first + kPassBlock) : 0;
+    locate_rows(a, first + kPassBlock, next_count, at[turn ^ 1]);
+    prefetch_rows(a.from_q ? a.q : a.unary, at[turn ^ 1], next_count, a.num_labels);
     for (int m = 0; m < a.num_terms; ++m) prepare_rows(a, a.terms[m], block);
     if (a.from_q) {
       load_rows(a, static_cast<const T*>(a.q), block, T(0));
       for (T& factor : scale) factor = T(1);
     } else {
       load_rows(a, a.unary, block, static_cast<T>(__builtin_inf()));
-      prefetch_rows(a, a.unary, first + kPassBlock, end);
       for (int m = 0; a.slice && m < a.num_terms; ++m) {
         const PassTerm<T>& term = a.terms[m];
         term.kind == Compatibility::kMatrix ? add_mixed(a, term, block) : add_sliced(a, term, block);

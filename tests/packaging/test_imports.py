@@ -1,0 +1,53 @@
+"""What is imported when: nothing heavy by the package itself, torch by nothing."""
+
+from __future__ import annotations
+
+import samples
+
+# Importing torch raises ImportError, as where it is not installed.
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+import deeplab_crf
+from deeplab_crf import Bilateral, Gaussian, MeanField, PairwiseKernel, PermutohedralLattice, dense_crf
+
+for name in deeplab_crf.__all__:
+    getattr(deeplab_crf, name)
+generator = np.random.default_rng(0)
+image = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+scores = generator.normal(size=(4, 12, 16))
+kernels = (Gaussian(), Bilateral(), PairwiseKernel(generator.normal(size=(192, 3))))
+assert dense_crf(image, logits=scores, kernels=kernels).shape == (4, 12, 16)
+assert PermutohedralLattice(generator.normal(size=(50, 3))).filter(np.ones(50)).shape == (50,)
+
+deeplab_crf.install_as_pydensecrf()
+import pydensecrf.densecrf as dcrf
+from pydensecrf.utils import unary_from_softmax
+
+crf = dcrf.DenseCRF2D(16, 12, 4)
+crf.setUnaryEnergy(unary_from_softmax(np.full((4, 12, 16), 0.25)))
+crf.addPairwiseGaussian(sxy=3, compat=3)
+crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+assert np.argmax(crf.inference(5), axis=0).shape == (192,)
+
+from deeplab_crf.cli import main
+assert main(["demo", "-o", sys.argv[1]]) == 0
+assert main(["info"]) == 0
+"""
+
+
+def test_importing_the_package_loads_neither_numpy_nor_torch() -> None:
+    script = "import sys, deeplab_crf; print(sorted({'numpy', 'PIL', 'torch', 'click'} & set(sys.modules)))"
+    done = samples.run_python(script)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_everything_works_without_torch(tmp_path: object) -> None:
+    done = samples.run_python(WITHOUT_TORCH, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    done = samples.run_python("import deeplab_crf; deeplab_crf.nothing")
+    assert "AttributeError: module 'deeplab_crf' has no attribute 'nothing'" in done.stderr
