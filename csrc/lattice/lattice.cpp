@@ -9,8 +9,12 @@
 namespace deeplab_crf {
 namespace {
 
-constexpr int64_t kPointsPerChunk = 16384;
+// More chunks keep more threads busy, and cost more ghost rows: 8 chunks for a 500 x 375 image. A multiple of four shares out
+// evenly among two and four threads.
+constexpr int64_t kPointsPerChunk = 24576;
+constexpr int64_t kChunkMultiple = 4;
 constexpr int64_t kMaxChunks = 256;
+constexpr int64_t kSmallestDivided = 8192;
 
 // Ranges of gather_and_blur that are worth a thread of their own, in elements moved.
 constexpr int64_t kElementsPerTask = 32768;
@@ -33,7 +37,9 @@ void for_ranges(int64_t length, int64_t stride, int threads, const MayStart& may
 }  // namespace
 
 int64_t chunk_count(int64_t num_points) {
-  return std::clamp<int64_t>((num_points + kPointsPerChunk - 1) / kPointsPerChunk, 1, kMaxChunks);
+  if (num_points < kSmallestDivided) return 1;
+  const int64_t group = kPointsPerChunk * kChunkMultiple;
+  return std::min(kMaxChunks, kChunkMultiple * ((num_points + group - 1) / group));
 }
 
 int64_t chunk_begin(int64_t num_points, int64_t chunk) {

@@ -170,7 +170,9 @@ def dense_crf(
     single = 2 if source == "labels" else 3
     if array.ndim not in (single, single + 1) or array.size == 0:
         shape = "(H, W)" if source == "labels" else "(labels, H, W)"
-        raise ValueError(f"{source} must have shape {shape}, or that behind a batch dimension; got shape {array.shape}")
+        raise ValueError(
+            f"{source} must have shape {shape}, or that behind a batch dimension, and must not be empty; got shape {array.shape}"
+        )
     chosen = get_preset(preset) if preset is not None else None
     if kernels is None:
         kernels = chosen.kernels if chosen else DEFAULT_KERNELS

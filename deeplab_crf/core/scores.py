@@ -43,16 +43,27 @@ def exactly_one(scores: dict[str, ArrayLike | None]) -> tuple[str, NDArray[Any]]
 
 def num_labels_of(source: str, array: NDArray[Any], options: LabelOptions) -> int:
     """The number of labels L that the scores speak of."""
+    wish = options.num_labels
+    if wish is not None and (isinstance(wish, bool) or not isinstance(wish, int | np.integer) or wish < 1):
+        raise ValueError(f"num_labels must be a whole number >= 1; got {wish!r}")
     if source != "labels":
+        if wish is not None and wish != array.shape[-3]:
+            raise ValueError(f"num_labels must be the {array.shape[-3]} labels of {source}, or None; got {wish}")
         return int(array.shape[-3])
-    if options.num_labels is not None:
-        if isinstance(options.num_labels, bool) or options.num_labels < 1:
-            raise ValueError(f"num_labels must be a whole number >= 1; got {options.num_labels!r}")
-        return int(options.num_labels)
+    _check_label_dtype(array)
+    if wish is not None:
+        return int(wish)
     known = array if options.ignore_label is None else array[array != options.ignore_label]
     if known.size == 0:
         raise ValueError("labels must hold at least one pixel that is not ignore_label, or num_labels must be given; got neither")
+    if known.min() < 0:
+        raise ValueError(f"labels must be >= 0; got {known.min()}. Set ignore_label for pixels that nobody is sure about")
     return int(known.max()) + 1
+
+
+def _check_label_dtype(labels: NDArray[Any]) -> None:
+    if labels.dtype.kind not in "biu":
+        raise TypeError(f"labels must be whole numbers; got dtype {labels.dtype}. Give scores as logits= or probabilities=")
 
 
 def energies(
@@ -81,8 +92,7 @@ def energies(
 
 
 def _label_energies(labels: NDArray[Any], num_labels: int, options: LabelOptions, dtype: np.dtype[Any]) -> FloatArray:
-    if labels.dtype.kind not in "biu":
-        raise TypeError(f"labels must be whole numbers; got dtype {labels.dtype}. Give scores as logits= or probabilities=")
+    _check_label_dtype(labels)
     if not 0 < options.confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, both excluded; got {options.confidence!r}")
     flat = labels.reshape(-1)

@@ -55,7 +55,9 @@ def test_names_agree() -> None:
     assert _stub_names(STUB.body) == _public(dir(_native))
 
 
-@pytest.mark.parametrize("node", [node for node in STUB.body if isinstance(node, ast.ClassDef)], ids=lambda node: node.name)
+@pytest.mark.parametrize(
+    "node", [node for node in STUB.body if isinstance(node, ast.ClassDef)], ids=lambda node: node.name
+)
 def test_members_agree(node: ast.ClassDef) -> None:
     if node.name.startswith("_"):
         assert not hasattr(_native, node.name), "a description of a dict, for the type checker alone"
@@ -81,7 +83,9 @@ def test_the_twins_of_both_precisions_agree(suffix: str, twin: str) -> None:
 def _fields(name: str) -> set[str]:
     """Keys of a TypedDict of the stub."""
     (node,) = (node for node in STUB.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return {item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)}
+    return {
+        item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
 
 
 def test_build_info_agrees() -> None:

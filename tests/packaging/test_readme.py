@@ -24,7 +24,9 @@ def blocks(language: str) -> list[str]:
 
 def command(name: str) -> str:
     """The code block behind the marker that .ci/run looks for."""
-    (found,) = re.findall(rf"^<!-- ci: {name} -->\n```bash\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    (found,) = re.findall(
+        rf"^<!-- ci: {name} -->\n```bash\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     return found
 
 
@@ -62,7 +64,9 @@ def test_commands_of_the_command_line_section_exist() -> None:
     shown = re.findall(r"^deeplab-crf (\w+)(.*)$", "\n".join(blocks("sh")), flags=re.MULTILINE)
     assert {name for name, _ in shown} >= {"refine", "info", "bench", "demo"}
     for name, rest in shown:
-        done = samples.run_python("from deeplab_crf.cli import main; raise SystemExit(main())", name, "--help", COLUMNS="200")
+        done = samples.run_python(
+            "from deeplab_crf.cli import main; raise SystemExit(main())", name, "--help", COLUMNS="200"
+        )
         assert done.returncode == 0, done.stderr
         known = set(re.findall(r"(?<!\S)-{1,2}[\w-]+", done.stdout))
         assert set(re.findall(r"(?<!\S)-{1,2}[a-z][\w-]*", rest.partition("#")[0])) <= known

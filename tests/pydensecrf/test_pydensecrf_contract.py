@@ -162,7 +162,8 @@ def test_energy_features_are_those_of_the_two_dimensional_methods() -> None:
     crf.setUnaryEnergy(UNARY)
     crf.addPairwiseEnergy(oracle.gaussian_features(HEIGHT, WIDTH, 3.0).T, 3)
     crf.addPairwiseEnergy(oracle.bilateral_features(IMAGE, 30.0, 13.0).T, compat=5)
-    np.testing.assert_array_equal(crf.inference(3), two_d.inference(3))
+    # Only the order of sums differs: images are walked in tiles.
+    np.testing.assert_allclose(crf.inference(3), two_d.inference(3), atol=1e-6)
 
 
 def test_compat_is_copied() -> None:

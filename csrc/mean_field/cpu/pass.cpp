@@ -255,9 +255,15 @@ void prepare_rows(const PassArguments<T>& a, PassTerm<T>& term, const Block<T>& 
   }
   if (last >= term.next_ghost) {
     clear(term.next_ghost, last + 1);
-    for (int64_t row = term.next_ghost; a.slice && row <= last; ++row) {
-      const T* owner = term.read + lattice.ghost_owner[row - vertices] * a.stride;
-      __builtin_memcpy(term.read + row * a.stride, owner, a.stride * sizeof(T));
+    if (a.slice) {
+      const int64_t from = term.next_ghost, stride = a.stride;
+      for_row_blocks<T>(stride, [=, &lattice, &term]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+        for (int64_t row = from; row <= last; ++row) {
+          Row<T, W, V> values;
+          values.load(term.read + lattice.ghost_owner[row - vertices] * stride + first);
+          values.store(term.read + row * stride + first);
+        }
+      });
     }
     term.next_ghost = last + 1;
   }
