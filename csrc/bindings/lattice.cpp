@@ -1,7 +1,10 @@
+#include <pybind11/stl.h>
+
 #include "bindings/module.h"
 #include "bindings/pointers.h"
 #include "lattice/builder.h"
 #include "lattice/geometry.h"
+#include "lattice/image_features.h"
 #include "lattice/lattice.h"
 
 namespace deeplab_crf::bindings {
@@ -38,6 +41,28 @@ void connect(LatticeBuilder<T>& builder, const py::dict& arrays) {
   };
   const py::gil_scoped_release release;
   builder.connect(out);
+}
+
+template <class From, class T>
+void fill_image_features(uintptr_t image, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t order, std::pair<T, T> widths_xy,
+                         uintptr_t channel_widths, uintptr_t out, int threads) {
+  const py::gil_scoped_release release;
+  const ImageFeatureArguments<From, T> arguments{pointer<const From>(image),
+                                                 std::get<0>(shape),
+                                                 std::get<1>(shape),
+                                                 std::get<2>(shape),
+                                                 pointer<const int32_t>(order),
+                                                 widths_xy.first,
+                                                 widths_xy.second,
+                                                 pointer<const T>(channel_widths),
+                                                 pointer<T>(out)};
+  image_features(arguments, threads);
+}
+
+template <class From, class T>
+void register_image_features(py::module_& module, const std::string& suffix) {
+  module.def(("image_features_" + suffix).c_str(), &fill_image_features<From, T>, py::arg("image"), py::arg("shape"), py::arg("order"),
+             py::arg("widths_xy"), py::arg("channel_widths"), py::arg("out"), py::arg("threads"));
 }
 
 template <class T>
@@ -94,6 +119,10 @@ void register_lattice(py::module_& module) {
   module.def("chunk_count", &chunk_count, py::arg("num_points"));
   register_type<float>(module, "F32");
   register_type<double>(module, "F64");
+  register_image_features<uint8_t, float>(module, "u8_f32");
+  register_image_features<float, float>(module, "f32_f32");
+  register_image_features<uint8_t, double>(module, "u8_f64");
+  register_image_features<double, double>(module, "f64_f64");
 }
 
 }  // namespace deeplab_crf::bindings

@@ -204,7 +204,7 @@ class Steps final : public BuilderSteps<T> {
     coordinate_of_rank[block.ranks[dims * kEmbedBlock + p]] = dims;
     // The ranks of d coordinates fit one word up to d = 15 (16^15 < 2^64).
     if (dims <= 15 && previous.rows != nullptr && key == previous.origin && ranks == previous.ranks) {
-      std::copy(previous.rows, previous.rows + dims + 1, rows);
+      for (int k = 0; k <= dims; ++k) rows[k] = previous.rows[k];
       return;
     }
     previous = {key, ranks, rows};

@@ -50,7 +50,7 @@ class ImageCRF:
         if shape is not None and (height, width) != tuple(shape):
             raise ValueError(f"image must have the scores' size {shape[0]} x {shape[1]} (H x W); got {height} x {width}")
         self.height, self.width = int(height), int(width)
-        self._points = ImagePoints(self.height, self.width, self._dtype)
+        self._points = ImagePoints(self.height, self.width, self._dtype, threads)
         self.mean_field = MeanField(
             self.height * self.width, num_labels, dtype=self._dtype, threads=threads, order=self._points.order
         )

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab_crf.core.arrays import FloatArray
+from deeplab_crf import _native
+from deeplab_crf.core.arrays import FloatArray, address, type_suffix
+from deeplab_crf.core.threads import resolve_threads
 
 # Tiles within tiles: lattice rows of the inner stay in the first-level cache, those of the outer in the second. Against a walk
 # line by line, inference on a 500 x 375 photograph took 8 % less time with widths 80/13 and 19 % less with 67/3.
@@ -47,12 +49,13 @@ _kept_tile_order = lru_cache(maxsize=8)(_tile_order)
 
 @dataclass(frozen=True, eq=False)
 class ImagePoints:
-    """Features ``(d, N)`` of an image's pixels in the order of `tile_order`. Divisions are those of pydensecrf: in the features'
-    own precision, so that float32 features have its bits."""
+    """Features ``(d, N)`` of an image's pixels in the order of `tile_order`, in float32 or float64. Each is one division in that
+    precision, as in pydensecrf, so that float32 features have its bits. threads: None takes `get_num_threads`."""
 
     height: int
     width: int
     dtype: np.dtype[Any]
+    threads: int | None = None
 
     @property
     def order(self) -> NDArray[np.int32]:
@@ -61,25 +64,26 @@ class ImagePoints:
 
     def position_features(self, widths_xy: tuple[float, float]) -> FloatArray:
         """``(2, N)``: columns / sx, rows / sy."""
-        return self._fill(np.empty((2, self.height * self.width), self.dtype), widths_xy)
+        return self.colour_features(widths_xy, np.empty((self.height, self.width, 0), np.uint8), ())
 
     def colour_features(self, widths_xy: tuple[float, float], image: NDArray[Any], widths: tuple[float, ...]) -> FloatArray:
         """``(2 + channels, N)``: the positions, then each channel of ``image`` ``(H, W, channels)`` / its width."""
-        channels = image.shape[2]
-        features = self._fill(np.empty((2 + channels, self.height * self.width), self.dtype), widths_xy)
-        walked = image.reshape(-1, channels)[self.order]
-        for channel, width in enumerate(widths):
-            np.divide(walked[:, channel], self.dtype.type(width), out=features[2 + channel], dtype=self.dtype)
+        source = np.ascontiguousarray(image, dtype=np.uint8 if image.dtype == np.uint8 else self.dtype)
+        features = np.empty((2 + len(widths), self.height * self.width), self.dtype)
+        channel_widths = np.array(widths, self.dtype)
+        order = self.order
+        suffix = f"{'u8' if source.dtype == np.uint8 else type_suffix(self.dtype)}_{type_suffix(self.dtype)}"
+        getattr(_native, f"image_features_{suffix}")(
+            address(source),
+            (self.height, self.width, len(widths)),
+            address(order),
+            widths_xy,
+            address(channel_widths),
+            address(features),
+            resolve_threads(self.threads),
+        )
         return features
 
     def walked(self, features: NDArray[Any]) -> NDArray[Any]:
         """Features ``(d, N)`` in the order of the pixels, brought into the walk's."""
         return features[:, self.order]
-
-    def _fill(self, features: FloatArray, widths_xy: tuple[float, float]) -> FloatArray:
-        sx, sy = (self.dtype.type(width) for width in widths_xy)
-        rows, columns = np.divmod(self.order, np.int32(self.width))
-        # Each quotient is computed once a column or row, then looked up.
-        np.take(np.arange(self.width, dtype=self.dtype) / sx, columns, out=features[0])
-        np.take(np.arange(self.height, dtype=self.dtype) / sy, rows, out=features[1])
-        return features
