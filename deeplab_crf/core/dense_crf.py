@@ -109,7 +109,7 @@ class ImageCRF:
             raise ValueError(f"{source} must have shape {expected}; got {array.shape}")
         options = LabelOptions(count, confidence, ignore_label)
         packed = energies(source, array, count, options, self._dtype, self._threads)
-        result = self.mean_field.inference(packed, iterations, damping=damping, tolerance=tolerance)
+        result = self.mean_field.inference(packed, iterations, damping=damping, tolerance=tolerance, check_finite=False)
         return self._as_image(result)
 
     def _as_image(self, result: MeanFieldResult) -> FloatArray:

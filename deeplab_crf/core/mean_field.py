@@ -191,15 +191,14 @@ class MeanField:
             f"compat must be a number, or an array of shape ({labels},) or ({labels}, {labels}); got shape {array.shape}"
         )
 
-    def _engine_layout(self, array: ArrayLike, name: str, *, copy: bool) -> FloatArray:
+    def _engine_layout(self, array: ArrayLike, name: str, *, copy: bool = False, check_finite: bool = True) -> FloatArray:
         """``(L, N)`` input as C-contiguous ``(N, L)`` of the engine's dtype."""
         given = as_real_array(array, name)
         if given.shape != (self.num_labels, self.num_points):
             raise ValueError(f"{name} must have shape ({self.num_labels}, {self.num_points}); got shape {given.shape}")
-        if not copy and given.dtype == self.dtype and given.T.flags.c_contiguous and given.flags.aligned:
-            # A sum is finite unless a term is not, short of an overflow that the slow test then settles.
-            if np.isfinite(given.sum(dtype=np.float64)) or np.isfinite(given).all():
-                return given.T
+        fits = given.dtype == self.dtype and given.T.flags.c_contiguous and given.flags.aligned
+        if not copy and fits and (not check_finite or np.isfinite(given).all()):
+            return given.T
         return pack_unary(given, dtype=self.dtype, name=name, threads=self._threads).T
 
     def inference(
@@ -210,12 +209,14 @@ class MeanField:
         q: ArrayLike | None = None,
         damping: float = 0.0,
         tolerance: float = 0.0,
+        check_finite: bool = True,
     ) -> MeanFieldResult:
         """Run mean field updates ``Q <- softmax(-U - sum_m C_m K_m Q)``, all points at once.
 
         unary: energies ``(L, N)``, lower is better. q: ``(L, N)`` to start from; None starts from ``softmax(-unary)``.
         damping in [0, 1): ``Q <- (1 - damping) new + damping old``. tolerance: stop after the iteration in which no probability
-        moved by more; 0 does all iterations. With no kernels, or 0 iterations, Q is the start.
+        moved by more; 0 does all iterations. With no kernels, or 0 iterations, Q is the start. check_finite: False spares the look
+        for NaN and inf in energies that `pack_unary` has packed, and so has checked.
         """
         if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer) or iterations < 0:
             raise ValueError(f"iterations must be a whole number >= 0; got {iterations!r}")
@@ -223,7 +224,7 @@ class MeanField:
             raise ValueError(f"damping must be in [0, 1); got {damping!r}")
         if not (tolerance >= 0 and math.isfinite(tolerance)):
             raise ValueError(f"tolerance must be finite and >= 0 (0: run all iterations); got {tolerance!r}")
-        energies = self._engine_layout(unary, "unary", copy=False)
+        energies = self._engine_layout(unary, "unary", check_finite=check_finite)
         if q is None:
             result = np.empty((self.num_points, self.num_labels), self.dtype)
         else:
@@ -251,8 +252,8 @@ class MeanField:
 
     def energy(self, unary: ArrayLike, q: ArrayLike) -> Energy:
         """The terms of the mean field objective at ``q`` ``(L, N)``; see `Energy`."""
-        energies = self._engine_layout(unary, "unary", copy=False)
-        beliefs = self._engine_layout(q, "q", copy=False)
+        energies = self._engine_layout(unary, "unary")
+        beliefs = self._engine_layout(q, "q")
         if self._order is not None:
             energies, beliefs = energies[self._order], beliefs[self._order]
         threads = resolve_threads(self._threads)

@@ -185,7 +185,7 @@ class DenseCRF:
         Returns a float32 array (nlabels, nvar), column-major as in pydensecrf.
         """
         iterations = whole_number(niter, "niter", 0)
-        result: Float32Array = self._mean_field.inference(self._energies(), iterations).probabilities
+        result: Float32Array = self._mean_field.inference(self._energies(), iterations, check_finite=False).probabilities
         return result
 
     def startInference(self) -> tuple[Float32Array, Float32Array, Float32Array]:
@@ -206,7 +206,7 @@ class DenseCRF:
                 f"Q must be a writable array of floats, such as startInference returns; got {type(Q).__name__}"
                 + (f" of dtype {Q.dtype}, writeable={Q.flags.writeable}" if isinstance(Q, np.ndarray) else "")
             )
-        result = self._mean_field.inference(self._energies(), 1, q=self._marginals(Q))
+        result = self._mean_field.inference(self._energies(), 1, q=self._marginals(Q), check_finite=False)
         np.copyto(Q, result.probabilities, casting="same_kind")
 
     def klDivergence(self, Q: ArrayLike) -> float:
