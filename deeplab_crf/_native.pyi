@@ -34,6 +34,46 @@ def build_info() -> _BuildInfo:
 def chunk_count(num_points: int) -> int:
     """K, a function of N alone."""
 
+def image_features_u8_f32(
+    image: int,
+    shape: tuple[int, int, int],
+    order: int,
+    widths_xy: tuple[float, float],
+    channel_widths: int,
+    out: int,
+    threads: int,
+) -> None:
+    """out (2 + channels, N) of the second dtype of the name: x / sx, y / sy and the channels of image (N, channels) of the first
+    dtype over channel_widths (channels), for the pixels in ``order`` (N). shape: (height, width, channels)."""
+
+def image_features_f32_f32(
+    image: int,
+    shape: tuple[int, int, int],
+    order: int,
+    widths_xy: tuple[float, float],
+    channel_widths: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def image_features_u8_f64(
+    image: int,
+    shape: tuple[int, int, int],
+    order: int,
+    widths_xy: tuple[float, float],
+    channel_widths: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def image_features_f64_f64(
+    image: int,
+    shape: tuple[int, int, int],
+    order: int,
+    widths_xy: tuple[float, float],
+    channel_widths: int,
+    out: int,
+    threads: int,
+) -> None: ...
+
 class LatticeBuilderF32:
     """Builds a lattice in steps, between which the caller allocates what depends on the number of vertices."""
 

@@ -1,4 +1,7 @@
 #include <pybind11/stl.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "bindings/module.h"
 #include "support/cpu_dispatch.h"
@@ -28,6 +31,14 @@ pybind11::dict build_info() {
   return info;
 }
 
+// Gives memory that was freed back to the system, where the C library would keep it.
+void trim_memory() {
+#ifdef __GLIBC__
+  const pybind11::gil_scoped_release release;
+  malloc_trim(0);
+#endif
+}
+
 }  // namespace
 
 void register_support(pybind11::module_& module) {
@@ -42,6 +53,7 @@ void register_support(pybind11::module_& module) {
     }
   });
   module.def("build_info", &build_info);
+  module.def("trim_memory", &trim_memory);
 }
 
 }  // namespace deeplab_crf::bindings

@@ -136,9 +136,10 @@ class Steps final : public BuilderSteps<T> {
     std::copy(ghost_owner_.begin(), ghost_owner_.end(), arrays.ghost_owner);
     order_ghosts(arrays.ghost_order);
     parallel_for(threads_, static_cast<int64_t>(chunks_.size()), [&](int64_t c) { renumber_chunk(c, arrays.rows); });
+    const SortedKeys<K> sorted(vertex_keys_);
     const int64_t vertices = num_vertices();
     parallel_for(vertices > 2048 ? threads_ : 1, layout_.dims + 1, [&](int64_t axis) {
-      arrays.chain_lengths[axis] = list_chains(static_cast<int>(axis), arrays.chains + axis * vertices);
+      arrays.chain_lengths[axis] = list_chains(sorted, static_cast<int>(axis), arrays.chains + axis * vertices);
     });
   }
 
@@ -223,16 +224,16 @@ class Steps final : public BuilderSteps<T> {
       throw InvalidArgument("the lattice of these features has over 2^31 vertices; use larger standard deviations or process the "
                             "image in tiles");
     }
-    table_ = KeyTable<K>(touched / 2);
+    KeyTable<K> table(touched / 2);
     owned_begin_.assign(1, 0);
     ghost_begin_.assign(1, 0);
     for (ChunkVertices<K>& chunk : chunks_) {
       const int64_t size = static_cast<int64_t>(chunk.keys.size());
-      const int32_t known = static_cast<int32_t>(table_.keys().size());
+      const int32_t known = static_cast<int32_t>(table.keys().size());
       chunk.rows.resize(size);
       for (int64_t i = 0; i < size; ++i) {
-        if (i + kPrefetchDistance < size) table_.prefetch(chunk.keys[i + kPrefetchDistance]);
-        const int32_t vertex = table_.insert(chunk.keys[i]);
+        if (i + kPrefetchDistance < size) table.prefetch(chunk.keys[i + kPrefetchDistance]);
+        const int32_t vertex = table.insert(chunk.keys[i]);
         if (vertex >= known) {
           chunk.rows[i] = vertex;
         } else {
@@ -241,9 +242,10 @@ class Steps final : public BuilderSteps<T> {
         }
       }
       std::vector<Key<K>>().swap(chunk.keys);
-      owned_begin_.push_back(static_cast<int32_t>(table_.keys().size()));
+      owned_begin_.push_back(static_cast<int32_t>(table.keys().size()));
       ghost_begin_.push_back(static_cast<int32_t>(ghost_owner_.size()));
     }
+    vertex_keys_ = table.take_keys();
   }
 
   // The numbers of a chunk's own table become rows.
@@ -264,17 +266,20 @@ class Steps final : public BuilderSteps<T> {
     for (size_t ghost = 0; ghost < ghost_owner_.size(); ++ghost) order[place[ghost_owner_[ghost]]++] = static_cast<int32_t>(ghost);
   }
 
-  // Finds the next neighbour of every vertex along an axis and writes the chains of neighbours one after the other, each from its first vertex on. Vertices alone on the axis are left out. Returns the length.
-  int64_t list_chains(int axis, int32_t* chains) const {
+  // Finds the next neighbour of every vertex along an axis and writes the chains of neighbours one after the other, each from its
+  // first vertex on. Vertices alone on the axis are left out. Returns the length.
+  int64_t list_chains(const SortedKeys<K>& sorted, int axis, int32_t* chains) const {
     const int64_t vertices = num_vertices();
-    const Key<K> step = step_[axis];
-    const std::vector<Key<K>>& keys = table_.keys();
-    std::vector<int32_t> next(vertices);
+    std::vector<int32_t> next(vertices, -1);
     std::vector<char> has_previous(vertices, 0);
-    for (int64_t v = 0; v < vertices; ++v) {
-      if (v + kPrefetchDistance < vertices) table_.prefetch(keys[v + kPrefetchDistance] + step);
-      next[v] = table_.find(keys[v] + step);
-      if (next[v] >= 0) has_previous[next[v]] = 1;
+    // A step keeps the order of keys: fields have room for it, so nothing carries from one word to the next.
+    for (int64_t from = 0, to = 0; from < vertices; ++from) {
+      const Key<K> wanted = sorted.keys[from] + step_[axis];
+      while (to < vertices && sorted.keys[to] < wanted) ++to;
+      if (to == vertices) break;
+      if (!(sorted.keys[to] == wanted)) continue;
+      next[sorted.ids[from]] = sorted.ids[to];
+      has_previous[sorted.ids[to]] = 1;
     }
     int64_t length = 0;
     for (int64_t v = 0; v < vertices; ++v) {
@@ -293,7 +298,7 @@ class Steps final : public BuilderSteps<T> {
   // From a vertex to its next neighbour along an axis: all coordinates + 1, the axis' own - d.
   Key<K> step_[geometry::kMaxDimensions + 1]{};
   std::vector<ChunkVertices<K>> chunks_;
-  KeyTable<K> table_;
+  std::vector<Key<K>> vertex_keys_;
   std::vector<int32_t> owned_begin_{0}, ghost_begin_{0}, ghost_owner_;
 };
 

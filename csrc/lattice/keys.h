@@ -33,6 +33,12 @@ struct Key {
     }
     return true;
   }
+  friend bool operator<(const Key& a, const Key& b) {
+    for (int w = K - 1; w > 0; --w) {
+      if (a.word[w] != b.word[w]) return a.word[w] < b.word[w];
+    }
+    return a.word[0] < b.word[0];
+  }
   uint64_t hash() const {
     uint64_t mixed = word[0];
     for (int w = 1; w < K; ++w) mixed = (mixed ^ (mixed >> 29)) * 0xbf58476d1ce4e5b9ull + word[w];
@@ -75,6 +81,46 @@ struct KeyLayout {
   }
 };
 
+// Keys in ascending order, each with its number. Neighbours along an axis are then found by a merge of the list with itself,
+// shifted by the axis' step: memory is read in order, where look-ups in a hash table would miss the caches.
+template <int K>
+struct SortedKeys {
+  std::vector<Key<K>> keys;
+  std::vector<int32_t> ids;
+
+  // Radix sort, least digit first, of keys numbered by their place.
+  explicit SortedKeys(const std::vector<Key<K>>& numbered) : keys(numbered), ids(numbered.size()) {
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
+    for (int w = 0; w < K; ++w) {
+      uint64_t used = 0;
+      for (const Key<K>& key : keys) used |= key.word[w];
+      for (int shift = 0; shift < 64 && used >> shift; shift += kDigitBits) sort_by_digit(w, shift);
+    }
+  }
+
+ private:
+  static constexpr int kDigitBits = 11;
+  static constexpr uint64_t kDigitMask = (1u << kDigitBits) - 1;
+
+  void sort_by_digit(int w, int shift) {
+    std::vector<uint32_t> place(kDigitMask + 2, 0);
+    for (const Key<K>& key : keys) ++place[((key.word[w] >> shift) & kDigitMask) + 1];
+    for (size_t digit = 1; digit < place.size(); ++digit) place[digit] += place[digit - 1];
+    spare_keys_.resize(keys.size());
+    spare_ids_.resize(ids.size());
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const uint32_t to = place[(keys[i].word[w] >> shift) & kDigitMask]++;
+      spare_keys_[to] = keys[i];
+      spare_ids_[to] = ids[i];
+    }
+    keys.swap(spare_keys_);
+    ids.swap(spare_ids_);
+  }
+
+  std::vector<Key<K>> spare_keys_;
+  std::vector<int32_t> spare_ids_;
+};
+
 // Keys numbered in the order of their first insertion. Linear probing, at most half full. A slot holds a number and 32 bits of
 // the hash, so that most probes end without a look at the keys, and eight slots share a cache line.
 template <int K>
@@ -98,9 +144,6 @@ class KeyTable {
     if (keys_.size() * 2 > slots_.size()) resize(2 * static_cast<int64_t>(keys_.size()));
     return id;
   }
-
-  // The key's number, or -1.
-  int32_t find(const Key<K>& key) const { return slots_[probe(key, key.hash())].id; }
 
   // Hint that `key` will be looked up soon.
   void prefetch(const Key<K>& key) const { __builtin_prefetch(&slots_[key.hash() >> shift_]); }

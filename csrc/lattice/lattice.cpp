@@ -11,7 +11,7 @@ namespace {
 
 // More chunks keep more threads busy, and cost more ghost rows: 8 chunks for a 500 x 375 image. A multiple of four shares out
 // evenly among two and four threads.
-constexpr int64_t kPointsPerChunk = 24576;
+constexpr int64_t kPointsPerChunk = 32768;
 constexpr int64_t kChunkMultiple = 4;
 constexpr int64_t kMaxChunks = 256;
 constexpr int64_t kSmallestDivided = 8192;

@@ -145,13 +145,14 @@ template <class From, class T>
 int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
                     int threads) {
   // Tiles of points that keep the rows they write in the first-level cache, whatever the order of the input.
-  constexpr int64_t kTile = 64;
+  constexpr int64_t kTileBytes = 16384;
+  const int64_t tile = std::clamp<int64_t>(kTileBytes / (num_labels * static_cast<int64_t>(sizeof(T))), 16, 64);
   const int64_t chunks = chunk_count(num_points);
   std::vector<int64_t> bad(chunks, -1);
   parallel_for(threads, chunks, [&](int64_t c) {
     const int64_t end = chunk_begin(num_points, c + 1);
-    for (int64_t first = chunk_begin(num_points, c); first < end; first += kTile) {
-      const int64_t last = std::min(first + kTile, end);
+    for (int64_t first = chunk_begin(num_points, c); first < end; first += tile) {
+      const int64_t last = std::min(first + tile, end);
       T poison = 0;
       for (int64_t l = 0; l < num_labels; ++l) {
         const From* source = in + l * label_stride;

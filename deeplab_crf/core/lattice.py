@@ -22,6 +22,10 @@ from deeplab_crf.kernels import check_normalization
 # Keeps 1 / s finite where no weight reaches a point (pydensecrf's constant).
 _NORM_EPSILON = 1e-20
 
+# From here on the tables of a build go back to the system: kept by the C library, they would add 4 % to the peak memory of an
+# inference. Smaller builds leave them for the next one.
+_MANY_POINTS = 2**19
+
 
 class PermutohedralLattice:
     """The lattice over N points, built once and used for any number of filters.
@@ -82,6 +86,9 @@ class PermutohedralLattice:
         self._num_vertices = vertices
         self._dtype = features.dtype
         self._view = getattr(_native, f"LatticeView{suffix}")(dims, num_points, vertices, ghosts, addresses)
+        if num_points >= _MANY_POINTS:
+            del builder
+            _native.trim_memory()
 
     @property
     def num_points(self) -> int:
@@ -126,7 +133,8 @@ class PermutohedralLattice:
             return None, None
         key = "symmetric" if normalization == "symmetric" else "inverse"
         if key not in self._norms:
-            sums = self._filter(np.ones((self.num_points, 1), self._dtype), None, None, transpose=False)[:, 0]
+            ones = np.ones((self.num_points, 1), self._dtype)
+            sums = self._filter(ones, None, None, transpose=False, out=ones)[:, 0]
             sums += self._dtype.type(_NORM_EPSILON)
             norm = np.reciprocal(sums, out=sums)
             self._norms[key] = np.sqrt(norm, out=norm) if key == "symmetric" else norm
@@ -162,8 +170,11 @@ class PermutohedralLattice:
         *,
         transpose: bool,
         threads: int | None = None,
+        out: FloatArray | None = None,
     ) -> FloatArray:
-        out = np.empty_like(columns)
+        """Filter C-contiguous ``(N, C)`` of the lattice's dtype into ``out``, which may be ``columns``, or a new array."""
+        if out is None:
+            out = np.empty_like(columns)
         channels = columns.shape[1]
         threads = resolve_threads(self._threads if threads is None else threads)
         with borrowed_workspace(self.workspace_bytes(channels)) as workspace:

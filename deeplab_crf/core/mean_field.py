@@ -273,7 +273,10 @@ def _dot(a: FloatArray, b: FloatArray) -> float:
 def _check_order(order: NDArray[np.int32], num_points: int) -> NDArray[np.int32]:
     """The permutation, contiguous. Anything else would have the kernels read and write outside their arrays."""
     array = np.ascontiguousarray(order, dtype=np.int32)
-    if array.shape != (num_points,) or not np.array_equal(np.bincount(array, minlength=num_points), np.ones(num_points, np.int64)):
+    seen = np.zeros(num_points, bool)
+    if array.shape == (num_points,) and array.min() >= 0 and array.max() < num_points:
+        seen[array] = True
+    if not seen.all():
         raise ValueError(f"order must be a permutation of 0..{num_points - 1}; got shape {array.shape}, or repeated points")
     return array
 
