@@ -89,7 +89,6 @@ template <class T>
 DEEPLAB_CRF_INLINE void prefetch_row(const T* row, int count) {
   constexpr int kLine = 64 / sizeof(T);
   for (int i = 0; i < count; i += kLine) __builtin_prefetch(row + i);
-  __builtin_prefetch(row + count - 1);
 }
 
 // The stride of rows of `channels` channels: one, one narrow pack, or whole wide packs.
@@ -116,6 +115,12 @@ DEEPLAB_CRF_INLINE void scatter_rows(const int32_t* rows, const T* weights, int 
   const int count = Corners > 0 ? Corners : corners;
 #pragma GCC unroll 6
   for (int k = 0; k < count; ++k) in.add_to(values + rows[k] * stride, weights[k]);
+}
+
+// Fetches the rows of one point.
+template <int Corners, class T>
+DEEPLAB_CRF_INLINE void prefetch_rows(const int32_t* rows, int corners, const T* values, int64_t stride, int count) {
+  for (int k = 0; k < (Corners > 0 ? Corners : corners); ++k) prefetch_row(values + rows[k] * stride, count);
 }
 
 // Calls body.template operator()<Corners>() with the number of corners as a constant for the lattices that images have.

@@ -52,7 +52,7 @@ void locate_rows(const PassArguments<T>& a, int64_t begin, int count, int64_t* a
 
 // Fetches rows that the next block will load.
 template <class T>
-void prefetch_rows(const T* array, const int64_t* at, int count, int64_t labels) {
+void prefetch_unary(const T* array, const int64_t* at, int count, int64_t labels) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int p = 0; p < count; ++p) {
     for (int64_t l = 0; l < labels; l += kLine) __builtin_prefetch(array + at[p] + l);
@@ -77,6 +77,17 @@ void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
   });
 }
 
+// Rows of a large lattice wait in the last cache or in memory: those of a few points ahead are fetched.
+constexpr int kRowsAhead = 6;
+constexpr int64_t kLargeLattice = 4 << 20;
+
+// From which point of the block on none is left ahead; 0 where fetching does not pay.
+template <class T>
+int64_t points_to_fetch(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
+  const int64_t bytes = term.lattice->num_vertices * a.stride * static_cast<int64_t>(sizeof(T));
+  return bytes > kLargeLattice ? a.num_points - block.begin - kRowsAhead : 0;
+}
+
 // energy += compatibility * norm * slice, for compatibilities that keep labels apart.
 template <class T>
 void add_sliced(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
@@ -90,9 +101,11 @@ void add_sliced(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const int64_t stride = a.stride;
   const T* diagonal = term.kind == Compatibility::kDiagonal ? term.coefficients : nullptr;
   const T potts = term.coefficients[0];
+  const int64_t ahead = points_to_fetch(a, term, block);
   for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int p = 0; p < count; ++p) {
+        if (p < ahead) prefetch_rows<Corners>(rows + (p + kRowsAhead) * corners, corners, values + first, stride, V * W);
         Row<T, W, V> sum;
         gather_rows<Corners>(rows + p * corners, weights + p * corners, corners, values + first, stride, sum);
         const T norm = norms != nullptr ? norms[p] : T(1);
@@ -219,6 +232,7 @@ void splat_rows(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const T* beliefs = block.energy;
   const T* scale = block.scale;
   T* values = term.write;
+  const int64_t ahead = points_to_fetch(a, term, block);
   const int64_t stride = a.stride;
   for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
@@ -280,7 +294,7 @@ T pass(const PassArguments<T>& a, int64_t begin, int64_t end) {
     const Block<T> block{first, count_at(first), at[turn], a.scratch, a.scratch + kPassBlock * a.stride, scale};
     const int next_count = first + kPassBlock < end ? count_at(first + kPassBlock) : 0;
     locate_rows(a, first + kPassBlock, next_count, at[turn ^ 1]);
-    prefetch_rows(a.from_q ? a.q : a.unary, at[turn ^ 1], next_count, a.num_labels);
+    prefetch_unary(a.from_q ? a.q : a.unary, at[turn ^ 1], next_count, a.num_labels);
     for (int m = 0; m < a.num_terms; ++m) prepare_rows(a, a.terms[m], block);
     if (a.from_q) {
       load_rows(a, static_cast<const T*>(a.q), block, T(0));
