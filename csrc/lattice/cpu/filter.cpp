@@ -11,7 +11,7 @@ namespace deeplab_crf::DEEPLAB_CRF_ISA {
 namespace {
 
 // Chain entries ahead whose rows are fetched: neighbours lie anywhere in the buffer, where no hardware prefetcher finds them.
-constexpr int64_t kBlurPrefetch = 12;
+constexpr int64_t kBlurPrefetch = 32;
 
 // A missing neighbour.
 template <class T>
