@@ -272,14 +272,15 @@ class Steps final : public BuilderSteps<T> {
     const int64_t vertices = num_vertices();
     std::vector<int32_t> next(vertices, -1);
     std::vector<char> has_previous(vertices, 0);
-    // A step keeps the order of keys: fields have room for it, so nothing carries from one word to the next.
-    for (int64_t from = 0, to = 0; from < vertices; ++from) {
+    // A step keeps the order of keys: fields have room for it, so nothing carries from one word to the next. No branch depends on
+    // a key: each of them would be a coin toss to the processor.
+    for (int64_t from = 0, to = 0; from < vertices && to < vertices;) {
       const Key<K> wanted = sorted.keys[from] + step_[axis];
-      while (to < vertices && sorted.keys[to] < wanted) ++to;
-      if (to == vertices) break;
-      if (!(sorted.keys[to] == wanted)) continue;
-      next[sorted.ids[from]] = sorted.ids[to];
-      has_previous[sorted.ids[to]] = 1;
+      const bool below = wanted < sorted.keys[to], equal = wanted == sorted.keys[to];
+      next[sorted.ids[from]] = equal ? sorted.ids[to] : -1;
+      has_previous[sorted.ids[to]] |= static_cast<char>(equal);
+      from += below | equal;
+      to += !below;
     }
     int64_t length = 0;
     for (int64_t v = 0; v < vertices; ++v) {
