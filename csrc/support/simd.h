@@ -231,7 +231,8 @@ struct Minimum {
 template <int W>
 DEEPLAB_CRF_INLINE Pack<float, W> exp_nonpositive(Pack<float, W> x) {
   using P = Pack<float, W>;
-  using I = typename VectorOf<int32_t, W>::type;
+  // Unsigned: lanes below the cut overflow, and are dropped.
+  using I = typename VectorOf<uint32_t, W>::type;
   // The lowest mantissa bits of `shifted` are the integer n = round(x / ln 2).
   const P shifted = x * 1.44269504088896341f + 12582912.0f;
   const P n = shifted + -12582912.0f;
