@@ -31,6 +31,9 @@ class _MeanFieldOptions(TypedDict):
 def build_info() -> _BuildInfo:
     """What was compiled and what is in use. Raises ValueError if DEEPLAB_CRF_CPU names nothing usable."""
 
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library would keep it."""
+
 def chunk_count(num_points: int) -> int:
     """K, a function of N alone."""
 

@@ -145,7 +145,9 @@ def _weighted_compatibility(weight: float, compat: ArrayLike | None) -> float | 
         return float(weight)
     array = np.asarray(compat, dtype=np.float64)
     if array.ndim not in (1, 2):
-        raise ValueError(f"compat must have shape (L,) or (L, L); got shape {array.shape}. Use weight for a Potts strength")
+        raise ValueError(
+            f"compat must have shape (L,) or (L, L); got shape {array.shape}. Use weight for a Potts strength"
+        )
     return weight * array
 
 

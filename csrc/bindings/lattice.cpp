@@ -1,3 +1,5 @@
+#include "lattice/lattice.h"
+
 #include <pybind11/stl.h>
 
 #include "bindings/module.h"
@@ -5,7 +7,6 @@
 #include "lattice/builder.h"
 #include "lattice/geometry.h"
 #include "lattice/image_features.h"
-#include "lattice/lattice.h"
 
 namespace deeplab_crf::bindings {
 namespace {
@@ -35,8 +36,9 @@ template <class T>
 void connect(LatticeBuilder<T>& builder, const py::dict& arrays) {
   const auto address = [&](const char* name) { return arrays[name].cast<uintptr_t>(); };
   const LatticeArrays out{
-      pointer<int32_t>(address("rows")),        pointer<int32_t>(address("owned_begin")), pointer<int32_t>(address("ghost_begin")),
-      pointer<int32_t>(address("ghost_owner")), pointer<int32_t>(address("ghost_order")), pointer<int32_t>(address("chains")),
+      pointer<int32_t>(address("rows")),          pointer<int32_t>(address("owned_begin")),
+      pointer<int32_t>(address("ghost_begin")),   pointer<int32_t>(address("ghost_owner")),
+      pointer<int32_t>(address("ghost_order")),   pointer<int32_t>(address("chains")),
       pointer<int64_t>(address("chain_lengths")),
   };
   const py::gil_scoped_release release;
@@ -44,8 +46,8 @@ void connect(LatticeBuilder<T>& builder, const py::dict& arrays) {
 }
 
 template <class From, class T>
-void fill_image_features(uintptr_t image, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t order, std::pair<T, T> widths_xy,
-                         uintptr_t channel_widths, uintptr_t out, int threads) {
+void fill_image_features(uintptr_t image, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t order,
+                         std::pair<T, T> widths_xy, uintptr_t channel_widths, uintptr_t out, int threads) {
   const py::gil_scoped_release release;
   const ImageFeatureArguments<From, T> arguments{pointer<const From>(image),
                                                  std::get<0>(shape),
@@ -61,8 +63,8 @@ void fill_image_features(uintptr_t image, const std::tuple<int64_t, int64_t, int
 
 template <class From, class T>
 void register_image_features(py::module_& module, const std::string& suffix) {
-  module.def(("image_features_" + suffix).c_str(), &fill_image_features<From, T>, py::arg("image"), py::arg("shape"), py::arg("order"),
-             py::arg("widths_xy"), py::arg("channel_widths"), py::arg("out"), py::arg("threads"));
+  module.def(("image_features_" + suffix).c_str(), &fill_image_features<From, T>, py::arg("image"), py::arg("shape"),
+             py::arg("order"), py::arg("widths_xy"), py::arg("channel_widths"), py::arg("out"), py::arg("threads"));
 }
 
 template <class T>
@@ -108,8 +110,9 @@ void register_type(py::module_& module, const std::string& suffix) {
           },
           py::arg("values"), py::arg("out"), py::arg("channels"), py::arg("norm_in"), py::arg("norm_out"), py::arg("workspace"),
           py::arg("transpose"), py::arg("threads"))
-      .def("workspace_size", [](const LatticeView<T>& view, int64_t channels) { return view.num_rows() * row_stride<T>(channels); },
-           py::arg("channels"));
+      .def(
+          "workspace_size", [](const LatticeView<T>& view, int64_t channels) { return view.num_rows() * row_stride<T>(channels); },
+          py::arg("channels"));
 }
 
 }  // namespace

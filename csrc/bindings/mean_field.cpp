@@ -27,7 +27,8 @@ KernelTerm<T> make_term(const py::handle& description) {
 }
 
 template <class T>
-py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t q, const py::list& terms, const py::dict& options) {
+py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t q, const py::list& terms,
+              const py::dict& options) {
   MeanFieldArguments<T> arguments;
   arguments.num_points = num_points;
   arguments.num_labels = num_labels;
@@ -58,11 +59,11 @@ int64_t pack(uintptr_t in, int64_t num_points, int64_t num_labels, int64_t point
 
 template <class T>
 void register_type(py::module_& module, const std::string& suffix) {
-  module.def(("mean_field_" + suffix).c_str(), &run<T>, py::arg("num_points"), py::arg("num_labels"), py::arg("unary"), py::arg("q"),
-             py::arg("terms"), py::arg("options"));
+  module.def(("mean_field_" + suffix).c_str(), &run<T>, py::arg("num_points"), py::arg("num_labels"), py::arg("unary"),
+             py::arg("q"), py::arg("terms"), py::arg("options"));
   const auto define_pack = [&](const std::string& from, auto function) {
-    module.def(("pack_labels_" + from + "_" + suffix).c_str(), function, py::arg("values"), py::arg("num_points"), py::arg("num_labels"),
-               py::arg("point_stride"), py::arg("label_stride"), py::arg("out"), py::arg("threads"));
+    module.def(("pack_labels_" + from + "_" + suffix).c_str(), function, py::arg("values"), py::arg("num_points"),
+               py::arg("num_labels"), py::arg("point_stride"), py::arg("label_stride"), py::arg("out"), py::arg("threads"));
   };
   define_pack("f32", &pack<float, T>);
   define_pack("f64", &pack<double, T>);

@@ -221,8 +221,9 @@ class Steps final : public BuilderSteps<T> {
     int64_t touched = 0;
     for (const ChunkVertices<K>& chunk : chunks_) touched += static_cast<int64_t>(chunk.keys.size());
     if (touched >= INT32_MAX) {
-      throw InvalidArgument("the lattice of these features has over 2^31 vertices; use larger standard deviations or process the "
-                            "image in tiles");
+      throw InvalidArgument(
+          "the lattice of these features has over 2^31 vertices; use larger standard deviations or process the "
+          "image in tiles");
     }
     KeyTable<K> table(touched / 2);
     owned_begin_.assign(1, 0);

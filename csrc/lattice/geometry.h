@@ -49,8 +49,8 @@ DEEPLAB_CRF_HOST_DEVICE void elevation_scales(int dims, Scalar* scales) {
 //   weights   (dims + 1)  out: barycentric weight of the vertex of remainder k, k = 0..dims
 // About 2 (dims+1)^2 + 10 dims operations a point.
 template <class Real, class Scalar>
-DEEPLAB_CRF_HOST_DEVICE void enclosing_simplex(int dims, const Real* features, const Scalar* scales, Real* origin,
-                                               Real* ranks, Real* weights) {
+DEEPLAB_CRF_HOST_DEVICE void enclosing_simplex(int dims, const Real* features, const Scalar* scales, Real* origin, Real* ranks,
+                                               Real* weights) {
   const Scalar count = static_cast<Scalar>(dims + 1);
   const Scalar inverse = Scalar(1) / count;
   Real elevated[kMaxDimensions + 1];

@@ -102,11 +102,11 @@ void filter(const FilterArguments<T>& a, int threads) {
   });
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                       \
-  template int64_t row_stride<T>(int64_t);                                               \
-  template void fill_ghosts<T>(const LatticeView<T>&, int64_t, T*, int64_t);             \
-  template void clear_rows<T>(const LatticeView<T>&, int64_t, T*, int64_t);              \
-  template void gather_and_blur<T>(const LatticeView<T>&, T*, int64_t, bool, int);     \
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                 \
+  template int64_t row_stride<T>(int64_t);                                         \
+  template void fill_ghosts<T>(const LatticeView<T>&, int64_t, T*, int64_t);       \
+  template void clear_rows<T>(const LatticeView<T>&, int64_t, T*, int64_t);        \
+  template void gather_and_blur<T>(const LatticeView<T>&, T*, int64_t, bool, int); \
   template void filter<T>(const FilterArguments<T>&, int);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)

@@ -24,13 +24,13 @@ struct LatticeView {
   int64_t num_points = 0;
   int64_t num_vertices = 0;
   int64_t num_ghosts = 0;
-  const int32_t* rows = nullptr;         // (N, d+1) row of each vertex of a point's simplex, by remainder
-  const T* weights = nullptr;            // (N, d+1) barycentric weights
-  const int32_t* owned_begin = nullptr;  // (K+1) first owned row of each chunk
-  const int32_t* ghost_begin = nullptr;  // (K+1) first ghost of each chunk; its row is M + ghost
-  const int32_t* ghost_owner = nullptr;  // (G) vertex that each ghost stands for
-  const int32_t* ghost_order = nullptr;  // (G) ghosts sorted by owner, then by chunk
-  const int32_t* chains = nullptr;       // (d+1, M) per axis: vertices that have a neighbour, chain by chain
+  const int32_t* rows = nullptr;           // (N, d+1) row of each vertex of a point's simplex, by remainder
+  const T* weights = nullptr;              // (N, d+1) barycentric weights
+  const int32_t* owned_begin = nullptr;    // (K+1) first owned row of each chunk
+  const int32_t* ghost_begin = nullptr;    // (K+1) first ghost of each chunk; its row is M + ghost
+  const int32_t* ghost_owner = nullptr;    // (G) vertex that each ghost stands for
+  const int32_t* ghost_order = nullptr;    // (G) ghosts sorted by owner, then by chunk
+  const int32_t* chains = nullptr;         // (d+1, M) per axis: vertices that have a neighbour, chain by chain
   const int64_t* chain_lengths = nullptr;  // (d+1) used length of each axis' list
 
   int64_t num_rows() const { return num_vertices + num_ghosts; }

@@ -88,7 +88,8 @@ class Inference {
       PassArguments<T> pass = pass_;
       pass.terms = terms.data();
       pass.scratch = scratch.data();
-      changes[c] = mean_field_kernels<T>().pass(pass, chunk_begin(arguments_.num_points, c), chunk_begin(arguments_.num_points, c + 1));
+      changes[c] =
+          mean_field_kernels<T>().pass(pass, chunk_begin(arguments_.num_points, c), chunk_begin(arguments_.num_points, c + 1));
       if (pass_.splat) clear_untouched(terms, c);
     });
     return *std::max_element(changes.begin(), changes.end());
@@ -176,9 +177,9 @@ int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int6
   return -1;
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                                                   \
-  template MeanFieldOutcome mean_field<T>(const MeanFieldArguments<T>&, int);                                        \
-  template int64_t pack_labels<float, T>(const float*, int64_t, int64_t, int64_t, int64_t, T*, int);                 \
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                                   \
+  template MeanFieldOutcome mean_field<T>(const MeanFieldArguments<T>&, int);                        \
+  template int64_t pack_labels<float, T>(const float*, int64_t, int64_t, int64_t, int64_t, T*, int); \
   template int64_t pack_labels<double, T>(const double*, int64_t, int64_t, int64_t, int64_t, T*, int);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)

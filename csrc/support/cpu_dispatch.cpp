@@ -15,8 +15,8 @@ bool processor_has(Isa isa) {
     case Isa::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case Isa::kAvx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && processor_has(Isa::kAvx2);
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bw") && processor_has(Isa::kAvx2);
   }
 #endif
   return isa == Isa::kBaseline;
@@ -37,8 +37,8 @@ Isa choose_isa() {
     if (std::string(wish) == isa_name(isa)) return isa;
     usable.push_back(isa);
   }
-  throw InvalidArgument("DEEPLAB_CRF_CPU must name an instruction set that this build and this processor have (" +
-                        names(usable) + "); got '" + wish + "'. Unset it to let the library choose");
+  throw InvalidArgument("DEEPLAB_CRF_CPU must name an instruction set that this build and this processor have (" + names(usable) +
+                        "); got '" + wish + "'. Unset it to let the library choose");
 }
 
 }  // namespace

@@ -26,8 +26,7 @@ void parallel_for(int threads, int64_t tasks, const Body& body) {
     for (int64_t task = 0; task < tasks; ++task) body(task);
     return;
   }
-  run_tasks(
-      threads, tasks, [](const void* context, int64_t task) { (*static_cast<const Body*>(context))(task); }, &body);
+  run_tasks(threads, tasks, [](const void* context, int64_t task) { (*static_cast<const Body*>(context))(task); }, &body);
 }
 
 // Called once when the module is loaded: notes forks from then on.

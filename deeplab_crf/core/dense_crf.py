@@ -48,7 +48,9 @@ class ImageCRF:
             raise ValueError("image must be given, or shape=(H, W) if no kernel looks at colours; got neither")
         height, width = pixels.shape[:2] if pixels is not None else shape or (0, 0)
         if shape is not None and (height, width) != tuple(shape):
-            raise ValueError(f"image must have the scores' size {shape[0]} x {shape[1]} (H x W); got {height} x {width}")
+            raise ValueError(
+                f"image must have the scores' size {shape[0]} x {shape[1]} (H x W); got {height} x {width}"
+            )
         self.height, self.width = int(height), int(width)
         self._points = ImagePoints(self.height, self.width, self._dtype, threads)
         self.mean_field = MeanField(
@@ -56,7 +58,9 @@ class ImageCRF:
         )
         for kernel in kernels:
             self.mean_field.add_kernel(
-                self._features(kernel, pixels), kernel.compatibility, normalization=kernel.normalization or normalization
+                self._features(kernel, pixels),
+                kernel.compatibility,
+                normalization=kernel.normalization or normalization,
             )
 
     def _features(self, kernel: Kernel, pixels: NDArray[Any] | None) -> NDArray[Any]:
@@ -102,7 +106,9 @@ class ImageCRF:
         ignore_label: int | None = 255,
     ) -> FloatArray:
         """Probabilities ``(L, H, W)`` for one image's scores; the arguments are those of `dense_crf`."""
-        source, array = exactly_one({"logits": logits, "probabilities": probabilities, "unary": unary, "labels": labels})
+        source, array = exactly_one(
+            {"logits": logits, "probabilities": probabilities, "unary": unary, "labels": labels}
+        )
         count = self.mean_field.num_labels
         expected = (self.height, self.width) if source == "labels" else (count, self.height, self.width)
         if array.shape != expected:
@@ -121,7 +127,9 @@ def _check_image(image: ArrayLike) -> NDArray[Any]:
     """The image as ``(H, W, channels)``."""
     array = as_real_array(image, "image")
     if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"image must have shape (H, W) or (H, W, channels) and at least one pixel; got shape {array.shape}")
+        raise ValueError(
+            f"image must have shape (H, W) or (H, W, channels) and at least one pixel; got shape {array.shape}"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("image must be finite; got NaN or inf")
     if array.dtype == bool:

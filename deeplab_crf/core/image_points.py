@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab_crf import _native
-from deeplab_crf.core.arrays import FloatArray, address, type_suffix
+from deeplab_crf.core.arrays import FloatArray, address, aligned, type_suffix
 from deeplab_crf.core.threads import resolve_threads
 
 # Tiles within tiles: lattice rows of the inner stay in the first-level cache, those of the outer in the second. Against a walk
@@ -66,9 +66,11 @@ class ImagePoints:
         """``(2, N)``: columns / sx, rows / sy."""
         return self.colour_features(widths_xy, np.empty((self.height, self.width, 0), np.uint8), ())
 
-    def colour_features(self, widths_xy: tuple[float, float], image: NDArray[Any], widths: tuple[float, ...]) -> FloatArray:
+    def colour_features(
+        self, widths_xy: tuple[float, float], image: NDArray[Any], widths: tuple[float, ...]
+    ) -> FloatArray:
         """``(2 + channels, N)``: the positions, then each channel of ``image`` ``(H, W, channels)`` / its width."""
-        source = np.ascontiguousarray(image, dtype=np.uint8 if image.dtype == np.uint8 else self.dtype)
+        source = aligned(np.ascontiguousarray(image, dtype=np.uint8 if image.dtype == np.uint8 else self.dtype))
         features = np.empty((2 + len(widths), self.height * self.width), self.dtype)
         channel_widths = np.array(widths, self.dtype)
         order = self.order

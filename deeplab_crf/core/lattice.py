@@ -153,9 +153,11 @@ class PermutohedralLattice:
         """
         array = as_real_array(values, "values")
         if array.ndim not in (1, 2) or array.shape[0] != self.num_points:
-            raise ValueError(f"values must have shape ({self.num_points},) or ({self.num_points}, C); got {array.shape}")
+            raise ValueError(
+                f"values must have shape ({self.num_points},) or ({self.num_points}, C); got {array.shape}"
+            )
         norm_in, norm_out = self.norms(normalization, transpose=transpose)
-        columns = np.ascontiguousarray(array.reshape(self.num_points, -1), dtype=self._dtype)
+        columns = aligned(np.ascontiguousarray(array.reshape(self.num_points, -1), dtype=self._dtype))
         if not np.isfinite(columns).all():
             raise ValueError("values must be finite; got NaN or inf")
         if columns.shape[1] == 0:

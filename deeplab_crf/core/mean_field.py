@@ -78,9 +78,9 @@ class _Term:
 
     def message_energy(self, messages: FloatArray) -> FloatArray:
         """What messages ``(N, L)`` add to the energies."""
-        if self.kind == _POTTS:
-            return -self.compat[0] * messages
-        return messages * self.compat if self.kind == _DIAGONAL else messages @ self.compat.T
+        if self.kind == _MATRIX:
+            return messages @ self.compat.T
+        return messages * (-self.compat if self.kind == _POTTS else self.compat)
 
 
 def pack_unary(
@@ -191,7 +191,9 @@ class MeanField:
             f"compat must be a number, or an array of shape ({labels},) or ({labels}, {labels}); got shape {array.shape}"
         )
 
-    def _engine_layout(self, array: ArrayLike, name: str, *, copy: bool = False, check_finite: bool = True) -> FloatArray:
+    def _engine_layout(
+        self, array: ArrayLike, name: str, *, copy: bool = False, check_finite: bool = True
+    ) -> FloatArray:
         """``(L, N)`` input as C-contiguous ``(N, L)`` of the engine's dtype."""
         given = as_real_array(array, name)
         if given.shape != (self.num_labels, self.num_points):
@@ -277,7 +279,9 @@ def _check_order(order: NDArray[np.int32], num_points: int) -> NDArray[np.int32]
     if array.shape == (num_points,) and array.min() >= 0 and array.max() < num_points:
         seen[array] = True
     if not seen.all():
-        raise ValueError(f"order must be a permutation of 0..{num_points - 1}; got shape {array.shape}, or repeated points")
+        raise ValueError(
+            f"order must be a permutation of 0..{num_points - 1}; got shape {array.shape}, or repeated points"
+        )
     return array
 
 

@@ -55,15 +55,21 @@ def num_labels_of(source: str, array: NDArray[Any], options: LabelOptions) -> in
         return int(wish)
     known = array if options.ignore_label is None else array[array != options.ignore_label]
     if known.size == 0:
-        raise ValueError("labels must hold at least one pixel that is not ignore_label, or num_labels must be given; got neither")
+        raise ValueError(
+            "labels must hold at least one pixel that is not ignore_label, or num_labels must be given; got neither"
+        )
     if known.min() < 0:
-        raise ValueError(f"labels must be >= 0; got {known.min()}. Set ignore_label for pixels that nobody is sure about")
+        raise ValueError(
+            f"labels must be >= 0; got {known.min()}. Set ignore_label for pixels that nobody is sure about"
+        )
     return int(known.max()) + 1
 
 
 def _check_label_dtype(labels: NDArray[Any]) -> None:
     if labels.dtype.kind not in "biu":
-        raise TypeError(f"labels must be whole numbers; got dtype {labels.dtype}. Give scores as logits= or probabilities=")
+        raise TypeError(
+            f"labels must be whole numbers; got dtype {labels.dtype}. Give scores as logits= or probabilities="
+        )
 
 
 def energies(

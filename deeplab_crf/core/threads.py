@@ -20,7 +20,9 @@ def _default_num_threads() -> int:
     wish = os.environ.get("DEEPLAB_CRF_NUM_THREADS")
     if wish:
         if not wish.strip().isdigit() or int(wish) < 1:
-            raise ValueError(f"DEEPLAB_CRF_NUM_THREADS must be a whole number >= 1; got {wish!r}. Unset it to use all cores")
+            raise ValueError(
+                f"DEEPLAB_CRF_NUM_THREADS must be a whole number >= 1; got {wish!r}. Unset it to use all cores"
+            )
         return int(wish)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

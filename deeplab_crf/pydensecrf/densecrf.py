@@ -185,7 +185,9 @@ class DenseCRF:
         Returns a float32 array (nlabels, nvar), column-major as in pydensecrf.
         """
         iterations = whole_number(niter, "niter", 0)
-        result: Float32Array = self._mean_field.inference(self._energies(), iterations, check_finite=False).probabilities
+        result: Float32Array = self._mean_field.inference(
+            self._energies(), iterations, check_finite=False
+        ).probabilities
         return result
 
     def startInference(self) -> tuple[Float32Array, Float32Array, Float32Array]:

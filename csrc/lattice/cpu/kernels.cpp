@@ -4,9 +4,9 @@
 
 namespace deeplab_crf {
 
-#define DEEPLAB_CRF_DECLARE_TABLES(isa)                      \
-  namespace isa {                                            \
-  extern const LatticeKernels<float> lattice_kernels_float;  \
+#define DEEPLAB_CRF_DECLARE_TABLES(isa)                       \
+  namespace isa {                                             \
+  extern const LatticeKernels<float> lattice_kernels_float;   \
   extern const LatticeKernels<double> lattice_kernels_double; \
   }
 DEEPLAB_CRF_DECLARE_TABLES(baseline)

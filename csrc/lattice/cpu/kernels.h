@@ -40,8 +40,7 @@ struct LatticeKernels {
   void (*embed_wide)(const FeatureView<T>& features, int64_t begin, int count, SimplexBlock<T> out);
 
   // values[row] += weight * norm * in[point] for the points of [begin, end). in (N, channels), norm (N) or null.
-  void (*splat)(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* in, int64_t channels, const T* norm,
-                T* values);
+  void (*splat)(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* in, int64_t channels, const T* norm, T* values);
   // out[point] = norm * scale * sum of weight * values[row].
   void (*slice)(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* values, int64_t channels, const T* norm,
                 T* out);

@@ -111,7 +111,8 @@ DEEPLAB_CRF_INLINE void gather_rows(const int32_t* rows, const T* weights, int c
 
 // values[rows[k]] += weights[k] * in for each corner k.
 template <int Corners, class T, int W, int V>
-DEEPLAB_CRF_INLINE void scatter_rows(const int32_t* rows, const T* weights, int corners, const Row<T, W, V>& in, T* values, int64_t stride) {
+DEEPLAB_CRF_INLINE void scatter_rows(const int32_t* rows, const T* weights, int corners, const Row<T, W, V>& in, T* values,
+                                     int64_t stride) {
   const int count = Corners > 0 ? Corners : corners;
 #pragma GCC unroll 6
   for (int k = 0; k < count; ++k) in.add_to(values + rows[k] * stride, weights[k]);

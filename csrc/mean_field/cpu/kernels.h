@@ -19,8 +19,8 @@ struct PassTerm {
   Compatibility kind;
   const T* coefficients;  // slice scale multiplied in. kPotts: 1; kDiagonal: (stride); kMatrix: (L, stride), column l' of compat in
                           // row l'. Padded with zeros.
-  T* read;   // blurred values of the iteration before; the pass fills the chunk's ghost rows
-  T* write;  // the pass clears the chunk's rows
+  T* read;                // blurred values of the iteration before; the pass fills the chunk's ghost rows
+  T* write;               // the pass clears the chunk's rows
   // The chunk's rows that no point has touched yet start here. Rows are numbered in the order of first touch, so the pass clears
   // them, and fetches the ghosts, just before they are used.
   int64_t next_owned;
@@ -43,7 +43,7 @@ struct PassArguments {
   bool keep;    // write Q to q
   bool watch;   // q holds the old Q: blend with it by damping and measure the change
   T damping;
-  T* scratch;   // (2 * kPassBlock * stride) for the calling thread
+  T* scratch;  // (2 * kPassBlock * stride) for the calling thread
 };
 
 template <class T>

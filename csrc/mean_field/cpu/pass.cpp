@@ -18,9 +18,9 @@ struct Block {
   int64_t begin;
   int count;
   const int64_t* at;  // (kPassBlock) where each point's row of unary and q begins
-  T* energy;   // (kPassBlock, stride), later Q * scale
-  T* message;  // (kPassBlock, stride)
-  T* scale;    // (kPassBlock) what makes Q of a row
+  T* energy;          // (kPassBlock, stride), later Q * scale
+  T* message;         // (kPassBlock, stride)
+  T* scale;           // (kPassBlock) what makes Q of a row
 };
 
 // Rows of an (N, labels) array into a block's rows, padded with `fill`. Nothing outside the rows is read: another thread may be
@@ -140,7 +140,8 @@ void add_mixed(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T
       T* target = block.energy + p * a.stride + first;
       Row<T, W, V> energy;
       energy.load(target);
-      for (int64_t l = 0; l < a.num_labels; ++l) energy.add(term.coefficients + l * a.stride + first, block.message[p * a.stride + l]);
+      for (int64_t l = 0; l < a.num_labels; ++l)
+        energy.add(term.coefficients + l * a.stride + first, block.message[p * a.stride + l]);
       energy.store(target);
     }
   });
