@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,12 @@ def pytest_configure() -> None:
             f"the tests need deeplab_crf installed; found it {where}. Install it (pip install '.[test]'), and start "
             "them as `pytest`: `python -m pytest` puts the sources before what is installed"
         )
+
+
+def pytest_sessionstart() -> None:
+    """Started in the background by a shell, this process has Ctrl-C ignored, and so would those that tests send it to."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

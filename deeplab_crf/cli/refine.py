@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.data.scores import KINDS
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
 from deeplab_crf.presets import PRESETS, get_preset
@@ -159,13 +160,15 @@ def _refine_folders(plan: Plan, settings: RefineSettings, overwrite: bool) -> in
     jobs = [job for job in plan.jobs if overwrite or not job.finished]
     failures = [f"{path}: no image has this stem" for path in plan.without_image]
     remarks: Counter[str] = Counter()
-    with click.progressbar(
+    progress = click.progressbar(
         jobs, label="refine", file=sys.stderr, item_show_func=lambda job: job.image.name if job else ""
-    ) as bar:
+    )
+    with remembered_interrupts() as check_interrupts, progress as bar:
         for job in bar:
             failure = _attempt(job, settings, remarks)
             if failure is not None:
                 failures.append(failure)
+            check_interrupts()
     done = len(plan.jobs) - len(failures) + len(plan.without_image)
     skipped = len(plan.jobs) - len(jobs)
     for remark, count in remarks.items():

@@ -389,6 +389,29 @@ def test_ctrl_c_leaves_whole_files_only(tmp_path: Path) -> None:
             assert read(out / name).shape[:2] == (HEIGHT * 8, WIDTH * 8)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to a process there")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_is_heard_where_python_drops_it(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels, out = folders
+    done = []
+
+    class Closing:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def refine_file(job: Any, settings: Any) -> tuple[str, ...]:
+        done.append(job)
+        Closing()
+        return ()
+
+    monkeypatch.setattr("deeplab_crf.cli.refine.refine_file", refine_file)
+    assert main(["refine", str(images), str(labels), "-o", str(out)]) == 130
+    assert len(done) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_interrupt_while_writing_leaves_nothing(pair: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     image, labels, out = pair
 

@@ -89,6 +89,8 @@ void blur(const int32_t* chains, int64_t begin, int64_t end, T* values, int64_t 
   for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     const T* zeros = kZeroRow<T>;
     Row<T, W, V> previous, current;
+    previous.set_zero();
+    current.set_zero();
     T* row = nullptr;
     for (int64_t i = begin; i < end; ++i) {
       const int32_t entry = chains[i];

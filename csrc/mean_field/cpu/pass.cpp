@@ -233,7 +233,7 @@ void splat_rows(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const T* beliefs = block.energy;
   const T* scale = block.scale;
   T* values = term.write;
-  const int64_t ahead = points_to_fetch(a, term, block);
+  [[maybe_unused]] const int64_t ahead = points_to_fetch(a, term, block);
   const int64_t stride = a.stride;
   for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
