@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -36,8 +37,9 @@ class Pool {
       tasks_ = tasks;
       next_.store(0, std::memory_order_relaxed);
       failure_ = nullptr;
-      places_ = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
-      start_workers(places_);
+      const int wanted = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
+      start_workers(wanted);
+      places_ = std::min(wanted, workers_);
       loop_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
@@ -49,8 +51,12 @@ class Pool {
   }
 
  private:
+  // As many as the system allows: with fewer the loop takes longer, no more.
   void start_workers(int wanted) {
-    for (; workers_ < wanted; ++workers_) std::thread([this] { work(); }).detach();
+    try {
+      for (; workers_ < wanted; ++workers_) std::thread([this] { work(); }).detach();
+    } catch (const std::system_error&) {
+    }
   }
 
   void take_tasks() {
