@@ -1,4 +1,4 @@
-# DEEPLAB_CRF_CUDA -> DEEPLAB_CRF_FOUND_CUDA: looks for a CUDA compiler where one is wanted. The CUDA engine has no sources yet;
+# DEEPLAB_CRF_CUDA -> DEEPLAB_CRF_CUDA_FOUND: looks for a CUDA compiler where one is wanted. The CUDA engine has no sources yet;
 # the option exists so that build commands need not change when it comes.
 set(DEEPLAB_CRF_CUDA_FOUND OFF)
 if(NOT DEEPLAB_CRF_CUDA MATCHES "^(AUTO|ON|OFF)$")
