@@ -45,8 +45,8 @@ struct VectorOf<T, 1> {
 };
 
 // Lanes of the pack that rows are made of, of the narrow pack for rows of few channels, and of the widest pack. Rows stay with 256
-// bits where registers have 512: rows of 21 labels then are 96 bytes and no load straddles a cache line, which measured 20 %
-// faster in the splat than 512-bit packs, padded to 128 bytes or not.
+// bits where registers have 512: rows of 21 labels then are 96 bytes and no load straddles a cache line. The splat of a bilateral
+// kernel, alone, took 8.2 ns a pixel so and 10.0 with 512-bit packs on rows padded to 128 bytes.
 #if defined(__AVX512F__)
 template <class T>
 constexpr int kLongLanes = 64 / sizeof(T);

@@ -1,7 +1,7 @@
 // Splat, blur and slice on the CPU. Compiled once per instruction set.
 //
 // One thread per call; a point's channels run over the lanes. Splat and slice move (d+1) rows a point and spend
-// 2 (d+1) flops a channel; the blur moves each row on a chain once in and once out per axis, 2 flops a channel.
+// 2 (d+1) flops a channel; the blur moves each row on a chain once in and once out per axis, 3 flops a channel.
 #include "lattice/cpu/embed.h"
 #include "lattice/cpu/kernels.h"
 #include "lattice/cpu/rows.h"

@@ -77,11 +77,12 @@ void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
   });
 }
 
-// Rows of a large lattice wait in the last cache or in memory: those of a few points ahead are fetched.
+// Rows of a large lattice wait in the last cache or in memory: the slice fetches those of a few points ahead. The splat finds them
+// cleared just before, and so in the cache.
 constexpr int kRowsAhead = 6;
 constexpr int64_t kLargeLattice = 4 << 20;
 
-// From which point of the block on none is left ahead; 0 where fetching does not pay.
+// Up to which point of the block there are points kRowsAhead behind it; 0 where fetching does not pay.
 template <class T>
 int64_t points_to_fetch(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
   const int64_t bytes = term.lattice->num_vertices * a.stride * static_cast<int64_t>(sizeof(T));
@@ -233,7 +234,6 @@ void splat_rows(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const T* beliefs = block.energy;
   const T* scale = block.scale;
   T* values = term.write;
-  [[maybe_unused]] const int64_t ahead = points_to_fetch(a, term, block);
   const int64_t stride = a.stride;
   for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
