@@ -28,7 +28,7 @@ void splat(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* i
   const int32_t* rows = lattice.rows;
   const T* weights = lattice.weights;
   const int64_t stride = padded_channels<T>(channels);
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int64_t p = begin; p < end; ++p) {
         Row<T, W, V> row;
@@ -47,7 +47,7 @@ void slice(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* v
   const T* weights = lattice.weights;
   const int64_t stride = padded_channels<T>(channels);
   const T scale = geometry::slice_scale<T>(lattice.dims);
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int64_t p = begin; p < end; ++p) {
         Row<T, W, V> sum;
@@ -61,7 +61,7 @@ void slice(const LatticeView<T>& lattice, int64_t begin, int64_t end, const T* v
 
 template <class T>
 void gather_ghosts(const LatticeView<T>& lattice, int64_t begin, int64_t end, T* values, int64_t stride) {
-  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [&]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t ghost = lattice.ghost_order[i];
       Row<T, W, V> row;
@@ -86,7 +86,7 @@ DEEPLAB_CRF_INLINE void blur_step(Row<T, W, V>& previous, Row<T, W, V>& current,
 
 template <class T>
 void blur(const int32_t* chains, int64_t begin, int64_t end, T* values, int64_t stride) {
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     const T* zeros = kZeroRow<T>;
     Row<T, W, V> previous, current;
     previous.set_zero();

@@ -2,6 +2,8 @@
 // W lanes for few channels, blocks of kMaxPacks packs and a rest for many.
 #pragma once
 
+#include <type_traits>
+
 #include "lattice/lattice.h"
 #include "support/simd.h"
 
@@ -60,25 +62,45 @@ struct Row {
   }
 };
 
-// Calls body.template operator()<W, V>(first channel) for each block of a row of `stride` elements.
+// A row stride known when compiling: addresses of a row's packs then need one multiplication instead of three additions more.
+template <int64_t Elements>
+using FixedStride = std::integral_constant<int64_t, Elements>;
+
+// Calls body.template operator()<W, V>(first channel, stride) for each block of a row of `stride` elements. Where one block is
+// the whole row, the body gets the stride as a constant.
 template <class T, class Body>
 DEEPLAB_CRF_INLINE void for_row_blocks(int64_t stride, const Body& body) {
   constexpr int W = kWideLanes<T>;
-  if (stride == 1) return body.template operator()<1, 1>(0);
-  if (stride == kNarrowLanes<T>) return body.template operator()<kNarrowLanes<T>, 1>(0);
+  const FixedStride<0> start;
+  if (stride == 1) return body.template operator()<1, 1>(start, FixedStride<1>());
+  if (stride == kNarrowLanes<T>) return body.template operator()<kNarrowLanes<T>, 1>(start, FixedStride<kNarrowLanes<T>>());
+  switch (stride / W) {
+    case 1:
+      return body.template operator()<W, 1>(start, FixedStride<W>());
+    case 2:
+      return body.template operator()<W, 2>(start, FixedStride<2 * W>());
+    case 3:
+      return body.template operator()<W, 3>(start, FixedStride<3 * W>());
+    case 4:
+      return body.template operator()<W, 4>(start, FixedStride<4 * W>());
+    case 5:
+      return body.template operator()<W, 5>(start, FixedStride<5 * W>());
+    default:
+      break;
+  }
   int64_t channel = 0;
-  for (; channel + kMaxPacks * W <= stride; channel += kMaxPacks * W) body.template operator()<W, kMaxPacks>(channel);
+  for (; channel + kMaxPacks * W <= stride; channel += kMaxPacks * W) body.template operator()<W, kMaxPacks>(channel, stride);
   switch ((stride - channel) / W) {
     case 1:
-      return body.template operator()<W, 1>(channel);
+      return body.template operator()<W, 1>(channel, stride);
     case 2:
-      return body.template operator()<W, 2>(channel);
+      return body.template operator()<W, 2>(channel, stride);
     case 3:
-      return body.template operator()<W, 3>(channel);
+      return body.template operator()<W, 3>(channel, stride);
     case 4:
-      return body.template operator()<W, 4>(channel);
+      return body.template operator()<W, 4>(channel, stride);
     case 5:
-      return body.template operator()<W, 5>(channel);
+      return body.template operator()<W, 5>(channel, stride);
     default:
       return;
   }

@@ -31,7 +31,7 @@ void load_rows(const PassArguments<T>& a, const T* array, const Block<T>& block,
   const int count = block.count;
   const int64_t* at = block.at;
   T* target = block.energy;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     T lanes[W];
     for (int l = 0; l < W; ++l) lanes[l] = first + (V - 1) * W + l < labels ? T(0) : fill;
     const Pack<T, W> padding = Pack<T, W>::load(lanes);
@@ -67,7 +67,7 @@ void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
   const T* source = block.energy;
   const T* scale = block.scale;
   const int64_t* at = block.at;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < count; ++p) {
       Row<T, W, V> row;
       row.load(source + p * stride + first);
@@ -103,7 +103,7 @@ void add_sliced(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const T* diagonal = term.kind == Compatibility::kDiagonal ? term.coefficients : nullptr;
   const T potts = term.coefficients[0];
   const int64_t ahead = points_to_fetch(a, term, block);
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int p = 0; p < count; ++p) {
         if (p < ahead) prefetch_rows<Corners>(rows + (p + kRowsAhead) * corners, corners, values + first, stride, V * W);
@@ -127,22 +127,22 @@ template <class T>
 void add_mixed(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
   const LatticeView<T>& lattice = *term.lattice;
   const int corners = lattice.corners();
-  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < block.count; ++p) {
       const int64_t at = (block.begin + p) * corners;
       Row<T, W, V> sum;
-      gather_rows<0>(lattice.rows + at, lattice.weights + at, corners, term.read + first, a.stride, sum);
+      gather_rows<0>(lattice.rows + at, lattice.weights + at, corners, term.read + first, stride, sum);
       if (term.norm_out != nullptr) sum.scale(term.norm_out[block.begin + p]);
-      sum.store(block.message + p * a.stride + first);
+      sum.store(block.message + p * stride + first);
     }
   });
-  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < block.count; ++p) {
-      T* target = block.energy + p * a.stride + first;
+      T* target = block.energy + p * stride + first;
       Row<T, W, V> energy;
       energy.load(target);
       for (int64_t l = 0; l < a.num_labels; ++l)
-        energy.add(term.coefficients + l * a.stride + first, block.message[p * a.stride + l]);
+        energy.add(term.coefficients + l * stride + first, block.message[p * stride + l]);
       energy.store(target);
     }
   });
@@ -195,17 +195,17 @@ void softmax(const PassArguments<T>& a, const Block<T>& block) {
   const int count = block.count;
   // Any number of packs for rows that do not fit the registers.
   const auto rows = [=](const auto& body) {
-    if (stride > kMaxPacks * kWideLanes<T>) return body.template operator()<kWideLanes<T>, 0>(0);
+    if (stride > kMaxPacks * kWideLanes<T>) return body.template operator()<kWideLanes<T>, 0>(0, stride);
     for_row_blocks<T>(stride, body);
   };
-  rows([=]<int W, int V>(int64_t) DEEPLAB_CRF_INLINE_LAMBDA { shift_rows<T, W, V>(energies, stride, count); });
+  rows([=]<int W, int V>(int64_t, auto stride) DEEPLAB_CRF_INLINE_LAMBDA { shift_rows<T, W, V>(energies, stride, count); });
   // All rows of the block as one run of lanes: its length is a multiple of every pack's.
   constexpr int kLanes = kLongLanes<T>;
   static_assert(kPassBlock % kLanes == 0);
   for (int64_t l = 0; l < kPassBlock * stride; l += kLanes) {
     exp_nonpositive(Pack<T, kLanes>::load(energies + l)).store(energies + l);
   }
-  rows([=]<int W, int V>(int64_t) DEEPLAB_CRF_INLINE_LAMBDA { sum_rows<T, W, V>(energies, stride, count, scale); });
+  rows([=]<int W, int V>(int64_t, auto stride) DEEPLAB_CRF_INLINE_LAMBDA { sum_rows<T, W, V>(energies, stride, count, scale); });
 }
 
 // q <- (1 - damping) q + damping old, with scale applied. Returns the largest move.
@@ -235,7 +235,7 @@ void splat_rows(const PassArguments<T>& a, const PassTerm<T>& term, const Block<
   const T* scale = block.scale;
   T* values = term.write;
   const int64_t stride = a.stride;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
       for (int p = 0; p < count; ++p) {
         Row<T, W, V> q;
@@ -272,7 +272,7 @@ void prepare_rows(const PassArguments<T>& a, PassTerm<T>& term, const Block<T>& 
     clear(term.next_ghost, last + 1);
     if (a.slice) {
       const int64_t from = term.next_ghost, stride = a.stride;
-      for_row_blocks<T>(stride, [=, &lattice, &term]<int W, int V>(int64_t first) DEEPLAB_CRF_INLINE_LAMBDA {
+      for_row_blocks<T>(stride, [=, &lattice, &term]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
         for (int64_t row = from; row <= last; ++row) {
           Row<T, W, V> values;
           values.load(term.read + lattice.ghost_owner[row - vertices] * stride + first);
