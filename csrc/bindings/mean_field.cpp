@@ -40,6 +40,9 @@ py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t
   arguments.iterations = options["iterations"].cast<int>();
   arguments.damping = static_cast<T>(options["damping"].cast<double>());
   arguments.tolerance = static_cast<T>(options["tolerance"].cast<double>());
+  arguments.log_output = false;
+  arguments.trace = nullptr;
+  arguments.trace_slots = 1;
   arguments.keep_going = {&no_signal, nullptr};
   const int threads = options["threads"].cast<int>();
   MeanFieldOutcome outcome;

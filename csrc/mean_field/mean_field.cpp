@@ -12,6 +12,9 @@
 namespace deeplab_crf {
 namespace {
 
+// Bytes of values beyond which rows are fetched ahead.
+constexpr int64_t kLargeLattice = 4 << 20;
+
 // The compatibility of a term as the pass wants it: padded, by columns, the slice scale multiplied in.
 template <class T>
 std::vector<T> pass_coefficients(const KernelTerm<T>& term, int64_t labels, int64_t stride) {
@@ -46,17 +49,19 @@ class Inference {
     pass_.order = arguments.order;
     pass_.num_terms = static_cast<int>(arguments.terms.size());
     pass_.damping = arguments.damping;
+    pass_.log_output = arguments.log_output;
   }
 
   MeanFieldOutcome run() {
     const int iterations = arguments_.iterations;
     const bool needs_old_q = arguments_.tolerance > 0 || arguments_.damping > 0;
+    const bool traced = arguments_.trace != nullptr;
     MeanFieldOutcome outcome{0, std::numeric_limits<double>::quiet_NaN()};
     pass_.from_q = arguments_.start_from_q;
-    pass_.slice = false;
-    pass_.watch = false;
+    pass_.old_q = arguments_.q;
     pass_.splat = iterations > 0;
-    pass_.keep = !pass_.from_q && (iterations == 0 || needs_old_q);
+    pass_.keep = !pass_.from_q && (iterations == 0 || (needs_old_q && !traced));
+    pass_.trace = traced && iterations > 0 ? trace_slot(0) : nullptr;
     if (pass_.splat || pass_.keep) walk_points();
     pass_.from_q = false;
     pass_.slice = true;
@@ -66,6 +71,8 @@ class Inference {
       exchange();
       pass_.splat = t < iterations;
       pass_.keep = needs_old_q || t == iterations;
+      pass_.old_q = traced ? trace_slot(t - 1) : arguments_.q;
+      pass_.trace = traced && t < iterations ? trace_slot(t) : nullptr;
       const T change = walk_points();
       outcome.iterations = t;
       if (arguments_.tolerance > 0) {
@@ -95,10 +102,18 @@ class Inference {
     return *std::max_element(changes.begin(), changes.end());
   }
 
+  T* trace_slot(int t) const {
+    return arguments_.trace + t % arguments_.trace_slots * arguments_.num_points * arguments_.num_labels;
+  }
+
   PassTerm<T> prepare_term(size_t m, int64_t chunk) const {
     const KernelTerm<T>& term = arguments_.terms[m];
     const LatticeView<T>& lattice = *term.lattice;
     return {term.lattice,
+            lattice.corners(),
+            lattice.rows,
+            lattice.weights,
+            lattice.num_vertices * stride_ * static_cast<int64_t>(sizeof(T)) > kLargeLattice,
             term.norm_in,
             term.norm_out,
             term.kind,

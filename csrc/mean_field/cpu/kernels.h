@@ -14,6 +14,10 @@ constexpr int kPassBlock = 16;
 template <class T>
 struct PassTerm {
   const LatticeView<T>* lattice;
+  int corners;           // of the lattice, as are the next two
+  const int32_t* rows;
+  const T* weights;
+  bool large;            // its values do not fit the second-level cache
   const T* norm_in;
   const T* norm_out;
   Compatibility kind;
@@ -33,15 +37,18 @@ struct PassArguments {
   int64_t num_labels;
   int64_t stride;
   const T* unary;
-  T* q;
+  const T* old_q;  // (N, labels) for from_q and watch
+  T* q;            // (N, labels) for keep
+  T* trace;        // (N, labels) Q goes here too, or null
   const int32_t* order;  // (N) row of unary and q of each position, or null: the same
   PassTerm<T>* terms;
   int num_terms;
   bool slice;   // add the messages of `read` to the unary; otherwise Q = softmax(-U)
-  bool from_q;  // take Q from q as it is
-  bool splat;   // splat Q into `write`
-  bool keep;    // write Q to q
-  bool watch;   // q holds the old Q: blend with it by damping and measure the change
+  bool from_q;      // take Q from old_q as it is
+  bool splat;       // splat Q into `write`
+  bool keep;        // write Q to q
+  bool log_output;  // or its logarithm
+  bool watch;       // blend with old_q by damping and measure the change
   T damping;
   T* scratch;  // (2 * kPassBlock * stride) for the calling thread
 };

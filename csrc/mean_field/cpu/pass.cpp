@@ -4,8 +4,11 @@
 //   write_m[row_k, l] += b_k norm_in_m Q_l
 //
 // One thread per call. The points go in blocks of kPassBlock; a block's energies (kPassBlock, stride) stay in the first-level cache
-// between the stages, so that each stage is a short loop whose points do not wait for one another. Labels over the lanes.
+// between the stages, so that each stage is a short loop whose points do not wait for one another. All kernels share a stage:
+// one loop of stores to two lattices waits less than two loops. Labels over the lanes.
 // Per point and kernel: 2 (d+1) rows of L values and 8 (d+1) bytes of weights and rows; per label 4 (d+1) + about 30 flops.
+#include <cmath>
+
 #include "lattice/cpu/rows.h"
 #include "mean_field/cpu/kernels.h"
 
@@ -19,29 +22,27 @@ struct Block {
   int count;
   const int64_t* at;  // (kPassBlock) where each point's row of unary and q begins
   T* energy;          // (kPassBlock, stride), later Q * scale
-  T* message;         // (kPassBlock, stride)
+  T* message;         // (kPassBlock, stride) messages of a matrix, later exponents
   T* scale;           // (kPassBlock) what makes Q of a row
 };
 
-// Rows of an (N, labels) array into a block's rows, padded with `fill`. Nothing outside the rows is read: another thread may be
-// writing there.
+// Q of the block from the old one, rows padded with zeros. Nothing outside the rows is read: another thread may be writing
+// there.
 template <class T>
-void load_rows(const PassArguments<T>& a, const T* array, const Block<T>& block, T fill) {
-  const int64_t labels = a.num_labels, stride = a.stride;
+void load_beliefs(const PassArguments<T>& a, const Block<T>& block) {
+  const T* array = a.old_q;
+  const int64_t labels = a.num_labels;
   const int count = block.count;
   const int64_t* at = block.at;
   T* target = block.energy;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
-    T lanes[W];
-    for (int l = 0; l < W; ++l) lanes[l] = first + (V - 1) * W + l < labels ? T(0) : fill;
-    const Pack<T, W> padding = Pack<T, W>::load(lanes);
+  for_row_blocks<T>(a.stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < count; ++p) {
       Row<T, W, V> row;
       row.load_first(array + at[p] + first, labels - first);
-      if (first + V * W > labels) row.packs[V - 1] = row.packs[V - 1] + padding;
       row.store(target + p * stride + first);
     }
   });
+  for (int p = 0; p < count; ++p) block.scale[p] = T(1);
 }
 
 // Where the rows of `count` points from `begin` on lie in an (N, labels) array.
@@ -61,13 +62,13 @@ void prefetch_unary(const T* array, const int64_t* at, int count, int64_t labels
 
 // Q of the block into an (N, labels) array.
 template <class T>
-void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
-  const int64_t labels = a.num_labels, stride = a.stride;
+void store_beliefs(const PassArguments<T>& a, const Block<T>& block, T* array) {
+  const int64_t labels = a.num_labels;
   const int count = block.count;
   const T* source = block.energy;
   const T* scale = block.scale;
   const int64_t* at = block.at;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
+  for_row_blocks<T>(a.stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < count; ++p) {
       Row<T, W, V> row;
       row.load(source + p * stride + first);
@@ -77,61 +78,123 @@ void store_rows(const PassArguments<T>& a, const Block<T>& block, T* array) {
   });
 }
 
+// log Q = (lowest - e) - log sum exp(lowest - e): exact where Q itself is too small for a number.
+template <class T>
+void store_logarithms(const PassArguments<T>& a, const Block<T>& block) {
+  for (int p = 0; p < block.count; ++p) {
+    const T shift = __builtin_log(block.scale[p]);
+    const T* exponents = block.message + p * a.stride;
+    for (int64_t l = 0; l < a.num_labels; ++l) a.q[block.at[p] + l] = exponents[l] + shift;
+  }
+}
+
 // Rows of a large lattice wait in the last cache or in memory: the slice fetches those of a few points ahead. The splat finds them
 // cleared just before, and so in the cache.
 constexpr int kRowsAhead = 6;
-constexpr int64_t kLargeLattice = 4 << 20;
 
-// Up to which point of the block there are points kRowsAhead behind it; 0 where fetching does not pay.
+// Corners of the lattice of positions and of the bilateral lattice of an RGB image: the pair that loops are made for, with all
+// that they read and write in registers.
+constexpr int kPositionCorners = 3, kBilateralCorners = 6;
+
 template <class T>
-int64_t points_to_fetch(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
-  const int64_t bytes = term.lattice->num_vertices * a.stride * static_cast<int64_t>(sizeof(T));
-  return bytes > kLargeLattice ? a.num_points - block.begin - kRowsAhead : 0;
+bool is_image_pair(const PassArguments<T>& a) {
+  return a.num_terms == 2 && a.terms[0].corners == kPositionCorners && a.terms[1].corners == kBilateralCorners;
 }
 
-// energy += compatibility * norm * slice, for compatibilities that keep labels apart.
-template <class T>
-void add_sliced(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
+// The slice of one kernel at the points of a block, for a compatibility that keeps labels apart. Corners: 0 if not known when
+// compiling.
+template <class T, int Corners>
+struct Slice {
+  int corners;
+  const int32_t* rows;
+  const T* weights;
+  const T* norms;
+  const T* values;
+  const T* diagonal;
+  T potts;
+  int64_t ahead;  // up to which point of the block there are points kRowsAhead behind it; 0 where fetching does not pay
+
+  Slice(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block)
+      : corners(Corners > 0 ? Corners : term.corners),
+        rows(term.rows + block.begin * corners),
+        weights(term.weights + block.begin * corners),
+        norms(term.norm_out != nullptr ? term.norm_out + block.begin : nullptr),
+        values(term.read),
+        diagonal(term.kind == Compatibility::kDiagonal ? term.coefficients : nullptr),
+        potts(term.coefficients[0]),
+        ahead(term.large ? a.num_points - block.begin - kRowsAhead : 0) {}
+
+  // energy += compatibility * norm * slice at point p.
+  template <int W, int V>
+  DEEPLAB_CRF_INLINE void add(int p, int64_t first, int64_t stride, Row<T, W, V>& energy) const {
+    const int count = Corners > 0 ? Corners : corners;
+    if (p < ahead) prefetch_rows<Corners>(rows + (p + kRowsAhead) * count, count, values + first, stride, V * W);
+    Row<T, W, V> sum;
+    gather_rows<Corners>(rows + p * count, weights + p * count, count, values + first, stride, sum);
+    const T norm = norms != nullptr ? norms[p] : T(1);
+    if (diagonal == nullptr) {
+      const T factor = potts * norm;
+      for (int v = 0; v < V; ++v) energy.packs[v] = energy.packs[v] + sum.packs[v] * factor;
+    } else {
+      for (int v = 0; v < V; ++v)
+        energy.packs[v] = energy.packs[v] + sum.packs[v] * Pack<T, W>::load(diagonal + first + v * W) * norm;
+    }
+  }
+};
+
+// energy = unary + the slices. Rows that fit the registers become lowest - energy at once if `shift`; returns whether they did.
+template <class T, class... Slices>
+bool load_unary(const PassArguments<T>& a, const Block<T>& block, bool shift, Slices... slices) {
   // Copies, not references: the compiler must assume that a stored row overlaps whatever it can reach.
-  const int corners = term.lattice->corners(), count = block.count;
-  const int32_t* rows = term.lattice->rows + block.begin * corners;
-  const T* weights = term.lattice->weights + block.begin * corners;
-  const T* norms = term.norm_out != nullptr ? term.norm_out + block.begin : nullptr;
-  const T* values = term.read;
+  const int64_t labels = a.num_labels;
+  const int count = block.count;
+  const T* unary = a.unary;
+  const int64_t* at = block.at;
   T* energies = block.energy;
-  const int64_t stride = a.stride;
-  const T* diagonal = term.kind == Compatibility::kDiagonal ? term.coefficients : nullptr;
-  const T potts = term.coefficients[0];
-  const int64_t ahead = points_to_fetch(a, term, block);
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
-    for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
-      for (int p = 0; p < count; ++p) {
-        if (p < ahead) prefetch_rows<Corners>(rows + (p + kRowsAhead) * corners, corners, values + first, stride, V * W);
-        Row<T, W, V> sum;
-        gather_rows<Corners>(rows + p * corners, weights + p * corners, corners, values + first, stride, sum);
-        const T norm = norms != nullptr ? norms[p] : T(1);
-        T* energy = energies + p * stride + first;
-        if (diagonal == nullptr) {
-          sum.add_to(energy, potts * norm);
-        } else {
-          for (int v = 0; v < V; ++v) sum.packs[v] = sum.packs[v] * Pack<T, W>::load(diagonal + first + v * W);
-          sum.add_to(energy, norm);
-        }
+  const bool shift_now = shift && a.stride <= kWidestRow<T>;
+  for_row_blocks<T>(a.stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
+    T lanes[W];
+    for (int l = 0; l < W; ++l) lanes[l] = first + (V - 1) * W + l < labels ? T(0) : static_cast<T>(__builtin_inf());
+    const Pack<T, W> padding = Pack<T, W>::load(lanes);
+    for (int p = 0; p < count; ++p) {
+      Row<T, W, V> energy;
+      energy.load_first(unary + at[p] + first, labels - first);
+      if (first + V * W > labels) energy.packs[V - 1] = energy.packs[V - 1] + padding;
+      (slices.add(p, first, stride, energy), ...);
+      if (shift_now) {
+        const T lowest = energy.reduce(Minimum{});
+        for (int v = 0; v < V; ++v) energy.packs[v] = lowest - energy.packs[v];
       }
-    });
+      energy.store(energies + p * stride + first);
+    }
+  });
+  return shift_now;
+}
+
+// energy += slice.
+template <class T, int Corners>
+void add_slice(const PassArguments<T>& a, const Block<T>& block, Slice<T, Corners> slice) {
+  const int count = block.count;
+  T* energies = block.energy;
+  for_row_blocks<T>(a.stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
+    for (int p = 0; p < count; ++p) {
+      Row<T, W, V> energy;
+      energy.load(energies + p * stride + first);
+      slice.add(p, first, stride, energy);
+      energy.store(energies + p * stride + first);
+    }
   });
 }
 
 // The same for a matrix: first the messages of all labels, then energy += compat * message.
 template <class T>
 void add_mixed(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
-  const LatticeView<T>& lattice = *term.lattice;
-  const int corners = lattice.corners();
+  const int corners = term.corners;
   for_row_blocks<T>(a.stride, [&]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
     for (int p = 0; p < block.count; ++p) {
       const int64_t at = (block.begin + p) * corners;
       Row<T, W, V> sum;
-      gather_rows<0>(lattice.rows + at, lattice.weights + at, corners, term.read + first, stride, sum);
+      gather_rows<0>(term.rows + at, term.weights + at, corners, term.read + first, stride, sum);
       if (term.norm_out != nullptr) sum.scale(term.norm_out[block.begin + p]);
       sum.store(block.message + p * stride + first);
     }
@@ -186,19 +249,25 @@ DEEPLAB_CRF_INLINE void sum_rows(const T* beliefs, int64_t stride, int count, T*
   }
 }
 
-// Rows become exp(lowest - energy), and scale what makes softmax(-energy) of them.
+// Rows become exp(lowest - energy), and scale what makes softmax(-energy) of them. `shifted`: they are lowest - energy already.
 template <class T>
-void softmax(const PassArguments<T>& a, const Block<T>& block) {
+void softmax(const PassArguments<T>& a, const Block<T>& block, bool shifted) {
   T* energies = block.energy;
   T* scale = block.scale;
   const int64_t stride = a.stride;
   const int count = block.count;
   // Any number of packs for rows that do not fit the registers.
   const auto rows = [=](const auto& body) {
-    if (stride > kMaxPacks * kWideLanes<T>) return body.template operator()<kWideLanes<T>, 0>(0, stride);
+    if (stride > kWidestRow<T>) return body.template operator()<kWideLanes<T>, 0>(0, stride);
     for_row_blocks<T>(stride, body);
   };
-  rows([=]<int W, int V>(int64_t, auto stride) DEEPLAB_CRF_INLINE_LAMBDA { shift_rows<T, W, V>(energies, stride, count); });
+  if (!shifted) {
+    rows([=]<int W, int V>(int64_t, auto stride) DEEPLAB_CRF_INLINE_LAMBDA { shift_rows<T, W, V>(energies, stride, count); });
+  }
+  if (a.keep && a.log_output) {
+    // The exponents: what the logarithm of Q is made of.
+    for (int64_t l = 0; l < count * stride; ++l) block.message[l] = energies[l];
+  }
   // All rows of the block as one run of lanes: its length is a multiple of every pack's.
   constexpr int kLanes = kLongLanes<T>;
   static_assert(kPassBlock % kLanes == 0);
@@ -213,7 +282,7 @@ template <class T>
 T blend(const PassArguments<T>& a, const Block<T>& block) {
   T change = 0;
   for (int p = 0; p < block.count; ++p) {
-    const T* old = a.q + block.at[p];
+    const T* old = a.old_q + block.at[p];
     T* q = block.energy + p * a.stride;
     for (int64_t l = 0; l < a.num_labels; ++l) {
       q[l] = q[l] * block.scale[p] * (T(1) - a.damping) + old[l] * a.damping;
@@ -225,38 +294,91 @@ T blend(const PassArguments<T>& a, const Block<T>& block) {
   return change;
 }
 
-template <class T>
-void splat_rows(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block) {
-  const int corners = term.lattice->corners(), count = block.count;
-  const int32_t* rows = term.lattice->rows + block.begin * corners;
-  const T* weights = term.lattice->weights + block.begin * corners;
-  const T* norms = term.norm_in != nullptr ? term.norm_in + block.begin : nullptr;
+// The splat of one kernel at the points of a block.
+template <class T, int Corners>
+struct Splat {
+  int corners;
+  const int32_t* rows;
+  const T* weights;
+  const T* norms;
+  T* values;
+
+  Splat(const PassTerm<T>& term, const Block<T>& block)
+      : corners(Corners > 0 ? Corners : term.corners),
+        rows(term.rows + block.begin * corners),
+        weights(term.weights + block.begin * corners),
+        norms(term.norm_in != nullptr ? term.norm_in + block.begin : nullptr),
+        values(term.write) {}
+
+  template <int W, int V>
+  DEEPLAB_CRF_INLINE void add(int p, int64_t first, int64_t stride, Row<T, W, V> q) const {
+    const int count = Corners > 0 ? Corners : corners;
+    if (norms != nullptr) q.scale(norms[p]);
+    scatter_rows<Corners>(rows + p * count, weights + p * count, count, q, values + first, stride);
+  }
+};
+
+template <class T, class... Splats>
+void splat_rows(const PassArguments<T>& a, const Block<T>& block, Splats... splats) {
+  const int count = block.count;
   const T* beliefs = block.energy;
   const T* scale = block.scale;
-  T* values = term.write;
-  const int64_t stride = a.stride;
-  for_row_blocks<T>(stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
-    for_corners(corners, [=]<int Corners>() DEEPLAB_CRF_INLINE_LAMBDA {
-      for (int p = 0; p < count; ++p) {
-        Row<T, W, V> q;
-        q.load(beliefs + p * stride + first);
-        // Scaled first, as if Q had been stored: a start from a stored Q takes the same steps bit for bit.
-        q.scale(scale[p]);
-        if (norms != nullptr) q.scale(norms[p]);
-        scatter_rows<Corners>(rows + p * corners, weights + p * corners, corners, q, values + first, stride);
-      }
-    });
+  for_row_blocks<T>(a.stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
+    for (int p = 0; p < count; ++p) {
+      Row<T, W, V> q;
+      q.load(beliefs + p * stride + first);
+      // Scaled first, as if Q had been stored: a start from a stored Q takes the same steps bit for bit.
+      q.scale(scale[p]);
+      (splats.add(p, first, stride, q), ...);
+    }
   });
 }
 
-// Makes the rows ready that points of this block are the first of the chunk to touch.
 template <class T>
-void prepare_rows(const PassArguments<T>& a, PassTerm<T>& term, const Block<T>& block) {
+void splat_beliefs(const PassArguments<T>& a, const Block<T>& block) {
+  if (is_image_pair(a)) {
+    return splat_rows(a, block, Splat<T, kPositionCorners>(a.terms[0], block), Splat<T, kBilateralCorners>(a.terms[1], block));
+  }
+  for (int m = 0; m < a.num_terms; ++m) {
+    for_corners(a.terms[m].corners, [&]<int Corners>() { splat_rows(a, block, Splat<T, Corners>(a.terms[m], block)); });
+  }
+}
+
+// Q of the block from the unary and the messages: rows that `scale` makes sum to one.
+template <class T>
+void update_beliefs(const PassArguments<T>& a, const Block<T>& block) {
+  const int num_terms = a.slice ? a.num_terms : 0;
+  bool mixed = false;
+  for (int m = 0; m < num_terms; ++m) mixed |= a.terms[m].kind == Compatibility::kMatrix;
+  bool shifted = false;
+  if (num_terms > 0 && !mixed && is_image_pair(a)) {
+    shifted = load_unary(a, block, true, Slice<T, kPositionCorners>(a, a.terms[0], block),
+                         Slice<T, kBilateralCorners>(a, a.terms[1], block));
+  } else {
+    shifted = load_unary(a, block, num_terms == 0);
+    for (int m = 0; m < num_terms; ++m) {
+      const PassTerm<T>& term = a.terms[m];
+      if (term.kind == Compatibility::kMatrix) {
+        add_mixed(a, term, block);
+      } else {
+        for_corners(term.corners, [&]<int Corners>() { add_slice(a, block, Slice<T, Corners>(a, term, block)); });
+      }
+    }
+  }
+  softmax(a, block, shifted);
+}
+
+// Points whose rows are made ready at once.
+constexpr int64_t kPreparedPoints = 4 * kPassBlock;
+
+// Makes the rows ready that `count` points from `begin` on are the first of the chunk to touch.
+template <class T>
+void prepare_rows(const PassArguments<T>& a, PassTerm<T>& term, int64_t begin, int64_t count) {
   const LatticeView<T>& lattice = *term.lattice;
   const int32_t vertices = static_cast<int32_t>(lattice.num_vertices);
-  const int32_t* rows = lattice.rows + block.begin * lattice.corners();
+  const int32_t* rows = term.rows + begin * term.corners;
   int32_t last_owned = -1, last = -1;
-  for (int i = 0; i < block.count * lattice.corners(); ++i) {
+  for (int64_t i = 0; i < count * term.corners; ++i) {
     const int32_t owned = rows[i] < vertices ? rows[i] : -1;
     last_owned = owned > last_owned ? owned : last_owned;
     last = rows[i] > last ? rows[i] : last;
@@ -295,25 +417,20 @@ T pass(const PassArguments<T>& a, int64_t begin, int64_t end) {
     const Block<T> block{first, count_at(first), at[turn], a.scratch, a.scratch + kPassBlock * a.stride, scale};
     const int next_count = first + kPassBlock < end ? count_at(first + kPassBlock) : 0;
     locate_rows(a, first + kPassBlock, next_count, at[turn ^ 1]);
-    prefetch_unary(a.from_q ? a.q : a.unary, at[turn ^ 1], next_count, a.num_labels);
-    for (int m = 0; m < a.num_terms; ++m) prepare_rows(a, a.terms[m], block);
-    if (a.from_q) {
-      load_rows(a, static_cast<const T*>(a.q), block, T(0));
-      for (T& factor : scale) factor = T(1);
-    } else {
-      load_rows(a, a.unary, block, static_cast<T>(__builtin_inf()));
-      for (int m = 0; a.slice && m < a.num_terms; ++m) {
-        const PassTerm<T>& term = a.terms[m];
-        term.kind == Compatibility::kMatrix ? add_mixed(a, term, block) : add_sliced(a, term, block);
-      }
-      softmax(a, block);
+    prefetch_unary(a.from_q ? a.old_q : a.unary, at[turn ^ 1], next_count, a.num_labels);
+    if ((first - begin) % kPreparedPoints == 0) {
+      for (int m = 0; m < a.num_terms; ++m) prepare_rows(a, a.terms[m], first, end - first < kPreparedPoints ? end - first : kPreparedPoints);
     }
+    a.from_q ? load_beliefs(a, block) : update_beliefs(a, block);
+    // Before damping: the exponents give log Q as long as Q is the softmax.
+    if (a.keep && a.log_output) store_logarithms(a, block);
     if (a.watch) {
       const T moved = blend(a, block);
       change = moved > change ? moved : change;
     }
-    if (a.keep) store_rows(a, block, a.q);
-    for (int m = 0; a.splat && m < a.num_terms; ++m) splat_rows(a, a.terms[m], block);
+    if (a.keep && !a.log_output) store_beliefs(a, block, a.q);
+    if (a.trace != nullptr) store_beliefs(a, block, a.trace);
+    if (a.splat) splat_beliefs(a, block);
   }
   return change;
 }
