@@ -162,6 +162,7 @@ int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int6
                     int threads) {
   // Tiles of points that keep the rows they write in the first-level cache, whatever the order of the input.
   constexpr int64_t kTileBytes = 16384;
+  constexpr int64_t kLine = 64 / sizeof(From), kAhead = 2;
   const int64_t tile = std::clamp<int64_t>(kTileBytes / (num_labels * static_cast<int64_t>(sizeof(T))), 16, 64);
   const int64_t chunks = chunk_count(num_points);
   std::vector<int64_t> bad(chunks, -1);
@@ -172,6 +173,10 @@ int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int6
       T poison = 0;
       for (int64_t l = 0; l < num_labels; ++l) {
         const From* source = in + l * label_stride;
+        if (point_stride == 1) {
+          // More streams than the hardware's prefetcher follows.
+          for (int64_t p = first + kAhead * tile; p < last + kAhead * tile && p < num_points; p += kLine) __builtin_prefetch(source + p);
+        }
         for (int64_t p = first; p < last; ++p) {
           const T value = static_cast<T>(source[p * point_stride]);
           poison += value * T(0);
