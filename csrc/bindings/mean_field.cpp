@@ -2,6 +2,7 @@
 
 #include "bindings/module.h"
 #include "bindings/pointers.h"
+#include "mean_field/pack_labels.h"
 
 namespace deeplab_crf::bindings {
 namespace {

@@ -147,11 +147,12 @@ class Steps final : public BuilderSteps<T> {
   int64_t num_ghosts() const override { return ghost_begin_.back(); }
 
  private:
-  // The simplex of the point before, whose rows serve again if the next point lies in the same one.
+  // The simplex of the point before. Neighbours share it, or most of its vertices: each keeps its remainder, and its row serves again
+  // without a look into the table. In the plane that is worth a branch a vertex; in five dimensions the branches cost more (measured).
   struct PreviousSimplex {
-    Key<K> origin{};
     uint64_t ranks = 0;
     const int32_t* rows = nullptr;
+    Key<K> keys[geometry::kMaxDimensions + 1]{};
   };
 
   void embed_chunk(int64_t c, int32_t* rows, T* weights) {
@@ -206,16 +207,19 @@ class Steps final : public BuilderSteps<T> {
     }
     coordinate_of_rank[block.ranks[dims * kEmbedBlock + p]] = dims;
     // The ranks of d coordinates fit one word up to d = 15 (16^15 < 2^64).
-    if (dims <= 15 && previous.rows != nullptr && key == previous.origin && ranks == previous.ranks) {
+    if (dims <= 15 && previous.rows != nullptr && key == previous.keys[0] && ranks == previous.ranks) {
       for (int k = 0; k <= dims; ++k) rows[k] = previous.rows[k];
+      previous.rows = rows;
       return;
     }
-    previous = {key, ranks, rows};
     // Vertex k adds k to every coordinate and takes d + 1 off those of the k highest ranks: one step along an axis at a time.
     for (int k = 0; k <= dims; ++k) {
       if (k > 0) key += step_[coordinate_of_rank[dims - k + 1]];
-      rows[k] = table.insert(key);
+      rows[k] = D == 2 && previous.rows != nullptr && key == previous.keys[k] ? previous.rows[k] : table.insert(key);
+      if (k == 0 || D == 2) previous.keys[k] = key;
     }
+    previous.ranks = ranks;
+    previous.rows = rows;
   }
 
   // Numbers the vertices over all chunks in the order of first touch and tells owned from ghost.

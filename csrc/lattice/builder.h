@@ -51,4 +51,9 @@ class LatticeBuilder {
   std::unique_ptr<BuilderSteps<T>> steps_;
 };
 
+// Whether the builder computes the simplices of these features in double: with large coordinates T would lose the barycentric
+// weights.
+template <class T>
+bool needs_wide_embedding(const FeatureView<T>& features, int threads);
+
 }  // namespace deeplab_crf

@@ -157,52 +157,7 @@ MeanFieldOutcome mean_field(const MeanFieldArguments<T>& arguments, int threads)
   return Inference<T>(arguments, threads).run();
 }
 
-template <class From, class T>
-int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
-                    int threads) {
-  // Tiles of points that keep the rows they write in the first-level cache, whatever the order of the input.
-  constexpr int64_t kTileBytes = 16384;
-  constexpr int64_t kLine = 64 / sizeof(From), kAhead = 2;
-  const int64_t tile = std::clamp<int64_t>(kTileBytes / (num_labels * static_cast<int64_t>(sizeof(T))), 16, 64);
-  const int64_t chunks = chunk_count(num_points);
-  std::vector<int64_t> bad(chunks, -1);
-  parallel_for(threads, chunks, [&](int64_t c) {
-    const int64_t end = chunk_begin(num_points, c + 1);
-    for (int64_t first = chunk_begin(num_points, c); first < end; first += tile) {
-      const int64_t last = std::min(first + tile, end);
-      T poison = 0;
-      for (int64_t l = 0; l < num_labels; ++l) {
-        const From* source = in + l * label_stride;
-        if (point_stride == 1) {
-          // More streams than the hardware's prefetcher follows.
-          for (int64_t p = first + kAhead * tile; p < last + kAhead * tile && p < num_points; p += kLine) __builtin_prefetch(source + p);
-        }
-        for (int64_t p = first; p < last; ++p) {
-          const T value = static_cast<T>(source[p * point_stride]);
-          poison += value * T(0);
-          out[p * num_labels + l] = value;
-        }
-      }
-      if (poison == T(0) || bad[c] >= 0) continue;
-      for (int64_t l = 0; l < num_labels && bad[c] < 0; ++l) {
-        for (int64_t p = first; p < last && bad[c] < 0; ++p) {
-          if (!std::isfinite(out[p * num_labels + l])) bad[c] = l * num_points + p;
-        }
-      }
-    }
-  });
-  for (int64_t index : bad) {
-    if (index >= 0) return index;
-  }
-  return -1;
-}
-
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                                   \
-  template MeanFieldOutcome mean_field<T>(const MeanFieldArguments<T>&, int);                        \
-  template int64_t pack_labels<float, T>(const float*, int64_t, int64_t, int64_t, int64_t, T*, int); \
-  template int64_t pack_labels<double, T>(const double*, int64_t, int64_t, int64_t, int64_t, T*, int);
-DEEPLAB_CRF_INSTANTIATE(float)
-DEEPLAB_CRF_INSTANTIATE(double)
-#undef DEEPLAB_CRF_INSTANTIATE
+template MeanFieldOutcome mean_field<float>(const MeanFieldArguments<float>&, int);
+template MeanFieldOutcome mean_field<double>(const MeanFieldArguments<double>&, int);
 
 }  // namespace deeplab_crf

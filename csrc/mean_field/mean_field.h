@@ -66,10 +66,4 @@ struct MeanFieldOutcome {
 template <class T>
 MeanFieldOutcome mean_field(const MeanFieldArguments<T>& arguments, int threads);
 
-// out[p * labels + l] = in[p * point_stride + l * label_stride], the layout that mean_field takes. Returns the first index
-// (l * num_points + p) of a value that is not finite, or -1.
-template <class From, class T>
-int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
-                    int threads);
-
 }  // namespace deeplab_crf

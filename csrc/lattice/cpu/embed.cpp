@@ -3,6 +3,8 @@
 // Per point: about 2 (d+1)^2 + 10 d flops, 4 d bytes read, 12 (d+1) written.
 #include "lattice/cpu/embed.h"
 
+#include <type_traits>
+
 #include "lattice/geometry.h"
 #include "support/simd.h"
 
@@ -20,6 +22,12 @@ void embed_block(const FeatureView<T>& features, int64_t begin, int count, Simpl
   for (int base = 0; base < count; base += W) {
     P point[kCapacity], origin[kCapacity], ranks[kCapacity], weights[kCapacity];
     for (int i = 0; i < dims; ++i) {
+      if constexpr (std::is_same_v<T, Real>) {
+        if (features.point_stride == 1 && base + W <= count) {
+          point[i] = P::load(features.data + begin + base + i * features.dim_stride);
+          continue;
+        }
+      }
       Real lanes[W];
       for (int lane = 0; lane < W; ++lane) {
         const int64_t p = begin + (base + lane < count ? base + lane : count - 1);

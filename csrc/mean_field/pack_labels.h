@@ -1,0 +1,14 @@
+// Scores in the layout that mean field takes: the labels of a point side by side.
+#pragma once
+
+#include <cstdint>
+
+namespace deeplab_crf {
+
+// out[p * labels + l] = in[p * point_stride + l * label_stride]. Returns the first index (l * num_points + p) of a value that is
+// not finite, or -1. Reads and writes each value once.
+template <class From, class T>
+int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
+                    int threads);
+
+}  // namespace deeplab_crf
