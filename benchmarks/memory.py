@@ -6,6 +6,7 @@ because the ru_maxrss of a process that was started by another begins at the oth
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import ROOT, Case, load_image, network_unary
-from benchmarks.engines import Inputs, find_engine
+from benchmarks.engines import Inputs
 
 STATUS = Path("/proc/self/status")
 
@@ -30,11 +31,23 @@ class MemoryUse:
     seconds: float
 
 
-def measure(engine: str, threads: int, case: Case, image: str, *, timeout: float = 3600.0) -> MemoryUse:
-    """Run ``case`` once in a fresh interpreter and return what it took. Raises RuntimeError if that fails."""
+def measure(
+    engine: str,
+    threads: int,
+    case: Case,
+    image: str,
+    *,
+    timeout: float = 3600.0,
+    engines: str = "benchmarks.engines",
+) -> MemoryUse:
+    """Run ``case`` once in a fresh interpreter and return what it took. Raises RuntimeError if that fails.
+
+    engines: the module whose ``find_engine`` knows the engine.
+    """
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder) / "request.json"
-        request.write_text(json.dumps({"engine": engine, "threads": threads, "case": case.to_json(), "image": image}))
+        asked = {"engines": engines, "engine": engine, "threads": threads, "case": case.to_json(), "image": image}
+        request.write_text(json.dumps(asked))
         # At the end of the path: an installed deeplab_crf comes before the sources, which may have no compiled module.
         start = f"import sys, runpy; sys.path.append({str(ROOT)!r}); runpy.run_module('benchmarks.memory', run_name='__main__')"
         done = subprocess.run(
@@ -74,7 +87,7 @@ def _start_of_run() -> int:
 
 def _run_request(request: dict[str, Any]) -> MemoryUse:
     case = Case.from_json(request["case"])
-    engine = find_engine(request["engine"], request["threads"])
+    engine = importlib.import_module(request["engines"]).find_engine(request["engine"], request["threads"])
     if engine is None:
         raise RuntimeError(f"{request['engine']} is not installed")
     inputs = Inputs(load_image(request["image"], case.width, case.height), network_unary(case))

@@ -66,15 +66,18 @@ def commit() -> str:
     return described.stdout.strip()
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
+    """Three digits, or a dash."""
     return MISSING if seconds is None else f"{seconds * 1e3:.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.1f}"
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
+    """A ratio, or a dash."""
     return MISSING if value is None else f"{value:.1f}x"
 
 
-def _megabytes(use: MemoryUse | None) -> str:
+def megabytes(use: MemoryUse | None) -> str:
+    """How far memory rose, or a dash."""
     return MISSING if use is None else f"{use.rise / 1e6:.0f}"
 
 
@@ -82,7 +85,8 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown, numbers to the right."""
     ruler = ["---"] + ["--:"] * (len(header) - 1)
     return "\n".join([_row(header), _row(ruler), *(_row(cells) for cells in rows)])
 
@@ -101,9 +105,9 @@ def one_line(result: Result) -> str:
     """A case in one line, while the next one runs."""
     parts = []
     for timing in result.timings:
-        text = f"{_title((timing.engine, timing.threads))} {_milliseconds(timing.median())} ms"
+        text = f"{_title((timing.engine, timing.threads))} {milliseconds(timing.median())} ms"
         if timing.engine != PEER:
-            text += f" ({_times(result.speedup(timing.engine, timing.threads))})"
+            text += f" ({times(result.speedup(timing.engine, timing.threads))})"
         parts.append(text)
     bad = [agreement for agreement in result.agreements if not agreement.good]
     return "; ".join(parts) + ("; RESULTS DIFFER" if bad else "")
@@ -120,15 +124,15 @@ def _speed_table(results: Sequence[Result], phase: str) -> str:
     rows = []
     for result in results:
         peer = result.timing(PEER)
-        cells = [result.case.name, _milliseconds(peer.median(phase) if peer else None)]
+        cells = [result.case.name, milliseconds(peer.median(phase) if peer else None)]
         for who in others:
             timing = result.timing(*who)
-            cells += [_milliseconds(timing.median(phase) if timing else None), _times(result.speedup(*who, phase))]
+            cells += [milliseconds(timing.median(phase) if timing else None), times(result.speedup(*who, phase))]
         rows.append(cells)
     means = ["geometric mean", ""]
     for who in others:
-        means += ["", _times(geometric_mean(result.speedup(*who, phase) for result in results))]
-    return _table(header, [*rows, means])
+        means += ["", times(geometric_mean(result.speedup(*who, phase) for result in results))]
+    return table(header, [*rows, means])
 
 
 def _result_table(results: Sequence[Result]) -> str:
@@ -149,7 +153,7 @@ def _result_table(results: Sequence[Result]) -> str:
             cells.append(f"{agreement.equal_labels:.4%}")
             cells.append(MISSING if difference is None else f"{difference:.1e}")
         rows.append(cells)
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _memory_table(results: Sequence[Result]) -> str:
@@ -161,12 +165,12 @@ def _memory_table(results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         cells = [result.case.name + (" (large)" if result.case in LARGE_CASES else "")]
-        cells.append(_megabytes(result.memory.get((PEER, 1))))
+        cells.append(megabytes(result.memory.get((PEER, 1))))
         for who in others:
             ratio = result.memory_ratio(*who)
-            cells += [_megabytes(result.memory.get(who)), MISSING if ratio is None else f"{ratio:.2f}"]
+            cells += [megabytes(result.memory.get(who)), MISSING if ratio is None else f"{ratio:.2f}"]
         rows.append(cells)
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def markdown(results: Sequence[Result], environment: dict[str, Any], huge: MemoryUse | None) -> str:

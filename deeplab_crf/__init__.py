@@ -27,6 +27,20 @@ _HOMES = {
     "set_num_threads": "deeplab_crf.core.threads",
     "native_info": "deeplab_crf.core.info",
     "install_as_pydensecrf": "deeplab_crf.pydensecrf",
+    # From here on, torch is needed.
+    "DenseCRF": "deeplab_crf.crf.dense_crf",
+    "DenseCRFLoss": "deeplab_crf.crf.losses",
+    "Diagnosis": "deeplab_crf.crf.diagnosis",
+    "ErrorReport": "deeplab_crf.crf.error_report",
+    "bilateral_filter": "deeplab_crf.crf.filters",
+    "diagnose": "deeplab_crf.crf.diagnosis",
+    "entropy": "deeplab_crf.crf.diagnosis",
+    "error_report": "deeplab_crf.crf.error_report",
+    "load_crfasrnn_state_dict": "deeplab_crf.crf.crfasrnn",
+    "map_labels": "deeplab_crf.crf.diagnosis",
+    "marginals": "deeplab_crf.crf.diagnosis",
+    "permutohedral_filter": "deeplab_crf.crf.filters",
+    "plot_convergence": "deeplab_crf.crf.diagnosis",
 }
 
 if TYPE_CHECKING:
@@ -35,6 +49,12 @@ if TYPE_CHECKING:
     from deeplab_crf.core.lattice import PermutohedralLattice
     from deeplab_crf.core.mean_field import Energy, MeanField, MeanFieldResult
     from deeplab_crf.core.threads import get_num_threads, set_num_threads
+    from deeplab_crf.crf.crfasrnn import load_crfasrnn_state_dict
+    from deeplab_crf.crf.dense_crf import DenseCRF
+    from deeplab_crf.crf.diagnosis import Diagnosis, diagnose, entropy, map_labels, marginals, plot_convergence
+    from deeplab_crf.crf.error_report import ErrorReport, error_report
+    from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter
+    from deeplab_crf.crf.losses import DenseCRFLoss
     from deeplab_crf.kernels import Bilateral, Gaussian, PairwiseKernel
     from deeplab_crf.presets import PRESETS, Preset, get_preset
     from deeplab_crf.pydensecrf import install_as_pydensecrf
@@ -42,7 +62,11 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "Bilateral",
+    "DenseCRF",
+    "DenseCRFLoss",
+    "Diagnosis",
     "Energy",
+    "ErrorReport",
     "Gaussian",
     "ImageCRF",
     "MeanField",
@@ -51,11 +75,20 @@ __all__ = [
     "PermutohedralLattice",
     "Preset",
     "__version__",
+    "bilateral_filter",
     "dense_crf",
+    "diagnose",
+    "entropy",
+    "error_report",
     "get_num_threads",
     "get_preset",
     "install_as_pydensecrf",
+    "load_crfasrnn_state_dict",
+    "map_labels",
+    "marginals",
     "native_info",
+    "permutohedral_filter",
+    "plot_convergence",
     "set_num_threads",
 ]
 
@@ -64,7 +97,12 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f'{name} needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
     globals()[name] = value
     return value
 

@@ -1,8 +1,12 @@
-"""The compiled module (csrc/bindings). Only deeplab_crf.core calls it.
+"""The compiled module (csrc/bindings). Only deeplab_crf.core and deeplab_crf.ops call it.
 
 Arrays cross as addresses: integers, 0 for null. The caller allocates them, checks shapes and dtypes, and keeps them alive for the
 call (for a view: as long as the view). T is float32 or float64, by the name's suffix; indices are int32 unless said otherwise.
-N points, d dimensions, L labels, M vertices, G ghost rows, K chunks (csrc/lattice/lattice.h).
+N points, d dimensions, L labels, M vertices, G ghost rows, K chunks (csrc/lattice/lattice.h), B images, C channels, T iterations.
+
+A batch of lattices over B images of N points each is three arrays: rows int32 (B, N, d+1), weights of T (B, N, d+1) and
+structure, one-dimensional int32 that only this module reads (csrc/lattice/batch.h). Images are worked on side by side if there
+are at least as many as threads; each has the bits that it has alone.
 
 Raises ValueError for what a user can mend, and KeyboardInterrupt from `mean_field_*`. The GIL is released inside.
 """
@@ -27,6 +31,42 @@ class _MeanFieldOptions(TypedDict):
     threads: int
     order: int
     """(N) row of unary and q of each position of the lattices, or 0: the same."""
+
+class _BatchOptions(TypedDict):
+    start_from_q: bool
+    iterations: int
+    damping: float
+    tolerance: float
+    threads: int
+    order: int
+    """(N), shared by the images, or 0."""
+    log_output: bool
+    """out gets log Q = log_softmax(-e), from the energies."""
+    trace: int
+    """(trace_slots, B, N, L), gets Q_0 ... Q_(T-1), the one of iteration t in slot t % trace_slots; or 0."""
+    trace_slots: int
+    """T; 1 is enough for log_output with a tolerance, which needs one."""
+
+class _GradientOptions(TypedDict):
+    iterations: int
+    threads: int
+    order: int
+    """(N), shared by the images, or 0."""
+    trace: int
+    """(T, B, N, L): Q_0 ... Q_(T-1)."""
+    trace_fixed: bool
+    """trace is one (B, N, L) that stands for every Q_t: the implicit derivative at a fixed point."""
+    tolerance: float
+    """trace_fixed: stop once no entry of the adjoint moves by more; 0: never."""
+    output: int
+    """(B, N, L): Q_T, or log Q_T."""
+    log_output: bool
+    grad_output: int
+    """(B, N, L): gradient of the loss in `output`."""
+    grad_unary: int
+    """(B, N, L), written."""
+    grad_start: int
+    """(B, N, L), written, if the iterations started from a given Q_0; 0 if from softmax(-U)."""
 
 def build_info() -> _BuildInfo:
     """What was compiled and what is in use. Raises ValueError if DEEPLAB_CRF_CPU names nothing usable."""
@@ -189,3 +229,140 @@ def pack_labels_f64_f32(
 def pack_labels_f64_f64(
     values: int, num_points: int, num_labels: int, point_stride: int, label_stride: int, out: int, threads: int
 ) -> int: ...
+
+class LatticeBatchF32:
+    """Builds the lattices of B images in steps, between which the caller allocates what depends on the number of vertices."""
+
+    def __init__(self, features: int, shape: tuple[int, int, int], strides: tuple[int, int, int], threads: int) -> None:
+        """features: T of shape (B, N, d), with its strides in elements."""
+    def embed(self, rows: int, weights: int) -> None:
+        """rows (B, N, d+1), final only after `connect`; weights (B, N, d+1) of T."""
+    def connect(self, rows: int, structure: int) -> None:
+        """Makes rows final and fills structure, `structure_size` int32."""
+    @property
+    def num_vertices(self) -> list[int]:
+        """M of each image, known after `embed`."""
+    @property
+    def structure_size(self) -> int:
+        """Elements of structure, known after `embed`."""
+
+class LatticeBatchF64:
+    def __init__(
+        self, features: int, shape: tuple[int, int, int], strides: tuple[int, int, int], threads: int
+    ) -> None: ...
+    def embed(self, rows: int, weights: int) -> None: ...
+    def connect(self, rows: int, structure: int) -> None: ...
+    @property
+    def num_vertices(self) -> list[int]: ...
+    @property
+    def structure_size(self) -> int: ...
+
+_Lattice = tuple[int, int, int]
+"""Rows, weights and structure of a batch of lattices."""
+
+def lattice_sizes(structure: int, length: int) -> tuple[int, int, list[int]]:
+    """N, d and M of each image, from a structure of ``length`` int32. ValueError if it is none."""
+
+def lattice_filter_workspace_f32(structure: int, channels: int, threads: int) -> int:
+    """Elements of T that `lattice_filter_f32` works in; `lattice_filter_weight_gradient_f32` takes twice as many."""
+
+def lattice_filter_workspace_f64(structure: int, channels: int, threads: int) -> int: ...
+def lattice_filter_f32(
+    lattice: _Lattice, values: int, out: int, channels: int, workspace: int, transpose: bool, threads: int
+) -> None:
+    """out = L values, or L^T values, image by image. values and out: (B, N, C), may be the same array."""
+
+def lattice_filter_f64(
+    lattice: _Lattice, values: int, out: int, channels: int, workspace: int, transpose: bool, threads: int
+) -> None: ...
+def lattice_filter_weight_gradient_f32(
+    lattice: _Lattice,
+    values: int,
+    grad: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+    threads: int,
+) -> None:
+    """out (B, N, d+1) = derivative of <grad, L values> (or L^T) in the barycentric weights, whose places in the lattice stay.
+    values and grad: (B, N, C)."""
+
+def lattice_filter_weight_gradient_f64(
+    lattice: _Lattice,
+    values: int,
+    grad: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+    threads: int,
+) -> None: ...
+def lattice_embed_gradient_f32(
+    features: int,
+    shape: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    grad_weights: int,
+    grad_features: int,
+    threads: int,
+) -> None:
+    """grad_features (B, N, d) from grad_weights (B, N, d+1): the derivative of the barycentric weights within the simplex of each
+    point. features as for `LatticeBatchF32`."""
+
+def lattice_embed_gradient_f64(
+    features: int,
+    shape: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    grad_weights: int,
+    grad_features: int,
+    threads: int,
+) -> None: ...
+def mean_field_workspace_f32(structure: int, num_labels: int, threads: int) -> int:
+    """Elements of a term's values in `mean_field_batch_f32`."""
+
+def mean_field_workspace_f64(structure: int, num_labels: int, threads: int) -> int: ...
+def mean_field_batch_f32(
+    batch: int,
+    num_points: int,
+    num_labels: int,
+    unary: int,
+    out: int,
+    terms: list[tuple[_Lattice, int, int, int, int, int]],
+    options: _BatchOptions,
+) -> tuple[list[int], list[float]]:
+    """Mean field on energies unary (B, N, L) into out (B, N, L). A term is (lattice, norm_in, norm_out, kind, compat, values):
+    norms (B, N) or 0; kind and compat as in `mean_field_f32`, shared by the images; values of `mean_field_workspace_f32`. Returns
+    the iterations done and the largest move of the last one (NaN without a tolerance) of each image."""
+
+def mean_field_batch_f64(
+    batch: int,
+    num_points: int,
+    num_labels: int,
+    unary: int,
+    out: int,
+    terms: list[tuple[_Lattice, int, int, int, int, int]],
+    options: _BatchOptions,
+) -> tuple[list[int], list[float]]: ...
+def mean_field_gradient_workspace_f32(structure: int, num_labels: int, threads: int, refilter: bool) -> int:
+    """Elements of a term's values in `mean_field_gradient_f32`. refilter: norm_out_gradient or weight_gradient is asked for."""
+
+def mean_field_gradient_workspace_f64(structure: int, num_labels: int, threads: int, refilter: bool) -> int: ...
+def mean_field_gradient_f32(
+    batch: int,
+    num_points: int,
+    num_labels: int,
+    terms: list[tuple[_Lattice, int, int, int, int, int, int, int, int, int]],
+    options: _GradientOptions,
+) -> tuple[list[int], list[float]]:
+    """Gradients of mean field. A term is that of `mean_field_batch_f32` (values: `mean_field_gradient_workspace_f32`) and the
+    addresses, or 0, that receive its gradients: compat_gradient like compat, summed over the images; norm_in_gradient and
+    norm_out_gradient (B, N); weight_gradient (B, N, d+1). Returns the steps done and the largest last move of the adjoint (NaN
+    without a tolerance) of each image."""
+
+def mean_field_gradient_f64(
+    batch: int,
+    num_points: int,
+    num_labels: int,
+    terms: list[tuple[_Lattice, int, int, int, int, int, int, int, int, int]],
+    options: _GradientOptions,
+) -> tuple[list[int], list[float]]: ...

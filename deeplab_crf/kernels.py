@@ -54,7 +54,8 @@ def _check_optional_normalization(normalization: str | None) -> None:
 class Gaussian:
     """Smoothness kernel over positions: ``exp(-|p_i - p_j|^2 / (2 sxy^2))``.
 
-    sxy: standard deviation in pixels, one number or ``(sx, sy)`` (columns first). weight: strength; with the default Potts
+    sxy: standard deviation in pixels, one number or one per axis, ``(sx, sy)``: columns first (``(sx, sy, sz)`` in volumes, see
+    `DenseCRF`). weight: strength; with the default Potts
     compatibility, neighbours that agree lower the energy by ``weight * K Q``. compat: None (Potts), ``(L,)`` or ``(L, L)``
     added to the energy as ``+ weight * compat @ (K Q)``, so ``-numpy.eye(L)`` is Potts. normalization: None takes the call's.
     """
@@ -65,15 +66,19 @@ class Gaussian:
     normalization: str | None = None
 
     def __post_init__(self) -> None:
-        _widths(self.sxy, "sxy", 2)
+        _widths(self.sxy, "sxy", None)
         _check_weight(self.weight)
         _check_optional_normalization(self.normalization)
 
     @property
     def widths_xy(self) -> tuple[float, float]:
-        """Standard deviations in pixels along columns and rows."""
-        sx, sy = _widths(self.sxy, "sxy", 2)
+        """Standard deviations in pixels along columns and rows. Raises ValueError if ``sxy`` is not one number or two."""
+        sx, sy = self.widths_axes(2)
         return sx, sy
+
+    def widths_axes(self, axes: int) -> tuple[float, ...]:
+        """Standard deviations along ``axes`` axes, columns first. Raises ValueError if ``sxy`` has another length."""
+        return _widths(self.sxy, "sxy", axes)
 
     @property
     def compatibility(self) -> float | NDArray[np.float64]:
@@ -96,16 +101,20 @@ class Bilateral:
     normalization: str | None = None
 
     def __post_init__(self) -> None:
-        _widths(self.sxy, "sxy", 2)
+        _widths(self.sxy, "sxy", None)
         _widths(self.srgb, "srgb", None)
         _check_weight(self.weight)
         _check_optional_normalization(self.normalization)
 
     @property
     def widths_xy(self) -> tuple[float, float]:
-        """Standard deviations in pixels along columns and rows."""
-        sx, sy = _widths(self.sxy, "sxy", 2)
+        """Standard deviations in pixels along columns and rows. Raises ValueError if ``sxy`` is not one number or two."""
+        sx, sy = self.widths_axes(2)
         return sx, sy
+
+    def widths_axes(self, axes: int) -> tuple[float, ...]:
+        """Standard deviations along ``axes`` axes, columns first. Raises ValueError if ``sxy`` has another length."""
+        return _widths(self.sxy, "sxy", axes)
 
     def widths_channels(self, channels: int) -> tuple[float, ...]:
         """Standard deviations of the ``channels`` image channels. Raises ValueError if ``srgb`` has another length."""

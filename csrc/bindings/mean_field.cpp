@@ -44,6 +44,7 @@ py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t
   arguments.log_output = false;
   arguments.trace = nullptr;
   arguments.trace_slots = 1;
+  arguments.trace_stride = 0;
   arguments.keep_going = {&no_signal, nullptr};
   const int threads = options["threads"].cast<int>();
   MeanFieldOutcome outcome;

@@ -84,21 +84,26 @@ void gather_and_blur(const LatticeView<T>& lattice, T* values, int64_t channels,
 }
 
 template <class T>
-void filter(const FilterArguments<T>& a, int threads) {
-  const LatticeKernels<T>& kernels = lattice_kernels<T>();
+void splat_and_blur(const SplatArguments<T>& a, int threads) {
   const LatticeView<T>& lattice = *a.lattice;
-  const int64_t stride = kernels.row_stride(a.channels);
-  const int64_t chunks = chunk_count(lattice.num_points);
-  parallel_for(threads, chunks, [&](int64_t c) {
-    clear_rows(lattice, c, a.workspace, stride);
-    kernels.splat(lattice, chunk_begin(lattice.num_points, c), chunk_begin(lattice.num_points, c + 1), a.in, a.channels, a.norm_in,
-                  a.workspace);
+  const int64_t stride = row_stride<T>(a.channels);
+  parallel_for(threads, chunk_count(lattice.num_points), [&](int64_t c) {
+    clear_rows(lattice, c, a.values, stride);
+    lattice_kernels<T>().splat(lattice, chunk_begin(lattice.num_points, c), chunk_begin(lattice.num_points, c + 1), a.in,
+                               a.channels, a.norm, a.values);
   });
-  gather_and_blur(lattice, a.workspace, a.channels, a.transpose, threads);
-  parallel_for(threads, chunks, [&](int64_t c) {
+  gather_and_blur(lattice, a.values, a.channels, a.reverse, threads);
+}
+
+template <class T>
+void filter(const FilterArguments<T>& a, int threads) {
+  const LatticeView<T>& lattice = *a.lattice;
+  splat_and_blur<T>({a.lattice, a.in, a.norm_in, a.channels, a.workspace, a.transpose}, threads);
+  const int64_t stride = row_stride<T>(a.channels);
+  parallel_for(threads, chunk_count(lattice.num_points), [&](int64_t c) {
     fill_ghosts(lattice, c, a.workspace, stride);
-    kernels.slice(lattice, chunk_begin(lattice.num_points, c), chunk_begin(lattice.num_points, c + 1), a.workspace, a.channels,
-                  a.norm_out, a.out);
+    lattice_kernels<T>().slice(lattice, chunk_begin(lattice.num_points, c), chunk_begin(lattice.num_points, c + 1), a.workspace,
+                               a.channels, a.norm_out, a.out);
   });
 }
 
@@ -107,6 +112,7 @@ void filter(const FilterArguments<T>& a, int threads) {
   template void fill_ghosts<T>(const LatticeView<T>&, int64_t, T*, int64_t);       \
   template void clear_rows<T>(const LatticeView<T>&, int64_t, T*, int64_t);        \
   template void gather_and_blur<T>(const LatticeView<T>&, T*, int64_t, bool, int); \
+  template void splat_and_blur<T>(const SplatArguments<T>&, int);                  \
   template void filter<T>(const FilterArguments<T>&, int);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)

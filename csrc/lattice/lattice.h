@@ -56,6 +56,22 @@ void clear_rows(const LatticeView<T>& lattice, int64_t chunk, T* values, int64_t
 template <class T>
 void gather_and_blur(const LatticeView<T>& lattice, T* values, int64_t channels, bool reverse, int threads);
 
+// values = blur splat (norm * in), the blur's axes in reverse order if `reverse`.
+//   in      (N, channels)
+//   norm    (N) or null
+//   values  (num_rows, row_stride(channels)); the ghost rows are not filled afterwards
+template <class T>
+struct SplatArguments {
+  const LatticeView<T>* lattice;
+  const T* in;
+  const T* norm;
+  int64_t channels;
+  T* values;
+  bool reverse;
+};
+template <class T>
+void splat_and_blur(const SplatArguments<T>& arguments, int threads);
+
 // out = norm_out * L(norm_in * in), with L = slice blur splat (its transpose if `transpose`: the blur in reverse order).
 //   in, out           (N, channels), may be the same array
 //   norm_in, norm_out (N) or null

@@ -12,9 +12,6 @@
 namespace deeplab_crf {
 namespace {
 
-// Bytes of values beyond which rows are fetched ahead.
-constexpr int64_t kLargeLattice = 4 << 20;
-
 // The compatibility of a term as the pass wants it: padded, by columns, the slice scale multiplied in.
 template <class T>
 std::vector<T> pass_coefficients(const KernelTerm<T>& term, int64_t labels, int64_t stride) {
@@ -102,26 +99,18 @@ class Inference {
     return *std::max_element(changes.begin(), changes.end());
   }
 
-  T* trace_slot(int t) const {
-    return arguments_.trace + t % arguments_.trace_slots * arguments_.num_points * arguments_.num_labels;
-  }
+  T* trace_slot(int t) const { return arguments_.trace + t % arguments_.trace_slots * arguments_.trace_stride; }
 
   PassTerm<T> prepare_term(size_t m, int64_t chunk) const {
-    const KernelTerm<T>& term = arguments_.terms[m];
-    const LatticeView<T>& lattice = *term.lattice;
-    return {term.lattice,
-            lattice.corners(),
-            lattice.rows,
-            lattice.weights,
-            lattice.num_vertices * stride_ * static_cast<int64_t>(sizeof(T)) > kLargeLattice,
-            term.norm_in,
-            term.norm_out,
-            term.kind,
-            coefficients_[m].data(),
-            term.values[side_],
-            term.values[1 - side_],
-            lattice.owned_begin[chunk],
-            lattice.num_vertices + lattice.ghost_begin[chunk]};
+    const KernelTerm<T>& kernel = arguments_.terms[m];
+    PassTerm<T> term = make_pass_term(*kernel.lattice, chunk, stride_);
+    term.norm_in = kernel.norm_in;
+    term.norm_out = kernel.norm_out;
+    term.kind = kernel.kind;
+    term.coefficients = coefficients_[m].data();
+    term.read = kernel.values[side_];
+    term.write = kernel.values[1 - side_];
+    return term;
   }
 
   // Rows of vertices that exist though no point touches them (LatticeBuilder's touch_origin).

@@ -33,19 +33,22 @@ struct KeepGoing {
   void* context;
 };
 
-//   trace  (trace_slots, N, L) or null: Q_t of iteration t goes to slot t % trace_slots, the last one excepted. One slot holds the
-//          old Q that damping and tolerance need, as many slots as iterations the steps of a backward pass. Null: q holds the old Q.
+//   trace  (trace_slots) arrays (N, L), or null: Q_t of iteration t goes to slot t % trace_slots, the last one excepted. One slot
+//   holds the
+//          old Q that damping and tolerance need, as many slots as iterations the steps of a backward pass. Null: q holds the old
+//          Q.
 //   order  (N) or null: lattices and norms take the points in this order; position p is row order[p] of unary and q. A walk in
 //          small tiles of an image keeps lattice rows in the caches.
 template <class T>
 struct MeanFieldArguments {
   int64_t num_points;
   int64_t num_labels;
-  const T* unary;  // (N, L) energies
-  T* q;            // (N, L) out; in: the start, if start_from_q
-  bool log_output; // q becomes log Q, exact where Q underflows; with a tolerance it needs a trace, and damping must be 0
+  const T* unary;   // (N, L) energies
+  T* q;             // (N, L) out; in: the start, if start_from_q
+  bool log_output;  // q becomes log Q, exact where Q underflows; with a tolerance it needs a trace, and damping must be 0
   T* trace;
   int64_t trace_slots;
+  int64_t trace_stride;  // elements from slot to slot
   const int32_t* order;
   std::vector<KernelTerm<T>> terms;
   bool start_from_q;

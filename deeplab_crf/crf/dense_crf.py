@@ -1,0 +1,341 @@
+"""The fully connected CRF as a torch module."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deeplab_crf.crf import parameters
+from deeplab_crf.crf.exact import exact_mean_field
+from deeplab_crf.crf.inputs import (
+    LayerShape,
+    check_image,
+    check_mask,
+    check_scores,
+    check_spacing,
+    image_range_warning,
+)
+from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, replace_masked, walked_grid
+from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
+from deeplab_crf.ops.lattice import build_lattice, normalisation
+from deeplab_crf.ops.layout import pack_energies, unpack_scores
+from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, mean_field
+from deeplab_crf.presets import get_preset
+
+TRAINABLE = ("weights", "compatibility", "bandwidths")
+METHODS = ("lattice", "exact")
+_DEFAULTS = get_preset("pydensecrf")
+
+
+class CRFProblem(NamedTuple):
+    """One call of a layer in the engine's terms: B images of N points and L labels.
+
+    unary: energies ``(B, N, L)``, pixels row by row. Per kernel: features ``(B, N, d)`` divided by their standard deviations,
+    normalization, and compatibility (see `PairwiseTerm`). order: int32 ``(N,)``, the row of ``unary`` that each point of features
+    and mask stands for; None: the same. mask: bool ``(B, N)`` or None, False for points that take no part.
+    """
+
+    unary: Tensor
+    features: tuple[Tensor, ...]
+    normalizations: tuple[str, ...]
+    compatibilities: tuple[Tensor, ...]
+    order: Tensor | None
+    mask: Tensor | None
+
+    def terms(self) -> list[PairwiseTerm]:
+        """The kernels on lattices, which are built here, with their norms."""
+        mask = None if self.mask is None else self.mask.to(self.unary.dtype)
+        result = []
+        for features, mode, compatibility in zip(self.features, self.normalizations, self.compatibilities, strict=True):
+            lattice = build_lattice(features)
+            result.append(PairwiseTerm(lattice, *normalisation(lattice, mode, mask), compatibility))
+        return result
+
+
+class DenseCRF(nn.Module):
+    """A fully connected CRF after a network: refines its logits with the image, end to end differentiable (Kraehenbuehl & Koltun,
+    NIPS 2011 and ICML 2013; Zheng et al., ICCV 2015).
+
+    T mean field iterations of ``Q <- softmax(logits + sum_m w_m A_m K_m Q)`` with kernels K_m on permutohedral lattices, built once
+    a call and used by all iterations and the backward pass. Images of a batch are independent; each has the bits of its run alone.
+
+    num_classes: L, checked against the logits; needed unless ``compatibility="potts"``. kernels: `Gaussian` and `Bilateral`, whose
+    numbers are the initial values below. normalization: "symmetric", "after", "before" or "none", for kernels that do not name
+    their own. compatibility: which A_m: "potts" (the identity), "diagonal" or "matrix", initially ones and the identity, or
+    ``-compat`` of the kernel. trainable: any of "weights", "compatibility", "bandwidths"; those are parameters, the others buffers:
+
+      weights         ``(M,)``  w_m
+      compatibility   ``(M, L)``, ``(M, L, L)`` or None  A_m
+      log_sxy         ``(M, axes)``  log standard deviations along x (columns), y (rows)(, z), in pixels or units of ``spacing``
+      log_srgb        ``(bilateral kernels, channels)``  log standard deviations of the image's channels, in the image's units
+
+    method: "lattice", or "exact": all pairs of points by brute force, for small images and as ground truth. spatial_dims: 2 for
+    images, 3 for volumes, any for points. channels: of the image. spacing: size of a pixel or voxel along x, y(, z), instead of 1.
+    damping in [0, 1), tolerance, and gradients: "store", "recompute" or "implicit", what training costs in memory and time; see
+    `deeplab_crf.ops.mean_field.mean_field`. Of these only "implicit" goes with damping and a tolerance in training.
+
+    Raises ValueError or TypeError that names the argument.
+    """
+
+    weights: Tensor
+    compatibility: Tensor | None
+    log_sxy: Tensor
+    log_srgb: Tensor
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        kernels: Sequence[Kernel] = _DEFAULTS.kernels,
+        iterations: int = _DEFAULTS.iterations,
+        *,
+        normalization: str = _DEFAULTS.normalization,
+        compatibility: str = "potts",
+        trainable: Collection[str] = (),
+        method: str = "lattice",
+        spatial_dims: int = 2,
+        channels: int = 3,
+        spacing: Sequence[float] | None = None,
+        damping: float = 0.0,
+        tolerance: float = 0.0,
+        gradients: str = "store",
+    ) -> None:
+        super().__init__()
+        check_normalization(normalization)
+        _check_choice(method, METHODS, "method")
+        _check_choice(gradients, GRADIENTS, "gradients")
+        for name, value, least in (
+            ("num_classes", 1 if num_classes is None else num_classes, 1),
+            ("iterations", iterations, 0),
+            ("spatial_dims", spatial_dims, 1),
+            ("channels", channels, 1),
+        ):
+            _check_whole(value, least, name)
+        if not 0 <= damping < 1:
+            raise ValueError(f"damping must be in [0, 1); got {damping!r}")
+        if not 0 <= tolerance < float("inf"):
+            raise ValueError(f"tolerance must be finite and >= 0 (0: run all iterations); got {tolerance!r}")
+        chosen = parameters.check_kernels(kernels)
+        self.num_classes = num_classes
+        self.iterations = iterations
+        self.normalizations = tuple(kernel.normalization or normalization for kernel in chosen)
+        self.bilateral = tuple(isinstance(kernel, Bilateral) for kernel in chosen)
+        self.method, self.gradients = method, gradients
+        self.damping, self.tolerance = float(damping), float(tolerance)
+        self.spatial_dims, self.channels = spatial_dims, channels
+        self.spacing = None if spacing is None else _check_spacing_values(spacing, spatial_dims)
+        self._range_checked = False
+        self._add_numbers(chosen, compatibility, trainable)
+
+    def _add_numbers(
+        self, kernels: tuple[Gaussian | Bilateral, ...], compatibility: str, trainable: Collection[str]
+    ) -> None:
+        """Registers the numbers of the model: those that train as parameters, the others as buffers."""
+        chosen = {trainable} if isinstance(trainable, str) else set(trainable)
+        if not chosen <= set(TRAINABLE):
+            raise ValueError(
+                f"trainable must hold any of {', '.join(TRAINABLE)}; got {sorted(chosen - set(TRAINABLE))}"
+            )
+        if "compatibility" in chosen and compatibility == "potts":
+            raise ValueError(
+                'compatibility must be "diagonal" or "matrix" to be trainable; got "potts", which has no numbers'
+            )
+        for name, value, group in (
+            ("weights", parameters.initial_weights(kernels), "weights"),
+            (
+                "compatibility",
+                parameters.initial_compatibility(kernels, compatibility, self.num_classes),
+                "compatibility",
+            ),
+            ("log_sxy", parameters.initial_log_sxy(kernels, self.spatial_dims), "bandwidths"),
+            ("log_srgb", parameters.initial_log_srgb(kernels, self.channels), "bandwidths"),
+        ):
+            if group in chosen and value is not None and value.numel():
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    @classmethod
+    def from_preset(cls, name: str, num_classes: int | None = None, **options: Any) -> DenseCRF:
+        """The CRF of a published model by name, see `PRESETS`. options: arguments of `DenseCRF`, which win over the preset's."""
+        preset = get_preset(name)
+        settings = {
+            "kernels": preset.kernels,
+            "iterations": preset.iterations,
+            "normalization": preset.normalization,
+            **options,
+        }
+        return cls(num_classes, **settings)
+
+    def forward(
+        self,
+        logits: Tensor,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        spacing: Tensor | Sequence[float] | None = None,
+    ) -> Tensor:
+        """Refined logits, the logarithms of Q: shape and dtype of ``logits``. ``argmax(1)`` gives labels, ``exp()`` marginals.
+
+        logits: ``(B, L, H, W)``, or ``(B, L, D, H, W)`` with ``spatial_dims=3``, or ``(B, L, N)`` for points; any floating dtype
+        (float64 is computed in double, others in float32). image: ``(B, channels, H, W)`` or ``(B, channels, D, H, W)``, any real
+        dtype, in the units of ``srgb``: 0..255 for the presets. For points ``(B, N, spatial_dims + channels)``: coordinates
+        x, y(, z), then channels (coordinates alone if no kernel is `Bilateral`). None if no kernel needs it. mask: bool like one
+        channel of the logits, True for real pixels: the others (padding) take no part, and come back as ``log_softmax(logits)``.
+        spacing: ``(axes,)`` or ``(B, axes)`` instead of the layer's.
+
+        Raises ValueError for NaN and inf in logits and image, and wherever shapes, dtypes or devices do not fit.
+        """
+        problem = self.problem(logits, image, mask, spacing=spacing)
+        if self.method == "exact":
+            log_q = exact_mean_field(
+                problem.unary,
+                problem.features,
+                problem.normalizations,
+                problem.compatibilities,
+                self.iterations,
+                damping=self.damping,
+                tolerance=self.tolerance,
+                mask=problem.mask,
+            )
+        else:
+            log_q = mean_field(
+                problem.unary,
+                problem.terms(),
+                self.iterations,
+                order=problem.order,
+                damping=self.damping,
+                tolerance=self.tolerance,
+                gradients=self.gradients,
+            )
+        # In inference a view that costs nothing; in training a copy, because nll_loss cannot differentiate that memory format.
+        copied = log_q.requires_grad and self.method == "lattice"
+        scores = unpack_scores(log_q) if copied else log_q.transpose(1, 2)
+        return scores.reshape(logits.shape).to(logits.dtype)
+
+    def problem(
+        self,
+        logits: Tensor,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        spacing: Tensor | Sequence[float] | None = None,
+    ) -> CRFProblem:
+        """What `forward` hands to the engine, for diagnosis and inference of one's own. Arguments and errors as there."""
+        self._check(logits, image, mask)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        flat = logits.to(dtype).flatten(2)
+        shape = logits.shape[2:]
+        exact, points = self.method == "exact", logits.ndim == 3
+        order = pixels = None
+        if points:
+            assert image is not None  # _check
+            columns = image.to(dtype).transpose(1, 2)
+            positions = columns[:, : self.spatial_dims]
+            colours: Tensor | None = columns[:, self.spatial_dims :] if any(self.bilateral) else None
+        else:
+            if exact:
+                positions = grid_positions(shape, None, dtype, logits.device)
+            else:
+                order, pixels, positions = walked_grid(shape, logits, dtype)
+            colours = None
+            if image is not None and any(self.bilateral):
+                colours = (image if image.dtype == torch.uint8 else image.to(dtype)).flatten(2)
+        given = self.spacing if spacing is None else spacing
+        if given is not None:
+            positions = positions * check_spacing(given, self.spatial_dims, logits).to(dtype)[..., None]
+        features = self._features(positions, colours, pixels, logits.shape[0])
+        inside = None
+        if mask is not None:
+            inside = gather_points(mask[:, None], pixels)[:, 0]
+            features = [replace_masked(each, inside) for each in features]
+        # Only the CPU's packing looks for NaN: the exact method runs anywhere.
+        unary = -flat.transpose(1, 2) if exact else pack_energies(flat)
+        return CRFProblem(unary, tuple(features), self.normalizations, self._compatibilities(dtype), order, inside)
+
+    def _features(self, positions: Tensor, colours: Tensor | None, pixels: Tensor | None, batch: int) -> list[Tensor]:
+        """Features ``(B, N, d)`` of every kernel."""
+        result = []
+        log_srgb = iter(self.log_srgb)
+        for log_sxy, bilateral in zip(self.log_sxy, self.bilateral, strict=True):
+            if bilateral:
+                features = kernel_features(positions, colours, torch.cat([log_sxy, next(log_srgb)]), pixels)
+            else:
+                features = kernel_features(positions, None, log_sxy)
+            result.append(features.expand(batch, -1, -1))
+        return result
+
+    def _compatibilities(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """C_m of every kernel as `PairwiseTerm` takes it: the Potts weight w_m, or ``-w_m A_m``."""
+        weights = self.weights.to(dtype).unbind()
+        if self.compatibility is None:
+            return weights
+        agreements = self.compatibility.to(dtype).unbind()
+        return tuple(-weight * agreement for weight, agreement in zip(weights, agreements, strict=True))
+
+    def _check(self, logits: Tensor, image: Tensor | None, mask: Tensor | None) -> None:
+        expected = LayerShape(self.num_classes, self.spatial_dims, self.channels, any(self.bilateral))
+        check_scores(logits, expected)
+        check_image(image, logits, expected)
+        if mask is not None:
+            check_mask(mask, logits)
+        if self.weights.device != logits.device:
+            raise ValueError(
+                f"logits must be on the device of the layer, {self.weights.device}; got {logits.device}. "
+                "Move the layer with .to(logits.device)"
+            )
+        if torch.compiler.is_compiling():
+            return
+        if torch.is_anomaly_enabled() and not bool(torch.isfinite(logits).all()):
+            raise ValueError("logits must be finite; got NaN or inf")
+        # Once: it reads the image, and on a device it waits for it.
+        if not self._range_checked and image is not None and any(self.bilateral) and image.is_floating_point():
+            self._range_checked = True
+            message = image_range_warning(
+                image if logits.ndim > 3 else image[..., self.spatial_dims :], float(self.log_srgb.detach().min().exp())
+            )
+            if message is not None:
+                warnings.warn(message, stacklevel=6)  # the caller of the module
+
+    def extra_repr(self) -> str:
+        """The settings, and the kernels with their current numbers."""
+        kind = "potts" if self.compatibility is None else {2: "diagonal", 3: "matrix"}[self.compatibility.ndim]
+        trainable = [name for name, _ in self.named_parameters()]
+        lines = [
+            f"num_classes={self.num_classes}, iterations={self.iterations}, compatibility={kind!r}, trainable={trainable}, "
+            f"method={self.method!r}, gradients={self.gradients!r}"
+        ]
+        srgb = iter(self.log_srgb)
+        for m, bilateral in enumerate(self.bilateral):
+            widths = f"sxy={_rounded(self.log_sxy[m])}" + (f", srgb={_rounded(next(srgb))}" if bilateral else "")
+            name = "Bilateral" if bilateral else "Gaussian"
+            lines.append(
+                f"(kernel {m}): {name}({widths}, weight={self.weights[m].item():g}, normalization={self.normalizations[m]!r})"
+            )
+        return "\n".join(lines)
+
+
+def _rounded(log_widths: Tensor) -> tuple[float, ...]:
+    return tuple(float(f"{width:.6g}") for width in log_widths.detach().exp().tolist())
+
+
+def _check_choice(value: str, choices: Sequence[str], name: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_whole(value: int, least: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
+
+
+def _check_spacing_values(spacing: Sequence[float], axes: int) -> tuple[float, ...]:
+    values = tuple(float(value) for value in spacing)
+    if len(values) != axes or not all(0 < value < float("inf") for value in values):
+        raise ValueError(
+            f"spacing must hold {axes} positive finite numbers (x, y{', z' if axes == 3 else ''}); got {spacing!r}"
+        )
+    return values

@@ -1,0 +1,126 @@
+"""What a layer is called with, checked: each error names the argument, what was expected, what came, and the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Colours of 8-bit images that stay below are too dark to be meant.
+_SMALLEST_IMAGE_PEAK = 4.0
+
+
+class LayerShape(NamedTuple):
+    """What a layer was made for."""
+
+    num_classes: int | None
+    spatial_dims: int
+    channels: int
+    uses_colours: bool
+
+
+def check_scores(logits: Tensor, expected: LayerShape) -> None:
+    """Raises unless ``logits`` are floats ``(B, L, *space)`` or ``(B, L, N)`` with the layer's labels."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"logits must be a torch.Tensor; got {type(logits).__name__}. Use deeplab_crf.dense_crf for NumPy arrays"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point; got {logits.dtype}")
+    grid = "(B, L, H, W)" if expected.spatial_dims == 2 else "(B, L, D, H, W)"
+    if logits.ndim not in (3, 2 + expected.spatial_dims) or (logits.ndim != 3 and expected.spatial_dims not in (2, 3)):
+        raise ValueError(
+            f"logits must have shape {grid}, or (B, L, N) for points, with spatial_dims={expected.spatial_dims}; "
+            f"got {tuple(logits.shape)}"
+        )
+    if logits.numel() == 0:
+        raise ValueError(f"logits must not be empty; got shape {tuple(logits.shape)}")
+    if expected.num_classes is not None and logits.shape[1] != expected.num_classes:
+        raise ValueError(
+            f"logits must have the {expected.num_classes} labels of num_classes in dimension 1; got shape {tuple(logits.shape)}"
+        )
+
+
+def check_image(image: Tensor | None, logits: Tensor, expected: LayerShape) -> None:
+    """Raises unless ``image`` is there if needed and fits ``logits``: ``(B, channels, *space)``, or points ``(B, N, d)``."""
+    points = logits.ndim == 3
+    if image is None:
+        if points or expected.uses_colours:
+            raise ValueError(f"image must be given for {'points' if points else 'a Bilateral kernel'}; got None")
+        return
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image must be a torch.Tensor; got {type(image).__name__}. Convert it with torch.as_tensor")
+    if image.is_complex() or image.dtype == torch.bool:
+        raise TypeError(f"image must hold real numbers; got {image.dtype}")
+    if image.device != logits.device:
+        raise ValueError(
+            f"image must be on the device of logits, {logits.device}; got {image.device}. Move it with .to()"
+        )
+    if points:
+        _check_points(image, logits, expected)
+        return
+    wanted = (logits.shape[0], expected.channels, *logits.shape[2:])
+    if tuple(image.shape) != wanted:
+        cure = ""
+        if image.ndim == logits.ndim and image.shape[0] == wanted[0] and image.shape[-1] == expected.channels:
+            cure = ". Bring channels first with .movedim(-1, 1)"
+        elif image.ndim == logits.ndim and tuple(image.shape[:2]) == wanted[:2]:
+            cure = ". Resize the logits to the image, or the image to the logits, with torch.nn.functional.interpolate"
+        elif image.ndim == logits.ndim and (image.shape[0], *image.shape[2:]) == (wanted[0], *wanted[2:]):
+            cure = f". Give channels={image.shape[1]} to the layer"
+        raise ValueError(f"image must have shape {wanted} to fit the logits; got {tuple(image.shape)}{cure}")
+
+
+def _check_points(points: Tensor, logits: Tensor, expected: LayerShape) -> None:
+    axes = expected.spatial_dims
+    with_colours = axes + expected.channels
+    columns = (with_colours,) if expected.uses_colours else (axes, with_colours)
+    wanted = (logits.shape[0], logits.shape[2])
+    if points.ndim != 3 or tuple(points.shape[:2]) != wanted or points.shape[2] not in columns:
+        raise ValueError(
+            f"points must have shape {(*wanted, columns[0])} to fit the logits, (B, N, {axes} coordinates"
+            f"{f' and {expected.channels} channels' if expected.uses_colours else ''}); got {tuple(points.shape)}. "
+            "Set spatial_dims and channels of the layer"
+        )
+
+
+def check_mask(mask: Tensor, logits: Tensor) -> None:
+    """Raises unless ``mask`` is bool ``(B, *space)`` on the device of ``logits``."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"mask must be a torch.Tensor of bool, True for real pixels; got {kind}. Convert it with .bool()"
+        )
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if tuple(mask.shape) != wanted:
+        raise ValueError(f"mask must have shape {wanted} to fit the logits; got {tuple(mask.shape)}")
+    if mask.device != logits.device:
+        raise ValueError(
+            f"mask must be on the device of logits, {logits.device}; got {mask.device}. Move it with .to()"
+        )
+
+
+def check_spacing(spacing: Tensor | Sequence[float], axes: int, logits: Tensor) -> Tensor:
+    """``spacing`` as a tensor ``(axes,)`` or ``(B, axes)`` on the device of ``logits``. Raises ValueError for another shape."""
+    given = torch.as_tensor(spacing, device=logits.device)
+    if tuple(given.shape) not in ((axes,), (logits.shape[0], axes)):
+        raise ValueError(
+            f"spacing must hold {axes} numbers (x, y{', z' if axes == 3 else ''}), or one row of them an image; "
+            f"got shape {tuple(given.shape)}"
+        )
+    return given
+
+
+def image_range_warning(image: Tensor, smallest_width: float) -> str | None:
+    """What to say where an image seems to have another range than the colour widths: 0..1, or scaled by mean and deviation."""
+    low, high = (float(value) for value in torch.aminmax(image.detach()))
+    peak = max(abs(low), abs(high))
+    if not (low < high and peak < _SMALLEST_IMAGE_PEAK and smallest_width >= 1):
+        return None
+    return (
+        f"image lies in {low:.3g}..{high:.3g}, but the colour widths (srgb, down to {smallest_width:.3g}) are in the image's own "
+        "units and seem to mean 0..255: every colour would look the same. Give the image in 0..255 (multiply by 255, undo mean and "
+        "deviation), or Bilateral(srgb=...) in the range of the image"
+    )

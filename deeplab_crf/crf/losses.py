@@ -1,0 +1,89 @@
+"""Losses on the lattice for training with few labels."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplab_crf.crf.inputs import image_range_warning
+from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, tile_walk
+from deeplab_crf.kernels import Bilateral
+from deeplab_crf.ops.lattice import build_lattice
+
+
+class DenseCRFLoss(nn.Module):
+    """The regularised loss of Tang et al. (ECCV 2018, equation 5): ``-weight / B sum_b sum_c S_bc^T W_b S_bc``, the Potts energy
+    of soft segmentations S up to a constant. W is the Gaussian of positions and colours, not normalised, on the lattice.
+
+    The parameters and their meaning are those of rloss (github.com/meng-tang/rloss): weight: the sum runs over all pixels, so it is
+    small. sigma_rgb: standard deviation of colours, in the image's units of 0..255. sigma_xy: of positions, in pixels of the image.
+    scale_factor: the loss is computed on images of this size relative to the input, images and roi by nearest neighbour,
+    probabilities bilinearly, and sigma_xy is scaled with them.
+
+    The gradient is that of the loss as computed, ``-weight / B (W + W^T) S``: the lattice's W is not quite symmetric. rloss takes
+    ``2 W S``.
+    """
+
+    def __init__(
+        self, weight: float = 2e-9, sigma_rgb: float = 15.0, sigma_xy: float = 100.0, scale_factor: float = 0.5
+    ) -> None:
+        super().__init__()
+        Bilateral(sigma_xy, sigma_rgb, weight)  # refuses widths and weights that are none
+        if not 0 < scale_factor <= 1:
+            raise ValueError(f"scale_factor must be in (0, 1]; got {scale_factor!r}")
+        self.weight = weight
+        self.sigma_rgb = sigma_rgb
+        self.sigma_xy = sigma_xy
+        self.scale_factor = scale_factor
+
+    def extra_repr(self) -> str:
+        """For the module's repr, as rloss prints it."""
+        return f"weight={self.weight}, sigma_rgb={self.sigma_rgb}, sigma_xy={self.sigma_xy}, scale_factor={self.scale_factor}"
+
+    def forward(self, probabilities: Tensor, image: Tensor, roi: Tensor | None = None) -> Tensor:
+        """The loss, a number in float32 (float64 for float64 probabilities), to be added to the others.
+
+        probabilities: ``(B, C, H, W)``, a softmax's. image: ``(B, channels, H, W)``, any dtype, 0..255. roi: ``(B, H, W)``, bool or
+        weights in 0..1, 0 where pixels are to be left out (padding). Raises ValueError for other shapes, and for NaN and
+        inf in the image; warns of an image in 0..1.
+        """
+        self._check(probabilities, image, roi)
+        dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
+        segmentations, colours = self._scaled(probabilities.to(dtype), "bilinear"), self._scaled(image.to(dtype))
+        if roi is not None:
+            segmentations = segmentations * self._scaled(roi.to(dtype)[:, None])
+        size = segmentations.shape[2:]
+        order = tile_walk(size, colours.device)
+        channels = colours.shape[1]
+        widths = torch.tensor(
+            [self.sigma_xy * self.scale_factor] * 2 + [self.sigma_rgb] * channels, dtype=torch.float64
+        )
+        positions = grid_positions(size, order, dtype, colours.device)
+        features = kernel_features(positions, gather_points(colours, order), widths.log().to(colours.device))
+        values = gather_points(segmentations, order).transpose(1, 2)
+        likeness = torch.sum(values * build_lattice(features).filter(values))
+        return likeness * (-self.weight / len(values))
+
+    def _scaled(self, maps: Tensor, mode: str = "nearest") -> Tensor:
+        if self.scale_factor == 1:
+            return maps
+        corners = None if mode == "nearest" else False
+        return F.interpolate(maps, scale_factor=self.scale_factor, mode=mode, align_corners=corners)
+
+    def _check(self, probabilities: Tensor, image: Tensor, roi: Tensor | None) -> None:
+        if probabilities.ndim != 4 or probabilities.numel() == 0:
+            raise ValueError(
+                f"probabilities must have shape (B, C, H, W), none of them 0; got {tuple(probabilities.shape)}"
+            )
+        batch, _, *size = probabilities.shape
+        if image.ndim != 4 or len(image) != batch or list(image.shape[2:]) != size:
+            raise ValueError(
+                f"image must have shape ({batch}, channels, {size[0]}, {size[1]}); got {tuple(image.shape)}"
+            )
+        if roi is not None and tuple(roi.shape) != (batch, *size):
+            raise ValueError(f"roi must have shape {(batch, *size)}; got {tuple(roi.shape)}")
+        if not torch.compiler.is_compiling() and (message := image_range_warning(image, self.sigma_rgb)):
+            warnings.warn(message.replace("Bilateral(srgb=...)", "sigma_rgb"), stacklevel=3)

@@ -1,0 +1,106 @@
+"""The operators ``torch.ops.deeplab_crf``: their schemas, and how kernels, shapes, derivatives and autocast join them.
+
+A backend joins with ``LIBRARY.impl(name, kernel, "CUDA")`` for every name in `SCHEMAS` and nothing else.
+
+B images, N points, d features, C channels, L labels, M kernels, T iterations. Batches of lattices are (rows, weights,
+structure) as in _native.pyi; lists have one entry a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_untyped: Any = torch.library  # Library has no annotations
+LIBRARY: Any = _untyped.Library("deeplab_crf", "DEF")
+
+# Norms without elements stand for ones. Gradients that are not needed have no elements.
+SCHEMAS = {
+    "pack_energies": "(Tensor logits) -> Tensor",
+    "unpack_scores": "(Tensor scores) -> Tensor",
+    "scaled_features": "(Tensor positions, Tensor? values, Tensor? index, Tensor widths) -> Tensor",
+    "lattice_build": "(Tensor features) -> (Tensor rows, Tensor weights, Tensor structure)",
+    "lattice_build_backward": "(Tensor grad_weights, Tensor features) -> Tensor",
+    "lattice_filter": "(Tensor values, Tensor rows, Tensor weights, Tensor structure, bool transpose=False) -> Tensor",
+    "lattice_filter_weights_backward": (
+        "(Tensor grad, Tensor values, Tensor rows, Tensor weights, Tensor structure, bool transpose) -> Tensor"
+    ),
+    "lattice_norm": "(Tensor rows, Tensor weights, Tensor structure, Tensor? mask, bool root) -> Tensor",
+    "mean_field": (
+        "(Tensor unary, Tensor[] rows, Tensor[] weights, Tensor[] structures, Tensor[] norms_in, Tensor[] norms_out, "
+        "Tensor[] compatibilities, Tensor? order, Tensor? start, int iterations, float damping, float tolerance, "
+        "bool log_output, str gradients) -> (Tensor out, Tensor trace)"
+    ),
+    "mean_field_backward": (
+        "(Tensor grad, Tensor out, Tensor trace, Tensor[] rows, Tensor[] weights, Tensor[] structures, Tensor[] norms_in, "
+        "Tensor[] norms_out, Tensor[] compatibilities, Tensor? order, int iterations, float tolerance, bool log_output, "
+        "bool from_start, bool fixed_point, bool[] needed) -> (Tensor grad_unary, Tensor grad_start, Tensor[] grad_weights, "
+        "Tensor[] grad_norms_in, Tensor[] grad_norms_out, Tensor[] grad_compatibilities)"
+    ),
+}
+
+for _name, _schema in SCHEMAS.items():
+    LIBRARY.define(_name + _schema)
+
+
+def register_operator(
+    name: str,
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Gives operator ``name`` its CPU kernel, the shapes of its results, its derivative and its behaviour under autocast."""
+    qualified = f"deeplab_crf::{name}"
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    LIBRARY.impl(name, cpu, "CPU")
+    LIBRARY.impl(name, _no_backend(name), "CompositeExplicitAutograd")
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        LIBRARY.impl(name, _autocast_kernel(name, device_type), key)
+
+
+def no_second_derivative(name: str) -> Callable[..., Any]:
+    """The derivative of an operator that is a derivative itself, where none is offered: an error that says so."""
+
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(
+            f"{name} has no second derivative; got a backward pass through it. Leave out create_graph=True, or detach "
+            "what need not be differentiated twice (lattice_filter can be differentiated twice in its values)"
+        )
+
+    return backward
+
+
+def _autocast_kernel(name: str, device_type: str) -> Callable[..., Any]:
+    """Half-precision tensors as float32: 11 bits cannot keep to the precision that results are promised in."""
+
+    def kernel(*arguments: Any) -> Any:
+        with torch.autocast(device_type, enabled=False):
+            return getattr(torch.ops.deeplab_crf, name)(*[_full_precision(argument) for argument in arguments])
+
+    return kernel
+
+
+def _full_precision(argument: Any) -> Any:
+    if isinstance(argument, list | tuple):
+        return [_full_precision(item) for item in argument]
+    half = isinstance(argument, Tensor) and argument.dtype in (torch.float16, torch.bfloat16)
+    return argument.float() if half else argument
+
+
+def _no_backend(name: str) -> Callable[..., Any]:
+    """What runs where a device has no kernels."""
+
+    def kernel(*arguments: Any) -> None:
+        tensors = (tensor for item in arguments for tensor in (item if isinstance(item, list) else [item]))
+        kinds = sorted({f"{tensor.device} ({tensor.layout})" for tensor in tensors if isinstance(tensor, Tensor)})
+        raise NotImplementedError(
+            f"{name} has kernels for strided tensors on the CPU; got {', '.join(kinds)}. Move all of them to the CPU, or use "
+            'method="exact", which runs on any device'
+        )
+
+    return kernel

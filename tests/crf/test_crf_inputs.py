@@ -1,0 +1,221 @@
+"""What DenseCRF says to wrong arguments: the argument, what was expected, what came, the cure."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the layer needs torch")
+
+import samples  # noqa: E402
+
+from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel  # noqa: E402
+
+LOGITS = torch.randn(2, 4, 6, 7, generator=torch.Generator().manual_seed(0))
+IMAGE = 255 * torch.rand(2, 3, 6, 7, generator=torch.Generator().manual_seed(1))
+MASK = torch.ones(2, 6, 7, dtype=torch.bool)
+
+
+def _nan(tensor: torch.Tensor) -> torch.Tensor:
+    bad = tensor.clone()
+    bad[1, 2, 3, 4] = float("nan")
+    return bad
+
+
+CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"kernels": ()}, ValueError, "kernels must hold at least one Gaussian or Bilateral; got none"),
+    (
+        {"kernels": [PairwiseKernel(np.zeros((3, 2)))]},
+        TypeError,
+        "Bilateral; got PairwiseKernel. Give features of your own as points",
+    ),
+    ({"kernels": [Gaussian((1, 2, 3))]}, ValueError, "sxy must be one number or 2 of them; got 3"),
+    ({"kernels": [Bilateral(srgb=(1, 2))]}, ValueError, "srgb must be one number or 3 of them; got 2"),
+    ({"normalization": "both"}, ValueError, "normalization must be one of none, before, after, symmetric; got 'both'"),
+    ({"compatibility": "full"}, ValueError, "compatibility must be one of potts, diagonal, matrix; got 'full'"),
+    (
+        {"compatibility": "matrix", "num_classes": None},
+        ValueError,
+        "num_classes must be given with compatibility='matrix'",
+    ),
+    (
+        {"trainable": ("weights", "sxy")},
+        ValueError,
+        "trainable must hold any of weights, compatibility, bandwidths; got ['sxy']",
+    ),
+    (
+        {"trainable": "compatibility"},
+        ValueError,
+        'compatibility must be "diagonal" or "matrix" to be trainable; got "potts"',
+    ),
+    (
+        {"kernels": [Gaussian(compat=-np.eye(4))]},
+        ValueError,
+        'must be "diagonal" or "matrix" for a kernel that brings its own compat',
+    ),
+    (
+        {"kernels": [Gaussian(compat=-np.eye(3))], "compatibility": "matrix"},
+        ValueError,
+        "compat of a kernel must have shape (4,) or (4, 4) with num_classes=4 and compatibility='matrix'; got (3, 3)",
+    ),
+    (
+        {"kernels": [Gaussian(compat=-np.eye(4))], "compatibility": "diagonal"},
+        ValueError,
+        "compat of a kernel must have shape (4,) with num_classes=4",
+    ),
+    ({"method": "brute"}, ValueError, "method must be one of lattice, exact; got 'brute'"),
+    ({"gradients": "all"}, ValueError, "gradients must be one of store, recompute, implicit; got 'all'"),
+    ({"iterations": -1}, ValueError, "iterations must be a whole number >= 0; got -1"),
+    ({"iterations": 2.0}, ValueError, "iterations must be a whole number >= 0; got 2.0"),
+    ({"num_classes": 0}, ValueError, "num_classes must be a whole number >= 1; got 0"),
+    ({"spatial_dims": 0}, ValueError, "spatial_dims must be a whole number >= 1; got 0"),
+    ({"channels": True}, ValueError, "channels must be a whole number >= 1; got True"),
+    ({"damping": 1}, ValueError, "damping must be in [0, 1); got 1"),
+    ({"tolerance": float("inf")}, ValueError, "tolerance must be finite and >= 0 (0: run all iterations); got inf"),
+    ({"spacing": (1, 2, 3)}, ValueError, "spacing must hold 2 positive finite numbers (x, y); got (1, 2, 3)"),
+    ({"spacing": (1, 0)}, ValueError, "spacing must hold 2 positive finite numbers (x, y); got (1, 0)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"), CONSTRUCTION, ids=[message[:50] for *_, message in CONSTRUCTION]
+)
+def test_construction(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        DenseCRF(**{"num_classes": 4, **options})
+
+
+CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    (
+        {"logits": LOGITS.numpy()},
+        TypeError,
+        "logits must be a torch.Tensor; got ndarray. Use deeplab_crf.dense_crf for NumPy",
+    ),
+    ({"logits": LOGITS.long()}, TypeError, "logits must be floating point; got torch.int64"),
+    ({"logits": LOGITS[0, 0]}, ValueError, "logits must have shape (B, L, H, W), or (B, L, N) for points"),
+    ({"logits": LOGITS[..., None]}, ValueError, "with spatial_dims=2; got (2, 4, 6, 7, 1)"),
+    ({"logits": LOGITS[:0], "image": IMAGE[:0]}, ValueError, "logits must not be empty; got shape (0, 4, 6, 7)"),
+    ({"logits": LOGITS[:, :3]}, ValueError, "the 4 labels of num_classes in dimension 1; got shape (2, 3, 6, 7)"),
+    ({"logits": _nan(LOGITS)}, ValueError, "logits must be finite; got nan for label 2 of point 25 of image 1"),
+    (
+        {"logits": LOGITS.to("meta"), "image": IMAGE.to("meta")},
+        ValueError,
+        "logits must be on the device of the layer, cpu; got meta",
+    ),
+    ({"image": None}, ValueError, "image must be given for a Bilateral kernel; got None"),
+    ({"image": IMAGE.numpy()}, TypeError, "image must be a torch.Tensor; got ndarray. Convert it with torch.as_tensor"),
+    ({"image": IMAGE.to("meta")}, ValueError, "image must be on the device of logits, cpu; got meta. Move it"),
+    ({"image": IMAGE > 3}, TypeError, "image must hold real numbers; got torch.bool"),
+    (
+        {"image": IMAGE[:, :, :5]},
+        ValueError,
+        "image must have shape (2, 3, 6, 7) to fit the logits; got (2, 3, 5, 7). Resize",
+    ),
+    ({"image": IMAGE.movedim(1, -1)}, ValueError, "got (2, 6, 7, 3). Bring channels first with .movedim(-1, 1)"),
+    ({"image": IMAGE[:, :1]}, ValueError, "got (2, 1, 6, 7). Give channels=1 to the layer"),
+    ({"image": IMAGE[:1]}, ValueError, "image must have shape (2, 3, 6, 7) to fit the logits; got (1, 3, 6, 7)"),
+    ({"image": _nan(IMAGE)}, ValueError, "features must be finite; got nan"),
+    (
+        {"logits": LOGITS.flatten(2)},
+        ValueError,
+        "points must have shape (2, 42, 5) to fit the logits, (B, N, 2 coordinates and 3 channels)",
+    ),
+    ({"logits": LOGITS.flatten(2), "image": None}, ValueError, "image must be given for points; got None"),
+    (
+        {"mask": MASK.float()},
+        TypeError,
+        "mask must be a torch.Tensor of bool, True for real pixels; got torch.float32. Convert",
+    ),
+    ({"mask": MASK[:, :5]}, ValueError, "mask must have shape (2, 6, 7) to fit the logits; got (2, 5, 7)"),
+    ({"mask": MASK.to("meta")}, ValueError, "mask must be on the device of logits, cpu; got meta"),
+    (
+        {"spacing": (1, 1, 1)},
+        ValueError,
+        "spacing must hold 2 numbers (x, y), or one row of them an image; got shape (3,)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), CALLS, ids=[message[:50] for *_, message in CALLS])
+def test_calls(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        DenseCRF(4)(**{"logits": LOGITS, "image": IMAGE, **changes})
+
+
+def test_an_image_in_the_wrong_range_is_told_once() -> None:
+    for image in (IMAGE / 255, (IMAGE / 255 - 0.45) / 0.22):
+        crf = DenseCRF(4)
+        with pytest.warns(UserWarning, match=r"image lies in .*0\.\.255.*multiply by 255.*srgb") as caught:
+            crf(LOGITS, image)
+        assert caught[0].filename == __file__
+        crf(LOGITS, image)  # a second warning would be an error
+
+
+@pytest.mark.parametrize(
+    ("kernel", "image"),
+    [
+        (Bilateral(3, 0.1), IMAGE / 255),
+        (Bilateral(3, 13), IMAGE),
+        (Bilateral(3, 13), IMAGE.byte()),
+        (Bilateral(3, 13), (IMAGE / 255).byte()),
+        (Gaussian(3), IMAGE / 255),
+        (Bilateral(3, 13), torch.zeros_like(IMAGE)),
+    ],
+)
+def test_no_warning_where_the_range_fits(kernel: Gaussian | Bilateral, image: torch.Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DenseCRF(4, (kernel,))(LOGITS, image)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_detection_finds_nan_in_exact_mode_too() -> None:
+    with torch.autograd.detect_anomaly(check_nan=True), pytest.raises(ValueError, match="logits must be finite"):
+        DenseCRF(4, method="exact")(_nan(LOGITS), IMAGE)
+
+
+def test_diverged_parameters_are_refused() -> None:
+    crf = DenseCRF(4, trainable=("weights", "bandwidths"))
+    for parameter, message in (
+        (crf.weights, "compatibilities must be finite"),
+        (crf.log_sxy, "features must be finite"),
+    ):
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter[0] = float("nan")
+        with pytest.raises(ValueError, match=message):
+            crf(LOGITS, IMAGE)
+        with torch.no_grad():
+            parameter.copy_(kept)
+
+
+def test_training_with_damping_needs_the_implicit_gradient() -> None:
+    for damping, tolerance in ((0.5, 0.0), (0.0, 1e-3)):
+        crf = DenseCRF(4, damping=damping, tolerance=tolerance, trainable=("weights",))
+        with torch.no_grad():
+            crf(LOGITS, IMAGE)
+        with pytest.raises(
+            ValueError, match=r'gradients must be "implicit" with damping or a tolerance; got \'store\''
+        ):
+            crf(LOGITS, IMAGE)
+        crf.gradients = "implicit"
+        crf(LOGITS, IMAGE).sum().backward()
+
+
+def test_without_torch_the_name_says_what_to_install() -> None:
+    script = """
+import sys
+sys.modules["torch"] = None
+import deeplab_crf
+for name in ("DenseCRF", "DenseCRFLoss", "permutohedral_filter"):
+    try:
+        getattr(deeplab_crf, name)
+    except ImportError as error:
+        print(error)
+"""
+    done = samples.run_python(script)
+    assert done.stdout.count('needs torch, which is not installed: pip install "deeplab-crf[torch]"') == 3, done.stderr

@@ -1,0 +1,177 @@
+"""DenseCRFLoss: rloss's numbers, recomputed step by step on the oracle's lattice, and the exact gradient."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import samples
+
+torch = pytest.importorskip("torch", reason="the layer needs torch")
+
+from deeplab_crf.crf.losses import DenseCRFLoss  # noqa: E402
+
+HEIGHT, WIDTH, LABELS = 12, 15, 3
+SETTINGS = {"weight": 0.01, "sigma_rgb": 15.0, "sigma_xy": 6.0}
+
+
+def inputs(dtype: Any = torch.float64, batch: int = 2) -> tuple[Any, Any, Any]:
+    """Probabilities (B, L, H, W), images (B, 3, H, W) in 0..255 and a roi (B, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(batch, LABELS, HEIGHT, WIDTH, generator=generator, dtype=dtype)
+    image = np.stack([samples.photo(HEIGHT, WIDTH, seed=seed) for seed in range(batch)])
+    roi = torch.rand(batch, HEIGHT, WIDTH, generator=generator) < 0.8
+    return logits.softmax(1), torch.from_numpy(image).permute(0, 3, 1, 2).to(dtype), roi
+
+
+def rloss(probabilities: Any, image: Any, roi: Any, scale: float) -> tuple[float, np.ndarray]:
+    """What rloss does, on the oracle: the loss, and W S + W^T S (B, L, h, w) of what it is computed from."""
+    resize = torch.nn.functional.interpolate
+    if scale != 1:
+        image = resize(image, scale_factor=scale)
+        probabilities = resize(probabilities, scale_factor=scale, mode="bilinear", align_corners=False)
+        roi = resize(roi[:, None].double(), scale_factor=scale)[:, 0]
+    segmentations = (probabilities * roi[:, None]).numpy()
+    total, both = 0.0, np.empty_like(segmentations)
+    for number, (one, picture) in enumerate(zip(segmentations, image.numpy(), strict=True)):
+        colours = picture.transpose(1, 2, 0)
+        features = oracle.bilateral_features(colours, SETTINGS["sigma_xy"] * scale, SETTINGS["sigma_rgb"], np.float64)
+        lattice = oracle.Lattice(features)
+        columns = one.reshape(LABELS, -1).T
+        filtered = lattice.apply(columns)
+        total -= float((columns * filtered).sum())
+        both[number] = (filtered + lattice.apply(columns, transpose=True)).T.reshape(one.shape)
+    return SETTINGS["weight"] * total / len(segmentations), both
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.4])
+def test_is_the_loss_of_rloss(scale: float) -> None:
+    probabilities, image, roi = inputs()
+    loss = DenseCRFLoss(**SETTINGS, scale_factor=scale)(probabilities, image, roi)
+    want, _ = rloss(probabilities, image, roi, scale)
+    assert want < -0.1
+    assert loss.item() == pytest.approx(want, rel=1e-12)
+
+
+def test_without_roi_every_pixel_counts() -> None:
+    probabilities, image, roi = inputs()
+    layer = DenseCRFLoss(**SETTINGS)
+    assert layer(probabilities, image) == layer(probabilities, image, torch.ones_like(roi))
+    assert layer(probabilities, image) < layer(probabilities, image, roi)
+
+
+def test_gradient_is_exact() -> None:
+    probabilities, image, roi = inputs()
+    probabilities.requires_grad_()
+    DenseCRFLoss(**SETTINGS, scale_factor=1)(probabilities, image, roi).backward()
+    _, both = rloss(probabilities.detach(), image, roi, 1.0)
+    want = -SETTINGS["weight"] / len(both) * both * roi[:, None].numpy()
+    assert samples.scaled_error(probabilities.grad.numpy() / np.abs(want).max(), want / np.abs(want).max()) < 1e-12
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_gradcheck(scale: float) -> None:
+    probabilities, image, roi = (tensor[:, ..., :6, :8] for tensor in inputs())
+    layer = DenseCRFLoss(**SETTINGS, scale_factor=scale)
+    probabilities = probabilities.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda values: layer(values, image, roi), (probabilities,))
+    assert torch.autograd.gradgradcheck(lambda values: layer(values, image, roi), (probabilities,))
+
+
+def test_descent_makes_pixels_of_one_colour_agree() -> None:
+    """From scores that are noise but for a hint."""
+    _, image, _ = inputs(torch.float32)
+    bright = image[:, 0] > image[:, 0].mean((1, 2), keepdim=True)
+    logits = 0.3 * torch.randn(2, 2, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+    logits[:, 0] += 0.1 * bright - 0.05
+
+    def contrast() -> float:
+        labels = logits.argmax(1).double()
+        return float((labels[bright].mean() - labels[~bright].mean()).abs())
+
+    layer = DenseCRFLoss(**SETTINGS, scale_factor=1)
+    before, losses = contrast(), []
+    for _ in range(30):
+        logits.requires_grad_()
+        loss = layer(logits.softmax(1), image)
+        losses.append(loss.item())
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits = (logits - 20 * gradient).detach()
+    assert losses[-1] < losses[0]
+    assert before < 0.2
+    assert contrast() > 0.6
+
+
+def test_what_is_outside_the_roi_does_not_count() -> None:
+    probabilities, image, roi = inputs(torch.float32)
+    roi[:, :, 10:] = False
+    changed = torch.where(roi[:, None], probabilities, 1 - probabilities)
+    layer = DenseCRFLoss(**SETTINGS, scale_factor=1)
+    assert layer(probabilities, image, roi) == layer(changed, image, roi)
+
+
+def test_is_the_mean_over_the_images() -> None:
+    probabilities, image, roi = inputs()
+    layer = DenseCRFLoss(**SETTINGS)
+    alone = [layer(*(tensor[i : i + 1] for tensor in (probabilities, image, roi))).item() for i in range(2)]
+    assert layer(probabilities, image, roi).item() == pytest.approx(np.mean(alone), rel=1e-12)
+
+
+def test_integer_images_and_half_precision() -> None:
+    probabilities, image, roi = inputs(torch.float32)
+    layer = DenseCRFLoss(**SETTINGS)
+    want = layer(probabilities, image, roi)
+    assert layer(probabilities, image.to(torch.uint8), roi) == want
+    half = layer(probabilities.half(), image.to(torch.uint8), roi)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(want.item(), rel=1e-3)
+
+
+def test_defaults_are_those_of_the_paper_and_show_in_the_repr() -> None:
+    assert repr(DenseCRFLoss()) == "DenseCRFLoss(weight=2e-09, sigma_rgb=15.0, sigma_xy=100.0, scale_factor=0.5)"
+    assert (
+        repr(DenseCRFLoss(1e-7, 10, 80, 1)) == "DenseCRFLoss(weight=1e-07, sigma_rgb=10, sigma_xy=80, scale_factor=1)"
+    )
+
+
+def test_an_image_in_0_1_is_warned_of() -> None:
+    probabilities, image, roi = inputs()
+    layer = DenseCRFLoss(**SETTINGS)
+    with pytest.warns(UserWarning, match=r"image lies in .* Give the image in 0\.\.255"):
+        layer(probabilities, image / 255, roi)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(probabilities, image, roi)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"probabilities": torch.rand(3, 12, 15)}, r"probabilities must have shape \(B, C, H, W\).*got \(3, 12, 15\)"),
+        ({"image": torch.rand(2, 3, 12, 14)}, r"image must have shape \(2, channels, 12, 15\); got \(2, 3, 12, 14\)"),
+        ({"image": torch.rand(1, 3, 12, 15)}, r"image must have shape \(2, channels, 12, 15\); got \(1, 3, 12, 15\)"),
+        ({"roi": torch.rand(2, 1, 12, 15)}, r"roi must have shape \(2, 12, 15\); got \(2, 1, 12, 15\)"),
+    ],
+)
+def test_wrong_shapes(change: dict[str, Any], message: str) -> None:
+    arguments = dict(zip(("probabilities", "image", "roi"), inputs(), strict=True))
+    with pytest.raises(ValueError, match=message):
+        DenseCRFLoss()(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma_rgb": 0.0}, "srgb must be positive"),
+        ({"sigma_xy": -1.0}, "sxy must be positive"),
+        ({"scale_factor": 0.0}, r"scale_factor must be in \(0, 1\]; got 0.0"),
+        ({"scale_factor": 2.0}, r"scale_factor must be in \(0, 1\]; got 2.0"),
+        ({"weight": float("nan")}, "weight must be finite"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DenseCRFLoss(**settings)
