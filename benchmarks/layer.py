@@ -196,8 +196,9 @@ def markdown(groups: Sequence[Group], environment: dict[str, Any]) -> str:
     """All tables, under the machine they were measured on."""
     lines = [
         f"{environment['processor']}, {environment['instruction set']}; Python {environment['python']}, "
-        f"NumPy {environment['numpy']}, torch {environment['torch']}; commit {environment['commit']}, {environment['date']}. Photograph: {environment['image']}. "
-        f"Command: `{environment['command']}`. Medians; the contestants take turns.",
+        f"NumPy {environment['numpy']}, torch {environment['torch']}; commit {environment['commit']}, "
+        f"{environment['date']}. Photograph: {environment['image']}. Command: "
+        f"`{environment['command']}`. Medians; the contestants take turns.",
         "\n".join(goals(groups)),
     ]
     tables = {"forward": forward_table, "training": training_table, "batch": batch_table}

@@ -178,6 +178,7 @@ def number_table(learnings: Sequence[Learning]) -> str:
 def plot(learnings: Sequence[Learning], path: Path) -> None:
     """Loss, held-back mean IoU, and the numbers over the steps."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     loss_axes, iou_axes, number_axes = figure.subplots(1, 3)
@@ -198,6 +199,9 @@ def plot(learnings: Sequence[Learning], path: Path) -> None:
         paths = [[look[name] for look in learning.numbers] for learning in learnings]
         number_axes.plot(looks, np.mean(paths, axis=0), label=name)
     number_axes.set_yscale("log")
+    number_axes.margins(y=0.25)  # room for the legend
+    number_axes.yaxis.set_major_formatter(ScalarFormatter())
+    number_axes.yaxis.set_minor_formatter(NullFormatter())
     number_axes.set_ylabel("weights and widths, means")
     number_axes.legend(fontsize="x-small", ncols=2)
     for axes in (loss_axes, iou_axes, number_axes):

@@ -46,6 +46,19 @@ std::vector<TablePlaces> table_places(const BatchSizes& sizes) {
                         " integers");
 }
 
+// Rows of another lattice would have the kernels write outside their buffers.
+void check_rows(const int32_t* rows, int64_t count, int64_t num_rows) {
+  int32_t low = 0, high = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    low = rows[i] < low ? rows[i] : low;
+    high = rows[i] > high ? rows[i] : high;
+  }
+  if (low < 0 || high >= num_rows) {
+    throw InvalidArgument("rows must be those that lattice_build returned with the structure, from 0 to " +
+                          std::to_string(num_rows - 1) + "; got " + std::to_string(low < 0 ? low : high));
+  }
+}
+
 }  // namespace
 
 int64_t BatchSizes::max_rows() const {
@@ -90,6 +103,7 @@ LatticeBatch<T>::LatticeBatch(const int32_t* rows, const T* weights, const int32
     view.num_ghosts = sizes_.num_ghosts[image];
     view.rows = rows + image * sizes_.num_points * corners;
     view.weights = weights + image * sizes_.num_points * corners;
+    check_rows(view.rows, sizes_.num_points * corners, view.num_rows());
     view.owned_begin = structure + at.owned_begin;
     view.ghost_begin = structure + at.ghost_begin;
     view.ghost_owner = structure + at.ghost_owner;

@@ -43,6 +43,16 @@ def _scale(positions: Tensor, values: Tensor | None, index: Tensor | None, width
     return out
 
 
+def _scale_by_torch(positions: Tensor, values: Tensor | None, index: Tensor | None, widths: Tensor) -> Tensor:
+    """The same on any device, for the exact method."""
+    _check(positions, values, index, widths)
+    points = positions
+    if values is not None:
+        chosen = values if index is None else values[:, :, index]
+        points = torch.cat([positions.expand(values.shape[0], -1, -1), chosen.to(positions.dtype)], dim=1)
+    return points / widths[:, None]
+
+
 def _check(positions: Tensor, values: Tensor | None, index: Tensor | None, widths: Tensor) -> None:
     batch, axes, points = positions.shape
     channels = 0
@@ -90,4 +100,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_positions, grad_values, None, grad_widths
 
 
-register_operator("scaled_features", _scale, _scale_fake, _backward, _save)
+register_operator("scaled_features", _scale, _scale_fake, _backward, _save, _scale_by_torch)

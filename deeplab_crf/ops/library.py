@@ -52,12 +52,15 @@ def register_operator(
     fake: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
+    elsewhere: Callable[..., Any] | None = None,
 ) -> None:
-    """Gives operator ``name`` its CPU kernel, the shapes of its results, its derivative and its behaviour under autocast."""
+    """Gives operator ``name`` its CPU kernel, the shapes of its results, its derivative and its behaviour under autocast.
+
+    elsewhere: what runs on devices that have no kernel; None: an error that says so."""
     qualified = f"deeplab_crf::{name}"
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     LIBRARY.impl(name, cpu, "CPU")
-    LIBRARY.impl(name, _no_backend(name), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, elsewhere or _no_backend(name), "CompositeExplicitAutograd")
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         LIBRARY.impl(name, _autocast_kernel(name, device_type), key)

@@ -141,6 +141,17 @@ def _check_arguments(unary: Tensor, order: Tensor | None, start: Tensor | None, 
         check_shape(start, unary.shape, "start")
 
 
+def _check_damping(damping: float, tolerance: float, log_output: bool) -> None:
+    if not (0 <= damping < 1 and 0 <= tolerance < math.inf):
+        raise ValueError(
+            f"damping must be in [0, 1) and tolerance finite and >= 0; got damping={damping}, tolerance={tolerance}"
+        )
+    if log_output and damping > 0:
+        raise ValueError(
+            f"log_output must be False with damping, which mixes probabilities; got True and damping={damping}"
+        )
+
+
 def _mean_field(
     unary: Tensor,
     rows: list[Tensor],
@@ -159,14 +170,7 @@ def _mean_field(
 ) -> tuple[Tensor, Tensor]:
     suffix = type_suffix(unary.dtype, "unary")
     _check_arguments(unary, order, start, iterations)
-    if not (0 <= damping < 1 and 0 <= tolerance < math.inf):
-        raise ValueError(
-            f"damping must be in [0, 1) and tolerance finite and >= 0; got damping={damping}, tolerance={tolerance}"
-        )
-    if log_output and damping > 0:
-        raise ValueError(
-            f"log_output must be False with damping, which mixes probabilities; got True and damping={damping}"
-        )
+    _check_damping(damping, tolerance, log_output)
     tensors = _TermTensors(rows, weights, structures, norms_in, norms_out, compatibilities)
     _check_terms(unary, tensors)
     unary = contiguous_rows(unary)

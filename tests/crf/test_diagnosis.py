@@ -18,7 +18,7 @@ from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
 from deeplab_crf.crf.diagnosis import Diagnosis, diagnose, entropy, map_labels, marginals, plot_convergence  # noqa: E402
 from deeplab_crf.crf.error_report import error_report  # noqa: E402
 
-HEIGHT, WIDTH, LABELS = 10, 12, 3
+HEIGHT, WIDTH, LABELS = 10, 20, 3  # wider than a tile of the walk
 KERNELS = (Gaussian(sxy=2.0, weight=1.5), Bilateral(sxy=8.0, srgb=25.0, weight=2.0, normalization="after"))
 
 

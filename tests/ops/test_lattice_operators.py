@@ -14,7 +14,7 @@ import samples  # noqa: E402
 
 from deeplab_crf import PermutohedralLattice  # noqa: E402
 from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.ops.features import scaled_features  # noqa: E402
+from deeplab_crf.ops.features import _scale_by_torch, scaled_features  # noqa: E402
 from deeplab_crf.ops.lattice import build_lattice, normalisation  # noqa: E402
 
 OPS = torch.ops.deeplab_crf
@@ -180,6 +180,7 @@ def test_scaled_features(batch: int) -> None:
     want = torch.cat([positions.expand(2, -1, -1), values[..., pixels]], 1) / widths[:, None]
     assert torch.equal(scaled_features(positions, values, pixels, widths), want)
     assert torch.equal(scaled_features(positions, None, None, widths[:2])[0], want[0, :2])
+    assert torch.equal(_scale_by_torch(positions, values, pixels, widths), want), "what other devices run"
     bytes_ = (values * 50).byte()
     assert torch.equal(
         scaled_features(positions, bytes_, pixels, widths), scaled_features(positions, bytes_.double(), pixels, widths)
@@ -248,6 +249,16 @@ ERRORS = [
         lambda: OPS.lattice_filter(crf_samples.normal(2, 40, 1), *_lattice()[:2], build_lattice(_features(3))[2]),
         ValueError,
         "rows and structure must come from one lattice_build",
+    ),
+    (
+        lambda: OPS.lattice_filter(crf_samples.normal(2, 40, 1), _lattice()[0] + 1000, *_lattice()[1:]),
+        ValueError,
+        "rows must be those that lattice_build returned with the structure, from 0 to",
+    ),
+    (
+        lambda: OPS.lattice_filter(crf_samples.normal(2, 40, 1), -_lattice()[0], *_lattice()[1:]),
+        ValueError,
+        "got -",
     ),
     (
         lambda: OPS.lattice_filter(crf_samples.normal(2, 40, 1), _lattice()[0].long(), *_lattice()[1:]),
