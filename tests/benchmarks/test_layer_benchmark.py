@@ -131,7 +131,8 @@ def test_memory_in_a_process_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [(["--repeats", "0"], "--repeats"), (["--image", "no.jpg"], "no such file")]
+    ("options", "message"),
+    [(["--repeats", "0"], "--repeats: must be at least 1; got 0"), (["--image", "no.jpg"], "no such file")],
 )
 def test_bad_arguments(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
