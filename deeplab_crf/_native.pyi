@@ -215,19 +215,47 @@ def mean_field_f64(
     num_points: int, num_labels: int, unary: int, q: int, terms: list[_TermF64], options: _MeanFieldOptions
 ) -> tuple[int, float]: ...
 def pack_labels_f32_f32(
-    values: int, num_points: int, num_labels: int, point_stride: int, label_stride: int, out: int, threads: int
+    values: int,
+    num_points: int,
+    num_labels: int,
+    point_stride: int,
+    label_stride: int,
+    out: int,
+    factor: float,
+    threads: int,
 ) -> int:
-    """out (N, L) from values, element (p, l) at ``p * point_stride + l * label_stride``; from the first dtype of the name to the
-    second. Returns the index l * N + p of a value that is not finite, the first of the first chunk that has one, or -1."""
+    """out (N, L), factor times values, element (p, l) at ``p * point_stride + l * label_stride``; from the first dtype of the name to
+    the second. Returns the index l * N + p of a value that is not finite, the first of the first chunk that has one, or -1."""
 
 def pack_labels_f32_f64(
-    values: int, num_points: int, num_labels: int, point_stride: int, label_stride: int, out: int, threads: int
+    values: int,
+    num_points: int,
+    num_labels: int,
+    point_stride: int,
+    label_stride: int,
+    out: int,
+    factor: float,
+    threads: int,
 ) -> int: ...
 def pack_labels_f64_f32(
-    values: int, num_points: int, num_labels: int, point_stride: int, label_stride: int, out: int, threads: int
+    values: int,
+    num_points: int,
+    num_labels: int,
+    point_stride: int,
+    label_stride: int,
+    out: int,
+    factor: float,
+    threads: int,
 ) -> int: ...
 def pack_labels_f64_f64(
-    values: int, num_points: int, num_labels: int, point_stride: int, label_stride: int, out: int, threads: int
+    values: int,
+    num_points: int,
+    num_labels: int,
+    point_stride: int,
+    label_stride: int,
+    out: int,
+    factor: float,
+    threads: int,
 ) -> int: ...
 
 class LatticeBatchF32:

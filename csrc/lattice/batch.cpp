@@ -48,15 +48,17 @@ std::vector<TablePlaces> table_places(const BatchSizes& sizes) {
 
 // Rows of another lattice would have the kernels write outside their buffers.
 void check_rows(const int32_t* rows, int64_t count, int64_t num_rows) {
-  int32_t low = 0, high = 0;
+  // The sign of row and of last - row, or-ed: quicker than a minimum and a maximum where vectors have none.
+  const int32_t last = static_cast<int32_t>(num_rows - 1);
+  uint32_t outside = 0;
   for (int64_t i = 0; i < count; ++i) {
-    low = rows[i] < low ? rows[i] : low;
-    high = rows[i] > high ? rows[i] : high;
+    const uint32_t row = static_cast<uint32_t>(rows[i]);
+    outside |= row | (static_cast<uint32_t>(last) - row);
   }
-  if (low < 0 || high >= num_rows) {
-    throw InvalidArgument("rows must be those that lattice_build returned with the structure, from 0 to " +
-                          std::to_string(num_rows - 1) + "; got " + std::to_string(low < 0 ? low : high));
-  }
+  if (outside >> 31 == 0) return;
+  const int32_t* wrong = std::find_if(rows, rows + count, [=](int32_t row) { return row < 0 || row > last; });
+  throw InvalidArgument("rows must be those that lattice_build returned with the structure, from 0 to " + std::to_string(last) +
+                        "; got " + std::to_string(*wrong));
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct Packing {
   int64_t point_stride;
   int64_t label_stride;
   T* out;
+  T factor;
 };
 
 // Fetches what the tile after the next reads of a label: labels are more streams than the hardware's prefetcher follows.
@@ -38,7 +39,7 @@ void pack_label(const Packing<From, T>& a, int64_t label, int64_t first, int64_t
   const From* source = a.in + label * a.label_stride;
   if (a.point_stride == 1) fetch_ahead(a, label, first, last);
   for (int64_t p = first; p < last; ++p) {
-    const T value = static_cast<T>(source[p * a.point_stride]);
+    const T value = a.factor * static_cast<T>(source[p * a.point_stride]);
     poison += value * T(0);
     a.out[p * a.num_labels + label] = value;
   }
@@ -51,7 +52,8 @@ template <class T>
 int64_t pack_fours(const Packing<T, T>& a, int64_t first, int64_t last, T& poison) {
   typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
   if (a.point_stride != 1 || (last - first) % 4 != 0) return 0;
-  const auto load = [](const T* from) { return *reinterpret_cast<const Four*>(from); };
+  const T factor = a.factor;
+  const auto load = [factor](const T* from) { return *reinterpret_cast<const Four*>(from) * factor; };
   const auto store = [](Four value, T* to) { *reinterpret_cast<Four*>(to) = value; };
   Four poisons{};
   int64_t label = 0;
@@ -91,8 +93,8 @@ int64_t find_bad(const Packing<From, T>& a, int64_t first, int64_t last) {
 
 template <class From, class T>
 int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
-                    int threads) {
-  const Packing<From, T> packing{in, num_points, num_labels, point_stride, label_stride, out};
+                    T factor, int threads) {
+  const Packing<From, T> packing{in, num_points, num_labels, point_stride, label_stride, out, factor};
   const int64_t tile = std::clamp<int64_t>(kTileBytes / (num_labels * static_cast<int64_t>(sizeof(T))), 16, 64) / 4 * 4;
   const int64_t chunks = chunk_count(num_points);
   std::vector<int64_t> bad(chunks, -1);
@@ -115,9 +117,9 @@ int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int6
   return -1;
 }
 
-template int64_t pack_labels<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int);
-template int64_t pack_labels<float, double>(const float*, int64_t, int64_t, int64_t, int64_t, double*, int);
-template int64_t pack_labels<double, float>(const double*, int64_t, int64_t, int64_t, int64_t, float*, int);
-template int64_t pack_labels<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int);
+template int64_t pack_labels<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, float, int);
+template int64_t pack_labels<float, double>(const float*, int64_t, int64_t, int64_t, int64_t, double*, double, int);
+template int64_t pack_labels<double, float>(const double*, int64_t, int64_t, int64_t, int64_t, float*, float, int);
+template int64_t pack_labels<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, double, int);
 
 }  // namespace deeplab_crf

@@ -255,4 +255,34 @@ DEEPLAB_CRF_INLINE Pack<double, W> exp_nonpositive(Pack<double, W> x) {
   return Pack<double, W>::load(lanes);
 }
 
+// log(x) for positive normal x. Float: the polynomial of Cephes' logf on [sqrt(1/2), sqrt(2)); error below 1e-7 of max(1, |log x|).
+template <int W>
+DEEPLAB_CRF_INLINE Pack<float, W> natural_log(Pack<float, W> x) {
+  using P = Pack<float, W>;
+  using I = typename VectorOf<int32_t, W>::type;
+  const I bits = __builtin_bit_cast(I, x.v);
+  // x = 2^e m with m in [1/2, 1); below sqrt(1/2), m doubles.
+  const P m{__builtin_bit_cast(typename P::Vector, (bits & 0x007fffff) | 0x3f000000)};
+  const I small = m.v < P::broadcast(0.707106781f).v;
+  const P e{__builtin_convertvector((bits >> 23) - 126 + small, typename P::Vector)};
+  const P r = P{small ? (m.v + m.v) : m.v} + -1.0f;
+  P poly = r * 7.0376836292e-2f + -1.1514610310e-1f;
+  poly = poly * r + 1.1676998740e-1f;
+  poly = poly * r + -1.2420140846e-1f;
+  poly = poly * r + 1.4249322787e-1f;
+  poly = poly * r + -1.6668057665e-1f;
+  poly = poly * r + 2.0000714765e-1f;
+  poly = poly * r + -2.4999993993e-1f;
+  poly = poly * r + 3.3333331174e-1f;
+  const P square = r * r;
+  return (poly * r * square - e * 2.12194440e-4f - square * 0.5f) + r + e * 0.693359375f;
+}
+template <int W>
+DEEPLAB_CRF_INLINE Pack<double, W> natural_log(Pack<double, W> x) {
+  double lanes[W];
+  x.store(lanes);
+  for (int i = 0; i < W; ++i) lanes[i] = __builtin_log(lanes[i]);
+  return Pack<double, W>::load(lanes);
+}
+
 }  // namespace deeplab_crf::DEEPLAB_CRF_ISA

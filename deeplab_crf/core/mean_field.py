@@ -84,10 +84,16 @@ class _Term:
 
 
 def pack_unary(
-    unary: ArrayLike, *, dtype: DTypeLike = np.float32, name: str = "unary", threads: int | None = None
+    unary: ArrayLike,
+    *,
+    dtype: DTypeLike = np.float32,
+    name: str = "unary",
+    negate: bool = False,
+    threads: int | None = None,
 ) -> FloatArray:
     """Copy energies ``(L, N)`` of any real dtype and strides into the engine's layout: an ``(L, N)`` view of a C-contiguous
-    ``(N, L)`` array. Raises ValueError on NaN or inf, naming the first position."""
+    ``(N, L)`` array. negate: their negatives, as energies of logits are. Raises ValueError on NaN or inf, naming the first
+    position."""
     array = as_real_array(unary, name)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (labels, points); got shape {array.shape}")
@@ -98,8 +104,11 @@ def pack_unary(
     if packed.size == 0:
         return packed.T
     label_stride, point_stride = element_strides(source)
+    factor = -1.0 if negate else 1.0
     pack = getattr(_native, f"pack_labels_{type_suffix(source.dtype)}_{type_suffix(target)}")
-    bad = pack(address(source), points, labels, point_stride, label_stride, address(packed), resolve_threads(threads))
+    bad = pack(
+        address(source), points, labels, point_stride, label_stride, address(packed), factor, resolve_threads(threads)
+    )
     if bad >= 0:
         label, point = divmod(bad, points)
         raise ValueError(

@@ -82,10 +82,10 @@ def energies(
     """
     if source == "labels":
         return _label_energies(array, num_labels, options, dtype)
-    packed = pack_unary(array.reshape(array.shape[0], -1), dtype=dtype, name=source, threads=threads)
-    if source == "logits":
-        np.negative(packed, out=packed)
-    elif source == "probabilities":
+    packed = pack_unary(
+        array.reshape(array.shape[0], -1), dtype=dtype, name=source, negate=source == "logits", threads=threads
+    )
+    if source == "probabilities":
         low, high = float(packed.min()), float(packed.max())
         if low < -_PROBABILITY_SLACK or high > 1 + _PROBABILITY_SLACK:
             raise ValueError(

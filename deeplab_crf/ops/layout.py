@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,13 +28,12 @@ def _pack(logits: Tensor) -> Tensor:
     _check(logits, "logits", "(B, L, N)")
     rows = logits.transpose(1, 2)
     out = empty_rows(rows.shape, logits.dtype)
-    wrong = pack_rows(rows, out) if out.numel() else None
+    wrong = pack_rows(rows, out, -1.0) if out.numel() else None
     if wrong is not None:
         image, point, label = wrong
         raise ValueError(
             f"logits must be finite; got {rows[wrong].item()} for label {label} of point {point} of image {image}"
         )
-    np.negative(out.numpy(), out=out.numpy())
     return out
 
 

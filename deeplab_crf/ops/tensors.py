@@ -49,9 +49,9 @@ def check_like(tensor: Tensor, model: Tensor, name: str, model_name: str) -> Non
         )
 
 
-def pack_rows(values: Tensor, out: Tensor) -> tuple[int, int, int] | None:
-    """Copies ``values`` ``(B, N, L)`` of any strides into ``out``, contiguous. Returns (image, point, label) of a value that is not
-    finite, or None. Where points lie next to each other this takes 2.5 ms for 187500 x 21 floats, where torch takes 13."""
+def pack_rows(values: Tensor, out: Tensor, factor: float = 1.0) -> tuple[int, int, int] | None:
+    """Writes ``factor * values``, ``(B, N, L)`` of any strides, into ``out``, contiguous. Returns (image, point, label) of a value that
+    is not finite, or None. Where points lie next to each other this takes a fraction of torch's time."""
     suffix = type_suffix(values.dtype, "values")
     batch, points, labels = values.shape
     _, point_stride, label_stride = values.stride()
@@ -64,6 +64,7 @@ def pack_rows(values: Tensor, out: Tensor) -> tuple[int, int, int] | None:
             point_stride,
             label_stride,
             address(out[image]),
+            factor,
             torch.get_num_threads(),
         )
         if index >= 0 and wrong is None:

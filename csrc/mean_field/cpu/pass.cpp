@@ -17,11 +17,23 @@ namespace {
 // log Q = (lowest - e) - log sum exp(lowest - e): exact where Q itself is too small for a number.
 template <class T>
 void store_logarithms(const PassArguments<T>& a, const Block<T>& block) {
-  for (int p = 0; p < block.count; ++p) {
-    const T shift = __builtin_log(block.scale[p]);
-    const T* exponents = block.message + p * a.stride;
-    for (int64_t l = 0; l < a.num_labels; ++l) a.q[block.at[p] + l] = exponents[l] + shift;
-  }
+  constexpr int kLanes = kLongLanes<T>;
+  T shifts[kPassBlock];
+  for (int p = block.count; p < kPassBlock; ++p) block.scale[p] = T(1);
+  for (int p = 0; p < kPassBlock; p += kLanes) natural_log(Pack<T, kLanes>::load(block.scale + p)).store(shifts + p);
+  const int64_t labels = a.num_labels;
+  const int count = block.count;
+  const T *source = block.message, *shift = shifts;
+  const int64_t* at = block.at;
+  T* out = a.q;
+  for_row_blocks<T>(a.stride, [=]<int W, int V>(int64_t first, auto stride) DEEPLAB_CRF_INLINE_LAMBDA {
+    for (int p = 0; p < count; ++p) {
+      Row<T, W, V> row;
+      row.load(source + p * stride + first);
+      for (int v = 0; v < V; ++v) row.packs[v] = row.packs[v] + shift[p];
+      row.store_first(out + at[p] + first, labels - first);
+    }
+  });
 }
 
 // The slice of one kernel at the points of a block, for a compatibility that keeps labels apart. Corners: 0 if not known when
