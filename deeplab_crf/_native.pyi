@@ -224,8 +224,8 @@ def pack_labels_f32_f32(
     factor: float,
     threads: int,
 ) -> int:
-    """out (N, L), factor times values, element (p, l) at ``p * point_stride + l * label_stride``; from the first dtype of the name to
-    the second. Returns the index l * N + p of a value that is not finite, the first of the first chunk that has one, or -1."""
+    """out (N, L), factor times values, element (p, l) at ``p * point_stride + l * label_stride``; from the first dtype of the name
+    to the second. Returns the index l * N + p of a value that is not finite, the first of the first chunk that has one, or -1."""
 
 def pack_labels_f32_f64(
     values: int,

@@ -50,8 +50,8 @@ def check_like(tensor: Tensor, model: Tensor, name: str, model_name: str) -> Non
 
 
 def pack_rows(values: Tensor, out: Tensor, factor: float = 1.0) -> tuple[int, int, int] | None:
-    """Writes ``factor * values``, ``(B, N, L)`` of any strides, into ``out``, contiguous. Returns (image, point, label) of a value that
-    is not finite, or None. Where points lie next to each other this takes a fraction of torch's time."""
+    """Writes ``factor * values``, ``(B, N, L)`` of any strides, into ``out``, contiguous. Returns (image, point, label) of a value
+    that is not finite, or None. Where points lie next to each other this takes a fraction of torch's time."""
     suffix = type_suffix(values.dtype, "values")
     batch, points, labels = values.shape
     _, point_stride, label_stride = values.stride()
