@@ -17,7 +17,7 @@ import deeplab_crf
 from deeplab_crf.data.files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, LABEL_SUFFIXES, atomic_write, files_by_stem
 from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
 from deeplab_crf.data.scores import UNSURE, Scores, fit_to_image, read_scores
-from deeplab_crf.kernels import Kernel, check_normalization
+from deeplab_crf.kernels import Kernel, PairwiseKernel, check_normalization
 from deeplab_crf.presets import get_preset
 
 _DEFAULT = get_preset("pydensecrf")
@@ -46,6 +46,9 @@ class RefineSettings:
 
     def __post_init__(self) -> None:
         check_normalization(self.normalization)
+        for kernel in self.kernels:
+            if not isinstance(kernel, PairwiseKernel):
+                kernel.widths_axes(2)  # volumes have three
 
 
 @dataclass(frozen=True)
