@@ -16,8 +16,8 @@ from deeplab_crf.core.arrays import (
     element_strides,
 )
 from deeplab_crf.core.threads import resolve_threads
-from deeplab_crf.core.workspace import borrowed_workspace
 from deeplab_crf.kernels import check_normalization
+from deeplab_crf.workspace import borrowed_workspace
 
 # Keeps 1 / s finite where no weight reaches a point (pydensecrf's constant).
 _NORM_EPSILON = 1e-20

@@ -23,15 +23,13 @@ from deeplab_crf.core.arrays import (
 )
 from deeplab_crf.core.lattice import PermutohedralLattice
 from deeplab_crf.core.threads import resolve_threads
-from deeplab_crf.core.workspace import borrowed_workspace
 from deeplab_crf.kernels import check_normalization
+from deeplab_crf.workspace import borrowed_parts
 
 _POTTS, _DIAGONAL, _MATRIX = 0, 1, 2
 
 # klDivergence's guard against log 0 (pydensecrf's constant).
 _SMALLEST_PROBABILITY = 1e-20
-
-_CACHE_LINE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,14 +246,10 @@ class MeanField:
             "threads": resolve_threads(self._threads),
             "order": address(self._order),
         }
-        # Two value buffers a kernel, each on a cache line boundary.
-        sizes = [_round_up(term.lattice.workspace_bytes(self.num_labels)) for term in self._terms]
-        with borrowed_workspace(2 * sum(sizes) + _CACHE_LINE) as workspace:
-            free = _round_up(address(workspace))
-            terms = []
-            for term, size in zip(self._terms, sizes, strict=True):
-                terms.append(_native_term(term, (free, free + size)))
-                free += 2 * size
+        # Two value buffers a kernel.
+        sizes = [term.lattice.workspace_bytes(self.num_labels) for term in self._terms for _ in range(2)]
+        with borrowed_parts(sizes) as values:
+            terms = [_native_term(term, (values[2 * m], values[2 * m + 1])) for m, term in enumerate(self._terms)]
             done, change = getattr(_native, f"mean_field_{type_suffix(self.dtype)}")(
                 self.num_points, self.num_labels, address(energies), address(result), terms, options
             )
@@ -292,11 +286,6 @@ def _check_order(order: NDArray[np.int32], num_points: int) -> NDArray[np.int32]
             f"order must be a permutation of 0..{num_points - 1}; got shape {array.shape}, or repeated points"
         )
     return array
-
-
-def _round_up(value: int) -> int:
-    """To whole cache lines."""
-    return -(-value // _CACHE_LINE) * _CACHE_LINE
 
 
 def _native_term(term: _Term, values: tuple[int, int]) -> tuple[Any, ...]:

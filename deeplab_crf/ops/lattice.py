@@ -16,6 +16,7 @@ from deeplab_crf import _native
 from deeplab_crf.kernels import check_normalization
 from deeplab_crf.ops.library import no_second_derivative, register_operator
 from deeplab_crf.ops.tensors import address, check_like, check_shape, type_suffix
+from deeplab_crf.workspace import borrowed_parts
 
 # Keeps 1 / s finite where no weight reaches a point (pydensecrf's constant).
 NORM_EPSILON = 1e-20
@@ -150,16 +151,16 @@ def _filter(values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor, tr
         return out
     threads = torch.get_num_threads()
     size = getattr(_native, f"lattice_filter_workspace_{suffix}")(address(structure), channels, threads)
-    workspace = torch.empty(size, dtype=values.dtype)
-    getattr(_native, f"lattice_filter_{suffix}")(
-        (address(rows), address(weights), address(structure)),
-        address(values),
-        address(out),
-        channels,
-        address(workspace),
-        transpose,
-        threads,
-    )
+    with borrowed_parts([size * values.itemsize]) as (workspace,):
+        getattr(_native, f"lattice_filter_{suffix}")(
+            (address(rows), address(weights), address(structure)),
+            address(values),
+            address(out),
+            channels,
+            workspace,
+            transpose,
+            threads,
+        )
     return out
 
 
@@ -204,17 +205,17 @@ def _filter_weights_gradient(
     out = torch.empty_like(weights)
     threads = torch.get_num_threads()
     size = 2 * getattr(_native, f"lattice_filter_workspace_{suffix}")(address(structure), channels, threads)
-    workspace = torch.empty(size, dtype=values.dtype)
-    getattr(_native, f"lattice_filter_weight_gradient_{suffix}")(
-        (address(rows), address(weights), address(structure)),
-        address(values),
-        address(grad),
-        address(out),
-        channels,
-        address(workspace),
-        transpose,
-        threads,
-    )
+    with borrowed_parts([size * values.itemsize]) as (workspace,):
+        getattr(_native, f"lattice_filter_weight_gradient_{suffix}")(
+            (address(rows), address(weights), address(structure)),
+            address(values),
+            address(grad),
+            address(out),
+            channels,
+            workspace,
+            transpose,
+            threads,
+        )
     return out
 
 

@@ -14,6 +14,7 @@ from deeplab_crf.ops.lattice import Lattice, check_lattice
 from deeplab_crf.ops.library import register_operator
 from deeplab_crf.ops.mean_field_gradient import mean_field_backward, save_for_gradient
 from deeplab_crf.ops.tensors import address, check_like, check_shape, contiguous_rows, empty_rows, type_suffix
+from deeplab_crf.workspace import borrowed_parts
 
 # Of what is damped only probabilities are at hand, and those below 1e-30 or so are 0.
 _SMALLEST_PROBABILITY = 1e-30
@@ -184,13 +185,13 @@ def _mean_field(
     slots = empty_rows((1, *unary.shape), unary.dtype) if watched else trace
     threads = torch.get_num_threads()
     workspace_size = getattr(_native, f"mean_field_workspace_{suffix}")
-    terms, kept = [], []
+    terms, sizes, kept = [], [], []
     for row, weight, structure, norm_in, norm_out, compatibility in zip(*tensors, strict=True):
-        values = torch.empty(workspace_size(address(structure), labels, threads), dtype=unary.dtype)
-        owned = [norm_in.contiguous(), norm_out.contiguous(), compatibility.contiguous(), values]
+        sizes.append(workspace_size(address(structure), labels, threads) * unary.itemsize)
+        owned = [norm_in.contiguous(), norm_out.contiguous(), compatibility.contiguous()]
         kept.append(owned)
         lattice = (address(row), address(weight), address(structure))
-        terms.append((lattice, address(owned[0]), address(owned[1]), compatibility.ndim, *map(address, owned[2:])))
+        terms.append((lattice, address(owned[0]), address(owned[1]), compatibility.ndim, address(owned[2])))
     order = None if order is None else order.contiguous()
     options = {
         "start_from_q": start is not None,
@@ -204,7 +205,9 @@ def _mean_field(
         "trace_slots": max(1, len(slots)),
     }
     run = getattr(_native, f"mean_field_batch_{suffix}")
-    run(batch, points, labels, address(unary), address(out), terms, options)
+    with borrowed_parts(sizes) as values:
+        described = [(*term, part) for term, part in zip(terms, values, strict=True)]
+        run(batch, points, labels, address(unary), address(out), described, options)
     return out, trace
 
 

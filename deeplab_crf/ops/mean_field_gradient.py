@@ -10,6 +10,7 @@ from torch import Tensor
 from deeplab_crf import _native
 from deeplab_crf.ops.library import no_second_derivative, register_operator
 from deeplab_crf.ops.tensors import address, check_like, check_shape, contiguous_rows, empty_rows, type_suffix
+from deeplab_crf.workspace import borrowed_parts
 
 # The kinds of tensors a kernel has gradients for: weights, norms_in, norms_out, compatibilities; their places among the arguments
 # of mean_field.
@@ -114,16 +115,16 @@ def _gradient(
     gradients = _empty_gradients(weights, norms_in, norms_out, compatibilities, needed)
     threads = torch.get_num_threads()
     workspace_size = getattr(_native, f"mean_field_gradient_workspace_{suffix}")
-    terms, kept = [], []
+    terms, sizes, kept = [], [], []
     for m, structure in enumerate(structures):
         of_weights, of_norm_in, of_norm_out, of_compat = (address(tensors[m]) for tensors in gradients)
         refilter = bool(of_weights or of_norm_out)
-        values = torch.empty(workspace_size(address(structure), labels, threads, refilter), dtype=out.dtype)
-        owned = [norms_in[m].contiguous(), norms_out[m].contiguous(), compatibilities[m].contiguous(), values]
+        sizes.append(workspace_size(address(structure), labels, threads, refilter) * out.itemsize)
+        owned = [norms_in[m].contiguous(), norms_out[m].contiguous(), compatibilities[m].contiguous()]
         kept.append(owned)
         lattice = (address(rows[m]), address(weights[m]), address(structure))
-        term = (lattice, address(owned[0]), address(owned[1]), compatibilities[m].ndim, *map(address, owned[2:]))
-        terms.append((*term, of_compat, of_norm_in, of_norm_out, of_weights))
+        term = (lattice, address(owned[0]), address(owned[1]), compatibilities[m].ndim, address(owned[2]))
+        terms.append((term, (of_compat, of_norm_in, of_norm_out, of_weights)))
     options = {
         "iterations": iterations,
         "threads": threads,
@@ -137,7 +138,9 @@ def _gradient(
         "grad_unary": address(grad_unary),
         "grad_start": address(grad_start),
     }
-    getattr(_native, f"mean_field_gradient_{suffix}")(batch, points, labels, terms, options)
+    with borrowed_parts(sizes) as values:
+        described = [(*term, part, *targets) for (term, targets), part in zip(terms, values, strict=True)]
+        getattr(_native, f"mean_field_gradient_{suffix}")(batch, points, labels, described, options)
     return grad_unary, grad_start, *gradients
 
 

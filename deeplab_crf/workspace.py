@@ -7,7 +7,7 @@ fresh from the operating system took about a tenth of an inference.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 # Larger buffers go back to the operating system after use.
 _LARGEST_KEPT = 256 * 2**20
+
+_CACHE_LINE = 64
 
 _lock = threading.Lock()
 _kept: NDArray[np.uint8] | None = None
@@ -36,3 +38,20 @@ def borrowed_workspace(size: int) -> Iterator[NDArray[np.uint8]]:
         with _lock:
             if buffer.size <= _LARGEST_KEPT and (_kept is None or _kept.size < buffer.size):
                 _kept = buffer
+
+
+@contextmanager
+def borrowed_parts(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Addresses of parts of `borrowed_workspace`, of so many bytes each, every one on a cache line boundary."""
+    with borrowed_workspace(sum(map(_round_up, sizes)) + _CACHE_LINE) as workspace:
+        begin = _round_up(workspace.ctypes.data)
+        addresses = []
+        for size in sizes:
+            addresses.append(begin)
+            begin += _round_up(size)
+        yield addresses
+
+
+def _round_up(value: int) -> int:
+    """To whole cache lines."""
+    return -(-value // _CACHE_LINE) * _CACHE_LINE
