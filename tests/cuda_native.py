@@ -1,5 +1,5 @@
-"""The functions of deeplab_crf._cuda over NumPy arrays, as the emulated module takes them: what deeplab_crf.ops does with tensors on
-a GPU."""
+"""The functions of deeplab_crf._cuda over NumPy arrays, as the emulated module takes them: what deeplab_crf.ops does with tensors
+on a GPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class CudaLattices:
                 break
             self.key_words = min(width for width in self.module.KEY_WORDS if width >= words)
         self.structure = poisoned(self.module.structure_size(shape, capacity), np.int32)
-        self._native("lattice_connect")(QUEUE, self._fields, address(self.rows), address(self.structure), capacity, build)
+        self._native("lattice_connect")(
+            QUEUE, self._fields, address(self.rows), address(self.structure), capacity, build
+        )
 
     def check(self) -> int:
         """Number of vertices; ValueError if the build failed."""
@@ -71,7 +73,14 @@ class CudaLattices:
         out = poisoned(values.size, self.dtype).reshape(values.shape)
         workspace = self._workspace(values.shape[2])
         self._native("lattice_filter")(
-            QUEUE, self._lattice, self.shape, address(values), address(out), values.shape[2], address(workspace), transpose
+            QUEUE,
+            self._lattice,
+            self.shape,
+            address(values),
+            address(out),
+            values.shape[2],
+            address(workspace),
+            transpose,
         )
         return out
 

@@ -91,12 +91,13 @@ void register_build(py::module_& module, const std::string& suffix) {
                return build_workspace_size(make_build<T>(features, 0, 0, {key_words, max_vertices, 0}), make_queue(queue));
              },
              py::arg("queue"), py::arg("shape"), py::arg("key_words"), py::arg("max_vertices"));
-  module.def(("lattice_embed_" + suffix).c_str(),
-             [](const QueueFields& queue, const FeatureFields& features, uintptr_t rows, uintptr_t weights, const BuildFields& build) {
-               const py::gil_scoped_release release;
-               embed(make_build<T>(features, rows, weights, build), make_queue(queue));
-             },
-             py::arg("queue"), py::arg("features"), py::arg("rows"), py::arg("weights"), py::arg("build"));
+  module.def(
+      ("lattice_embed_" + suffix).c_str(),
+      [](const QueueFields& queue, const FeatureFields& features, uintptr_t rows, uintptr_t weights, const BuildFields& build) {
+        const py::gil_scoped_release release;
+        embed(make_build<T>(features, rows, weights, build), make_queue(queue));
+      },
+      py::arg("queue"), py::arg("features"), py::arg("rows"), py::arg("weights"), py::arg("build"));
   module.def(("lattice_connect_" + suffix).c_str(),
              [](const QueueFields& queue, const FeatureFields& features, uintptr_t rows, uintptr_t structure, int64_t capacity,
                 const BuildFields& build) {
@@ -123,18 +124,17 @@ void register_filter(py::module_& module, const std::string& suffix) {
              },
              py::arg("queue"), py::arg("lattice"), py::arg("shape"), py::arg("values"), py::arg("out"), py::arg("channels"),
              py::arg("workspace"), py::arg("transpose"));
-  module.def(("lattice_filter_weight_gradient_" + suffix).c_str(),
-             [](const QueueFields& queue, const LatticeFields& lattice, const Triple& shape,
-                const std::tuple<uintptr_t, uintptr_t>& vectors, uintptr_t out, int64_t channels, uintptr_t workspace,
-                bool transpose) {
-               const py::gil_scoped_release release;
-               weight_gradient<T>({make_lattice<T>(lattice, shape), pointer<const T>(std::get<0>(vectors)),
-                                   pointer<const T>(std::get<1>(vectors)), pointer<T>(out), channels, pointer<T>(workspace),
-                                   transpose},
-                                  make_queue(queue));
-             },
-             py::arg("queue"), py::arg("lattice"), py::arg("shape"), py::arg("vectors"), py::arg("out"), py::arg("channels"),
-             py::arg("workspace"), py::arg("transpose"));
+  module.def(
+      ("lattice_filter_weight_gradient_" + suffix).c_str(),
+      [](const QueueFields& queue, const LatticeFields& lattice, const Triple& shape,
+         const std::tuple<uintptr_t, uintptr_t>& vectors, uintptr_t out, int64_t channels, uintptr_t workspace, bool transpose) {
+        const py::gil_scoped_release release;
+        weight_gradient<T>({make_lattice<T>(lattice, shape), pointer<const T>(std::get<0>(vectors)),
+                            pointer<const T>(std::get<1>(vectors)), pointer<T>(out), channels, pointer<T>(workspace), transpose},
+                           make_queue(queue));
+      },
+      py::arg("queue"), py::arg("lattice"), py::arg("shape"), py::arg("vectors"), py::arg("out"), py::arg("channels"),
+      py::arg("workspace"), py::arg("transpose"));
   module.def(("lattice_embed_gradient_" + suffix).c_str(),
              [](const QueueFields& queue, const FeatureFields& features, uintptr_t grad_weights, uintptr_t grad_features,
                 uintptr_t workspace) {

@@ -127,8 +127,9 @@ class Steps final : public BuilderSteps<T> {
   int64_t num_ghosts() const override { return ghost_begin_.back(); }
 
  private:
-  // The simplex of the point before. Neighbours share it, or most of its vertices: each keeps its remainder, and its row serves again
-  // without a look into the table. In the plane that is worth a branch a vertex; in five dimensions the branches cost more (measured).
+  // The simplex of the point before. Neighbours share it, or most of its vertices: each keeps its remainder, and its row serves
+  // again without a look into the table. In the plane that is worth a branch a vertex; in five dimensions the branches cost more
+  // (measured).
   struct PreviousSimplex {
     uint64_t ranks = 0;
     const int32_t* rows = nullptr;

@@ -103,7 +103,11 @@ def test_an_image_far_from_zero_is_embedded_in_double(emulated: ModuleType) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_image_has_the_bits_of_its_run_alone(emulated: ModuleType, dtype: type) -> None:
-    many, inputs, grad = features(4, 400, 5, dtype), values(4, 400, 21, dtype=dtype), values(4, 400, 21, dtype=dtype, seed=2)
+    many, inputs, grad = (
+        features(4, 400, 5, dtype),
+        values(4, 400, 21, dtype=dtype),
+        values(4, 400, 21, dtype=dtype, seed=2),
+    )
     many[2] *= 0.02  # few vertices, long lists
     many[3] += 30000  # in double
     together = CudaLattices(emulated, many)
@@ -166,7 +170,9 @@ def test_a_bound_that_is_too_small_is_never_silent(emulated: ModuleType, missing
     many = features(2, 300, 5)
     vertices = CudaLattices(emulated, many).check()
     short = CudaLattices(emulated, many, max_vertices=vertices - missing)
-    with pytest.raises(ValueError, match=f"max_vertices must not be less than the vertices .*; got {vertices - missing}, and there are"):
+    with pytest.raises(
+        ValueError, match=f"max_vertices must not be less than the vertices .*; got {vertices - missing}, and there are"
+    ):
         short.check()
     assert np.isnan(short.weights).any()
     assert np.isnan(short.filter(values(2, 300, 21))).any()
@@ -176,7 +182,9 @@ def test_a_bound_that_is_too_small_is_never_silent(emulated: ModuleType, missing
 def test_features_that_are_not_finite(emulated: ModuleType, bad: float) -> None:
     many = features(3, 600, 2)
     many[1, 507, 1] = many[2, 3, 0] = bad
-    with pytest.raises(ValueError, match=rf"image 1: features must be finite; got {bad} at point 507, dimension 1\. Check"):
+    with pytest.raises(
+        ValueError, match=rf"image 1: features must be finite; got {bad} at point 507, dimension 1\. Check"
+    ):
         CudaLattices(emulated, many)
     bounded = CudaLattices(emulated, many, max_vertices=10000)
     with pytest.raises(ValueError, match="features must be finite"):
@@ -188,7 +196,9 @@ def test_features_that_are_not_finite(emulated: ModuleType, bad: float) -> None:
 def test_features_that_are_too_large(emulated: ModuleType) -> None:
     many = features(3, 50, 2)
     many[1, 7] = 1e9
-    with pytest.raises(ValueError, match=r"image 1: features must keep lattice coordinates below 2\^30; got 2\.\d+e\+09"):
+    with pytest.raises(
+        ValueError, match=r"image 1: features must keep lattice coordinates below 2\^30; got 2\.\d+e\+09"
+    ):
         CudaLattices(emulated, many)
     assert np.isnan(CudaLattices(emulated, many, max_vertices=1000).filter(values(3, 50, 1))[1]).all()
 
@@ -207,7 +217,9 @@ def test_arguments_out_of_range(emulated: ModuleType) -> None:
         emulated.lattice_build_workspace_f32((0, 0), (1, 5, 2), 1, -1)
     lattices = CudaLattices(emulated, features(2, 50, 3))
     for length in (0, lattices.structure.size - 1, lattices.structure.size + 1):
-        with pytest.raises(ValueError, match=f"structure must be what lattice_build returned .* got another array of {length}"):
+        with pytest.raises(
+            ValueError, match=f"structure must be what lattice_build returned .* got another array of {length}"
+        ):
             emulated.image_begin((2, 50, 3), length)
     with pytest.raises(ValueError, match="structure must be what lattice_build returned; got other integers"):
         emulated.check_header(address(np.zeros(16, np.int32)), 0)

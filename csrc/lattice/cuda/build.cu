@@ -1,7 +1,6 @@
-#include "lattice/cuda/build.h"
-
 #include <algorithm>
 
+#include "lattice/cuda/build.h"
 #include "lattice/cuda/build_kernels.cuh"
 #include "support/cuda/device_algorithms.h"
 
@@ -136,9 +135,11 @@ void sort_contributions(const BuildArguments<T>& a, const Workspace& at, const L
 }  // namespace
 
 template <class T>
-void measure_features(const Features<T>& features, unsigned long long* ranges, double* largest, int32_t* header, const Queue& queue) {
+void measure_features(const Features<T>& features, unsigned long long* ranges, double* largest, int32_t* header,
+                      const Queue& queue) {
   const int dims = features.dims;
-  const auto blocks_per_image = static_cast<int>(blocks_for((features.num_points + kPointsPerRangeThread - 1) / kPointsPerRangeThread));
+  const auto blocks_per_image =
+      static_cast<int>(blocks_for((features.num_points + kPointsPerRangeThread - 1) / kPointsPerRangeThread));
   fill_bytes(header, 0xFF, kHeaderSize * sizeof(int32_t), queue);
   fill_bytes(ranges, 0xFF, ranges_size(features.batch, dims), queue);
   launch("measure_ranges", measure_ranges<T>, static_cast<unsigned>(features.batch * blocks_per_image), queue, features,
@@ -187,10 +188,10 @@ void connect(const BuildArguments<T>& a, int32_t* structure, int64_t capacity, c
   sort_contributions(a, at, sizes, structure, queue);
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                                                          \
-  template void measure_features<T>(const Features<T>&, unsigned long long*, double*, int32_t*, const Queue&);             \
-  template int64_t build_workspace_size<T>(const BuildArguments<T>&, const Queue&);                                         \
-  template void embed<T>(const BuildArguments<T>&, const Queue&);                                                           \
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                                             \
+  template void measure_features<T>(const Features<T>&, unsigned long long*, double*, int32_t*, const Queue&); \
+  template int64_t build_workspace_size<T>(const BuildArguments<T>&, const Queue&);                            \
+  template void embed<T>(const BuildArguments<T>&, const Queue&);                                              \
   template void connect<T>(const BuildArguments<T>&, int32_t*, int64_t, const Queue&);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)

@@ -24,13 +24,15 @@ struct Features {
   int64_t dim_stride;
 };
 
-// Ranges of the features and the largest lattice coordinate of each image, which decides the precision of its simplices; kBadElement
-// of the header, and -1 in its other fields. For the build, and for the gradient of the embedding, which must decide alike.
+// Ranges of the features and the largest lattice coordinate of each image, which decides the precision of its simplices;
+// kBadElement of the header, and -1 in its other fields. For the build, and for the gradient of the embedding, which must decide
+// alike.
 //   ranges   ranges_size() bytes
 //   largest  (B)
 inline int64_t ranges_size(int64_t batch, int dims) { return (batch + 1) * dims * 2 * static_cast<int64_t>(sizeof(uint64_t)); }
 template <class T>
-void measure_features(const Features<T>& features, unsigned long long* ranges, double* largest, int32_t* header, const Queue& queue);
+void measure_features(const Features<T>& features, unsigned long long* ranges, double* largest, int32_t* header,
+                      const Queue& queue);
 
 // Widths of keys that there are kernels for: 64-bit words. One does for photographs, 16 for whatever kMaxDimensions allows.
 constexpr int kNarrowKey = 1, kMediumKey = 4, kWideKey = 16;
@@ -39,7 +41,8 @@ constexpr int kNarrowKey = 1, kMediumKey = 4, kWideKey = 16;
 //   key_words      kNarrowKey, kMediumKey or kWideKey; where the header says that more are needed nothing was built
 //   max_vertices   bound of the number of vertices, or 0 for none. More than that: the header tells, and the weights of corners
 //                  that have no vertex are NaN, so that no result looks right
-//   workspace      build_workspace_size() bytes, aligned to 256, kept from embed() to connect(); its first kHeaderSize int32 are the
+//   workspace      build_workspace_size() bytes, aligned to 256, kept from embed() to connect(); its first kHeaderSize int32 are
+//   the
 //                  header
 template <class T>
 struct BuildArguments {

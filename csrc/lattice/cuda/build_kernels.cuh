@@ -1,9 +1,9 @@
 // Kernels that build lattices. A contribution c = (b N + p) (d+1) + k is corner k of point p of image b.
 //
 // The hash table holds contributions, not keys: a slot has the number of the first contribution with its key, and keys lie in an
-// array by contribution. So keys may have any width and a slot is 32 bits, taken with one compare-and-swap; and what a slot holds in
-// the end, the smallest contribution, does not depend on who came first. The number of the image is no field of the key: it follows
-// from the contribution.
+// array by contribution. So keys may have any width and a slot is 32 bits, taken with one compare-and-swap; and what a slot holds
+// in the end, the smallest contribution, does not depend on who came first. The number of the image is no field of the key: it
+// follows from the contribution.
 #pragma once
 
 #include <type_traits>
@@ -52,7 +52,8 @@ __device__ inline void lower(unsigned long long* ranges, int64_t at, unsigned lo
 // blocks_per_image blocks an image, kPointsPerRangeThread points a thread. Bytes: features once, 4 B N d (a stride over d between
 // neighbouring threads is served by the cache). Minima: the same bits in any order.
 template <class T>
-__global__ void __launch_bounds__(kThreads) measure_ranges(Features<T> features, int blocks_per_image, unsigned long long* ranges, int32_t* header) {
+__global__ void __launch_bounds__(kThreads)
+    measure_ranges(Features<T> features, int blocks_per_image, unsigned long long* ranges, int32_t* header) {
   const int64_t image = blockIdx.x / blocks_per_image;
   const int64_t first = static_cast<int64_t>(blockIdx.x % blocks_per_image) * kThreads * kPointsPerRangeThread + threadIdx.x;
   for (int i = 0; i < features.dims; ++i) {
@@ -79,7 +80,8 @@ __global__ void __launch_bounds__(kThreads) measure_ranges(Features<T> features,
 }
 
 // The bounds of the coordinates of one row of `ranges`. Without a finite feature: those of zero.
-__device__ inline CoordinateBounds bounds_of(const unsigned long long* ranges, int64_t row, int dims, const Scales<double>& scales) {
+__device__ inline CoordinateBounds bounds_of(const unsigned long long* ranges, int64_t row, int dims,
+                                             const Scales<double>& scales) {
   double low[geometry::kMaxDimensions], high[geometry::kMaxDimensions];
   for (int i = 0; i < dims; ++i) {
     const unsigned long long* range = ranges + (row * dims + i) * 2;
@@ -126,7 +128,8 @@ struct VertexTable {
 //   largest  (B) of measure_coordinates
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    choose_layout(Features<T> features, const unsigned long long* ranges, const double* largest, Scales<double> scales, int key_words, KeyLayout* layout, int32_t* header) {
+    choose_layout(Features<T> features, const unsigned long long* ranges, const double* largest, Scales<double> scales,
+                  int key_words, KeyLayout* layout, int32_t* header) {
   if (threadIdx.x != 0) return;
   const int dims = features.dims;
   header[kMark] = kFormatMark;
@@ -143,7 +146,8 @@ __global__ void __launch_bounds__(kThreads)
   if (header[kBadElement] != -1) {
     const uint32_t element = static_cast<uint32_t>(header[kBadElement]), point = element / dims;
     const auto points = static_cast<uint32_t>(features.num_points);
-    header[kBadValue] = float_bits(static_cast<float>(feature_at(features, point / points, point % points, static_cast<int>(element % dims))));
+    header[kBadValue] =
+        float_bits(static_cast<float>(feature_at(features, point / points, point % points, static_cast<int>(element % dims))));
   }
   const CoordinateBounds bounds = bounds_of(ranges, features.batch, dims, scales);
   if (bounds.largest < kLargestCoordinate) {
@@ -169,8 +173,8 @@ __global__ void __launch_bounds__(kThreads)
 // memory-bound (17.6 MB for 187,500 points in 5 dimensions: 4 us at 4.3 TB/s). Compiled without contraction: the last bit decides
 // which vertices exist.
 template <class T, class Real, int D, int K>
-__global__ void __launch_bounds__(kThreads)
-    embed_points(Features<T> features, Scales<Real> scales, const double* largest, const KeyLayout* layout, T* weights, Key<K>* keys) {
+__global__ void __launch_bounds__(kThreads) embed_points(Features<T> features, Scales<Real> scales, const double* largest,
+                                                         const KeyLayout* layout, T* weights, Key<K>* keys) {
   const int64_t at = thread_number();
   if (at >= features.batch * features.num_points) return;
   const int dims = D > 0 ? D : features.dims;
@@ -203,7 +207,8 @@ __global__ void __launch_bounds__(kThreads)
 // A thread a contribution. Bytes: 8 K + 4 in order; a slot and a key, 4 + 8 K, at random, mostly in the cache, since neighbouring
 // points share vertices. Slots are taken in any order, but what they hold in the end is not a matter of order.
 template <int K>
-__global__ void __launch_bounds__(kThreads) insert_keys(VertexTable<K> table, uint32_t contributions, int32_t* slot_of, int32_t* header) {
+__global__ void __launch_bounds__(kThreads)
+    insert_keys(VertexTable<K> table, uint32_t contributions, int32_t* slot_of, int32_t* header) {
   const int64_t number = thread_number();
   if (number >= contributions) return;
   const auto mine = static_cast<uint32_t>(number);
@@ -226,7 +231,8 @@ __global__ void __launch_bounds__(kThreads) insert_keys(VertexTable<K> table, ui
 }
 
 // first[c] = 1 if contribution c is the first of its vertex, else 0. A thread a contribution; 8 bytes in order, 4 at random.
-static __global__ void __launch_bounds__(kThreads) mark_first(const int32_t* slot_of, const uint32_t* slots, uint32_t contributions, int32_t* first) {
+static __global__ void __launch_bounds__(kThreads)
+    mark_first(const int32_t* slot_of, const uint32_t* slots, uint32_t contributions, int32_t* first) {
   const int64_t c = thread_number();
   if (c < contributions) first[c] = slot_of[c] >= 0 && slots[slot_of[c]] == static_cast<uint32_t>(c) ? 1 : 0;
 }
@@ -239,7 +245,8 @@ static __global__ void __launch_bounds__(kThreads) mark_first(const int32_t* slo
 // A thread a contribution. Bytes: 8 in order, 8 at random.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    number_rows(const uint32_t* slots, const int32_t* numbers, uint32_t contributions, int64_t bound, int32_t* rows, T* weights, int32_t* first_of, int32_t* header) {
+    number_rows(const uint32_t* slots, const int32_t* numbers, uint32_t contributions, int64_t bound, int32_t* rows, T* weights,
+                int32_t* first_of, int32_t* header) {
   const int64_t c = thread_number();
   if (c >= contributions) return;
   const int32_t slot = rows[c];
@@ -263,7 +270,8 @@ static __global__ void __launch_bounds__(kThreads)
   if (i > sizes.batch) return;
   // The first corner of an image is the first to touch its vertex.
   const int64_t vertices = header[kNumVertices] < sizes.capacity ? header[kNumVertices] : sizes.capacity;
-  structure[sizes.image_begin_at() + i] = i == sizes.batch ? static_cast<int32_t>(vertices) : rows[i * sizes.num_points * sizes.corners()];
+  structure[sizes.image_begin_at() + i] =
+      i == sizes.batch ? static_cast<int32_t>(vertices) : rows[i * sizes.num_points * sizes.corners()];
 }
 
 // Next and previous vertex on every axis: a look-up of the key one step on, which tells both ends.
@@ -272,7 +280,8 @@ static __global__ void __launch_bounds__(kThreads)
 // random, 16 out at random.
 template <int K>
 __global__ void __launch_bounds__(kThreads)
-    find_neighbours(VertexTable<K> table, LatticeSizes sizes, const KeyLayout* layout, const int32_t* header, const int32_t* first_of, const int32_t* rows, int32_t* neighbours) {
+    find_neighbours(VertexTable<K> table, LatticeSizes sizes, const KeyLayout* layout, const int32_t* header,
+                    const int32_t* first_of, const int32_t* rows, int32_t* neighbours) {
   const int64_t thread = thread_number();
   const int axis = static_cast<int>(thread / sizes.capacity);
   const int64_t vertex = thread - axis * sizes.capacity;
@@ -304,7 +313,8 @@ static __global__ void __launch_bounds__(kThreads) count_up(int32_t* numbers, in
 }
 
 // Where each vertex' contributions begin in the sorted list. A thread a contribution; 4 bytes in.
-static __global__ void __launch_bounds__(kThreads) mark_lists(const int32_t* sorted_rows, int64_t contributions, int32_t* list_begin) {
+static __global__ void __launch_bounds__(kThreads)
+    mark_lists(const int32_t* sorted_rows, int64_t contributions, int32_t* list_begin) {
   const int64_t i = thread_number();
   if (i >= contributions) return;
   if (i == 0 || sorted_rows[i - 1] != sorted_rows[i]) list_begin[sorted_rows[i]] = static_cast<int32_t>(i);
@@ -312,7 +322,8 @@ static __global__ void __launch_bounds__(kThreads) mark_lists(const int32_t* sor
 }
 
 // Number of pieces of each vertex' list, 0 behind the last vertex. A thread a vertex, and one more.
-static __global__ void __launch_bounds__(kThreads) count_pieces(const int32_t* header, const int32_t* list_begin, int64_t capacity, int32_t* counts) {
+static __global__ void __launch_bounds__(kThreads)
+    count_pieces(const int32_t* header, const int32_t* list_begin, int64_t capacity, int32_t* counts) {
   const int64_t vertex = thread_number();
   if (vertex > capacity) return;
   const bool exists = vertex < capacity && vertex < header[kNumVertices];
@@ -321,7 +332,8 @@ static __global__ void __launch_bounds__(kThreads) count_pieces(const int32_t* h
 
 // The vertex of every piece. A thread a contribution; the first of each piece writes.
 static __global__ void __launch_bounds__(kThreads)
-    list_pieces(const int32_t* sorted_rows, int64_t contributions, const int32_t* list_begin, const int32_t* piece_begin, int32_t* piece_vertex) {
+    list_pieces(const int32_t* sorted_rows, int64_t contributions, const int32_t* list_begin, const int32_t* piece_begin,
+                int32_t* piece_vertex) {
   const int64_t i = thread_number();
   if (i >= contributions) return;
   const int32_t vertex = sorted_rows[i];

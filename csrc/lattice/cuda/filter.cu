@@ -1,7 +1,6 @@
-#include "lattice/cuda/filter.h"
-
 #include <utility>
 
+#include "lattice/cuda/filter.h"
 #include "lattice/cuda/filter_kernels.cuh"
 #include "lattice/geometry.h"
 
@@ -34,16 +33,15 @@ T* splat_and_blur(const LatticeView<T>& lattice, const T* in, const T* norm, int
 template <class T>
 void filter(const FilterArguments<T>& a, const Queue& queue) {
   const DeviceGuard guard(queue.device);
-  const T* values =
-      splat_and_blur(a.lattice, a.in, static_cast<const T*>(nullptr), a.channels, a.workspace, a.transpose, queue);
+  const T* values = splat_and_blur(a.lattice, a.in, static_cast<const T*>(nullptr), a.channels, a.workspace, a.transpose, queue);
   const LatticeSizes& sizes = a.lattice.sizes;
   launch("slice_points", slice_points<T>, blocks_for(sizes.points() * vectors_of<T>(a.channels)), queue, a.lattice,
          geometry::slice_scale<T>(sizes.dims), reinterpret_cast<const Vector<T>*>(values), a.channels, a.out);
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                                                               \
-  template int64_t row_stride<T>(int64_t);                                                                                       \
-  template T* splat_and_blur<T>(const LatticeView<T>&, const T*, const T*, int64_t, T*, bool, const Queue&);                     \
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                                           \
+  template int64_t row_stride<T>(int64_t);                                                                   \
+  template T* splat_and_blur<T>(const LatticeView<T>&, const T*, const T*, int64_t, T*, bool, const Queue&); \
   template void filter<T>(const FilterArguments<T>&, const Queue&);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)

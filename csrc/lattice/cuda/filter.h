@@ -6,8 +6,8 @@
 
 namespace deeplab_crf::cuda {
 
-// Rows of values, one a vertex, (capacity, row_stride()); channels padded to whole 16-byte vectors. A filter needs two of them, and a
-// row for each piece of the vertices' lists.
+// Rows of values, one a vertex, (capacity, row_stride()); channels padded to whole 16-byte vectors. A filter needs two of them, and
+// a row for each piece of the vertices' lists.
 template <class T>
 int64_t row_stride(int64_t channels);
 template <class T>
@@ -19,8 +19,8 @@ int64_t filter_workspace_size(const LatticeSizes& sizes, int64_t channels) {
 //   in         (B, N, channels)
 //   norm       (B, N) or null
 //   workspace  filter_workspace_size() elements, aligned to 16 bytes
-// Returns the values, in the workspace. Sums are taken in the order of points, piece by piece: the same bits every time, and for each
-// image those that it has alone.
+// Returns the values, in the workspace. Sums are taken in the order of points, piece by piece: the same bits every time, and for
+// each image those that it has alone.
 template <class T>
 T* splat_and_blur(const LatticeView<T>& lattice, const T* in, const T* norm, int64_t channels, T* workspace, bool reverse,
                   const Queue& queue);

@@ -1,10 +1,10 @@
-// Splat, blur and slice. A thread has one vector of one row, neighbouring threads the vectors of a row and then the next row: rows are
-// read and written in whole sectors. N points in all, M vertices, d dimensions, V vectors of 16 bytes a row.
+// Splat, blur and slice. A thread has one vector of one row, neighbouring threads the vectors of a row and then the next row: rows
+// are read and written in whole sectors. N points in all, M vertices, d dimensions, V vectors of 16 bytes a row.
 //
-// Bytes for 187,500 points of 21 float channels (84 bytes, 96 padded): in and out 15.8 MB each; corners of d = 5 with their weights 13.5
-// MB read in the splat and again in the slice; a bilateral lattice 80/13 has 11,000 vertices, 1.1 MB a buffer, which the second-level
-// cache keeps. Floor: 58 MB, 14 us at 4.3 TB/s. Rows are gathered 6 times a point, 108 MB from the cache in the splat and again in the
-// slice.
+// Bytes for 187,500 points of 21 float channels (84 bytes, 96 padded): in and out 15.8 MB each; corners of d = 5 with their
+// weights 13.5 MB read in the splat and again in the slice; a bilateral lattice 80/13 has 11,000 vertices, 1.1 MB a buffer, which
+// the second-level cache keeps. Floor: 58 MB, 14 us at 4.3 TB/s. Rows are gathered 6 times a point, 108 MB from the cache in the
+// splat and again in the slice.
 #pragma once
 
 #include "lattice/cuda/structure.h"
@@ -32,10 +32,11 @@ class Divisor {
 //   norm      (N) or null
 //   values    (capacity, V) out: vertices of one piece
 //   partial   (pieces, V) out: pieces of vertices that have several
-// A piece and vector a thread. Per contribution 8 bytes of index and weight, once for V threads, and a row of `in`; 2 flops a channel.
+// A piece and vector a thread. Per contribution 8 bytes of index and weight, once for V threads, and a row of `in`; 2 flops a
+// channel.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    splat_pieces(LatticeView<T> lattice, Divisor corners, const T* in, const T* norm, int64_t channels, Vector<T>* values, Vector<T>* partial) {
+__global__ void __launch_bounds__(kThreads) splat_pieces(LatticeView<T> lattice, Divisor corners, const T* in, const T* norm,
+                                                         int64_t channels, Vector<T>* values, Vector<T>* partial) {
   const int64_t vectors = vectors_of<T>(channels), thread = thread_number(), piece = thread / vectors, v = thread - piece * vectors;
   const int32_t* piece_begin = lattice.piece_begin();
   if (piece >= piece_begin[lattice.sizes.capacity]) return;

@@ -9,11 +9,11 @@ namespace deeplab_crf::cuda {
 // out[p, k] = scale (<grad[p], forward[row]> + <in[p], backward[row]>), row = rows[p, k].
 //   in, grad           (N, channels)
 //   forward, backward  (capacity, V)
-// A corner a thread, its sum in one order: repeatable. Bytes a point: rows of in and grad, once for d+1 threads, and 2 (d+1) rows of
-// the lattice from the cache; 4 (d+1) flops a channel.
+// A corner a thread, its sum in one order: repeatable. Bytes a point: rows of in and grad, once for d+1 threads, and 2 (d+1) rows
+// of the lattice from the cache; 4 (d+1) flops a channel.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    dot_rows(LatticeView<T> lattice, T scale, const T* in, const T* grad, int64_t channels, const Vector<T>* forward, const Vector<T>* backward, T* out) {
+__global__ void __launch_bounds__(kThreads) dot_rows(LatticeView<T> lattice, T scale, const T* in, const T* grad, int64_t channels,
+                                                     const Vector<T>* forward, const Vector<T>* backward, T* out) {
   const int64_t corner = thread_number();
   if (corner >= lattice.sizes.contributions()) return;
   const int64_t point = corner / lattice.sizes.corners(), vectors = vectors_of<T>(channels), row = lattice.rows[corner] * vectors;
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kThreads)
 //   grad_features  (B, N, d) out
 // A thread a point. Bytes a point: 4 d + 4 (d+1) in, 4 d out. Compiled without contraction, as the embedding.
 template <class T, class Real, int D>
-__global__ void __launch_bounds__(kThreads)
-    embed_gradients(Features<T> features, Scales<Real> scales, Scales<T> gradient_scales, const double* largest, const T* grad_weights, T* grad_features) {
+__global__ void __launch_bounds__(kThreads) embed_gradients(Features<T> features, Scales<Real> scales, Scales<T> gradient_scales,
+                                                            const double* largest, const T* grad_weights, T* grad_features) {
   const int64_t at = thread_number();
   if (at >= features.batch * features.num_points) return;
   const int dims = D > 0 ? D : features.dims;

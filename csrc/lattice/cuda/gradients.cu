@@ -1,6 +1,5 @@
-#include "lattice/cuda/gradients.h"
-
 #include "lattice/cuda/gradient_kernels.cuh"
+#include "lattice/cuda/gradients.h"
 
 namespace deeplab_crf::cuda {
 namespace {
@@ -33,7 +32,8 @@ void weight_gradient(const WeightGradientArguments<T>& a, const Queue& queue) {
 }
 
 int64_t embed_gradient_workspace_size(int64_t batch, int dims) {
-  return kHeaderSize * static_cast<int64_t>(sizeof(int32_t)) + batch * static_cast<int64_t>(sizeof(double)) + ranges_size(batch, dims);
+  return kHeaderSize * static_cast<int64_t>(sizeof(int32_t)) + batch * static_cast<int64_t>(sizeof(double)) +
+         ranges_size(batch, dims);
 }
 
 template <class T>
@@ -48,7 +48,7 @@ void embed_gradient(const Features<T>& features, const T* grad_weights, T* grad_
   if constexpr (sizeof(T) == 4) embed_gradient_in<T, double>(features, largest, grad_weights, grad_features, queue);
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                  \
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                   \
   template void weight_gradient<T>(const WeightGradientArguments<T>&, const Queue&); \
   template void embed_gradient<T>(const Features<T>&, const T*, T*, void*, const Queue&);
 DEEPLAB_CRF_INSTANTIATE(float)

@@ -1,5 +1,5 @@
-// Derivatives of the filter in the barycentric weights, and of these in the features, on a device; see lattice/gradients.h. Plain C++:
-// no CUDA header.
+// Derivatives of the filter in the barycentric weights, and of these in the features, on a device; see lattice/gradients.h. Plain
+// C++: no CUDA header.
 #pragma once
 
 #include "lattice/cuda/build.h"

@@ -9,7 +9,8 @@
 //     list_begin     (capacity+1)        first of a vertex's contributions
 //     piece_begin    (capacity+1)        first of the pieces that a vertex's contributions are cut into
 //     piece_vertex   (pieces())          vertex of each piece
-//     contributions  (B N (d+1))         indices into rows and weights, sorted by vertex, then by point: so a splat is a gather that
+//     contributions  (B N (d+1))         indices into rows and weights, sorted by vertex, then by point: so a splat is a gather
+//     that
 //                                        sums in one order, and each image the bits that it has alone
 // Plain C++: no CUDA header.
 #pragma once
@@ -20,25 +21,25 @@
 
 namespace deeplab_crf::cuda {
 
-// Contributions of a piece. Lists may be long (a bilateral kernel's vertex in a plain sky has thousands of points): pieces are summed
-// side by side, and their sums added in order.
+// Contributions of a piece. Lists may be long (a bilateral kernel's vertex in a plain sky has thousands of points): pieces are
+// summed side by side, and their sums added in order.
 constexpr int kPieceLength = 32;
 
 // Places in the header. A build writes it on the device; after a copy check_header() tells what it says.
 enum HeaderField : int {
-  kMark,            // kFormatMark
-  kBatch,           // B
-  kNumPoints,       // N
-  kDims,            // d
-  kNumVertices,     // M, also where it is over the capacity
-  kCapacity,        // vertices there is room for; 0 before connect()
-  kKeyWords,        // 64-bit words that a key of these features needs
-  kKeyWordsGiven,   // words that the build had
-  kLostCorners,     // corners that found no place in the hash table
-  kBadElement,      // first feature that is not finite, as b N d + p d + i; -1: all are finite
-  kBadValue,        // that feature, the bits of a float
-  kBadImage,        // first image whose lattice coordinates are too large; -1: none
-  kBadCoordinate,   // its largest coordinate, the bits of a float
+  kMark,           // kFormatMark
+  kBatch,          // B
+  kNumPoints,      // N
+  kDims,           // d
+  kNumVertices,    // M, also where it is over the capacity
+  kCapacity,       // vertices there is room for; 0 before connect()
+  kKeyWords,       // 64-bit words that a key of these features needs
+  kKeyWordsGiven,  // words that the build had
+  kLostCorners,    // corners that found no place in the hash table
+  kBadElement,     // first feature that is not finite, as b N d + p d + i; -1: all are finite
+  kBadValue,       // that feature, the bits of a float
+  kBadImage,       // first image whose lattice coordinates are too large; -1: none
+  kBadCoordinate,  // its largest coordinate, the bits of a float
   kHeaderSize = 16
 };
 constexpr int32_t kFormatMark = 0x44435547;

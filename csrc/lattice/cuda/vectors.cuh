@@ -1,5 +1,5 @@
-// Rows of channels as vectors of 16 bytes. The rows of a lattice are padded to whole vectors; those of a caller's array are not, and
-// their last vector may be short or not aligned.
+// Rows of channels as vectors of 16 bytes. The rows of a lattice are padded to whole vectors; those of a caller's array are not,
+// and their last vector may be short or not aligned.
 #pragma once
 
 #include <cstdint>

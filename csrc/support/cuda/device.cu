@@ -1,5 +1,4 @@
 #include "support/cuda/device.h"
-
 #include "support/cuda/launch.h"
 
 namespace deeplab_crf::cuda {

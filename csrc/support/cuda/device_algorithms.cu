@@ -1,7 +1,6 @@
-#include "support/cuda/device_algorithms.h"
-
 #include <algorithm>
 
+#include "support/cuda/device_algorithms.h"
 #include "support/cuda/launch.h"
 
 #ifdef DEEPLAB_CRF_EMULATE_CUDA

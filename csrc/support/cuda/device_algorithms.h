@@ -1,5 +1,5 @@
-// Sort and scan of whole arrays on a device. CUB does them on a GPU (behind device_algorithms.cu, the only source that sees it), the
-// standard library in the emulation. Both give one result only: the sort is stable, sums of integers have no order.
+// Sort and scan of whole arrays on a device. CUB does them on a GPU (behind device_algorithms.cu, the only source that sees it),
+// the standard library in the emulation. Both give one result only: the sort is stable, sums of integers have no order.
 #pragma once
 
 #include <cstdint>

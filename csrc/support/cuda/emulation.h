@@ -1,9 +1,9 @@
 // CUDA's words for kernels that are compiled as plain C++ and run on the CPU, for tests.
 //
-// The blocks of a grid run one after the other, the threads of a block as fibers: each runs until it waits at a barrier or in a warp
-// operation, then the next one has its turn. So a kernel without barriers costs a function call a thread, and a forgotten barrier
-// makes a thread read what others have not written yet. Found and reported: threads that wait at different barriers, or at one that
-// others never reach. The order of blocks and threads can be changed (set_thread_order): results must not.
+// The blocks of a grid run one after the other, the threads of a block as fibers: each runs until it waits at a barrier or in a
+// warp operation, then the next one has its turn. So a kernel without barriers costs a function call a thread, and a forgotten
+// barrier makes a thread read what others have not written yet. Found and reported: threads that wait at different barriers, or at
+// one that others never reach. The order of blocks and threads can be changed (set_thread_order): results must not.
 #pragma once
 
 #include <cstdint>
