@@ -29,9 +29,26 @@ _Features = tuple[int, _Triple, _Triple]
 _Lattice = tuple[int, int, int, int]
 _Build = tuple[int, int, int]
 
+# Lattice, its d, norm_in, norm_out, kind (0 Potts, 1 diagonal, 2 matrix), compat, workspace of a filter of L channels.
+_Term = tuple[_Lattice, int, int, int, int, int, int]
+
 class _BuildInfo(TypedDict):
     architectures: str
     compiler: str
+
+class _MeanFieldOptions(TypedDict):
+    order: int
+    start_from_q: bool
+    log_output: bool
+    iterations: int
+    damping: float
+    tolerance: float
+    trace: int
+    trace_slots: int
+    beliefs: int
+    steps: int
+    changes: int
+    state: int
 
 HEADER_SIZE: int
 KEY_WORDS: tuple[int, int, int]
@@ -120,3 +137,22 @@ def lattice_embed_gradient_f64(
     queue: _Queue, features: _Features, grad_weights: int, grad_features: int, workspace: int
 ) -> None:
     """grad_features (B, N, d) from grad_weights (B, N, d+1), contiguous: exact within the simplex of each point."""
+
+def mean_field_workspace_f32(shape: _Triple) -> int: ...
+def mean_field_workspace_f64(shape: _Triple) -> int:
+    """Elements of T for beliefs. shape: (B, N, L)."""
+
+def mean_field_f32(
+    queue: _Queue, shape: _Triple, unary: int, out: int, terms: list[_Term], options: _MeanFieldOptions
+) -> None: ...
+def mean_field_f64(
+    queue: _Queue, shape: _Triple, unary: int, out: int, terms: list[_Term], options: _MeanFieldOptions
+) -> None:
+    """Mean field on energies unary (B, N, L): out (B, N, L) becomes Q, or log Q with log_output (damping must be 0 then);
+    start_from_q: it holds the start. At most 16 terms. Norms (B, N), or 0 for ones. compat, of one, (L,) or (L, L) elements, as
+    in _native.pyi.
+
+    order: int32 (N) or 0; position p of lattices and norms is row order[p] of unary, out and trace. trace: (trace_slots, B, N,
+    L) or 0; Q_t goes to slot t % trace_slots, the last one excepted. beliefs: workspace. With a tolerance over 0 also, else
+    0: steps int32 (B), the iterations that each image took; changes (iterations, B), the largest moves of its probabilities;
+    state int32 (B + 1), workspace. Nothing waits for the device: an image that has stopped is left alone."""

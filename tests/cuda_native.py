@@ -71,10 +71,10 @@ class CudaLattices:
     def filter(self, values: Array, *, transpose: bool = False) -> Array:
         """L values, or L^T values, (B, N, C)."""
         out = poisoned(values.size, self.dtype).reshape(values.shape)
-        workspace = self._workspace(values.shape[2])
+        workspace = self.workspace(values.shape[2])
         self._native("lattice_filter")(
             QUEUE,
-            self._lattice,
+            self.addresses,
             self.shape,
             address(values),
             address(out),
@@ -87,10 +87,10 @@ class CudaLattices:
     def weight_gradient(self, values: Array, grad: Array, *, transpose: bool = False) -> Array:
         """Gradient of <grad, L values> in the weights, (B, N, d+1)."""
         out = poisoned(self.weights.size, self.dtype).reshape(self.weights.shape)
-        workspace = self._workspace(values.shape[2], 2)
+        workspace = self.workspace(values.shape[2], 2)
         vectors = (address(values), address(grad))
         self._native("lattice_filter_weight_gradient")(
-            QUEUE, self._lattice, self.shape, vectors, address(out), values.shape[2], address(workspace), transpose
+            QUEUE, self.addresses, self.shape, vectors, address(out), values.shape[2], address(workspace), transpose
         )
         return out
 
@@ -113,6 +113,16 @@ class CudaLattices:
         """(B, N, d)."""
         return self.features.shape
 
+    @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """What the native functions take, with the length of the structure."""
+        return address(self.rows), address(self.weights), address(self.structure), self.structure.size
+
+    def workspace(self, channels: int, filters: int = 1) -> Array:
+        """For so many filters."""
+        size = self._native("lattice_filter_workspace")(self.shape, self.structure.size, channels)
+        return poisoned(filters * size, self.dtype)
+
     def _native(self, name: str) -> Any:
         return getattr(self.module, f"{name}_f{8 * self.dtype.itemsize}")
 
@@ -125,10 +135,67 @@ class CudaLattices:
         strides = tuple(stride // self.dtype.itemsize for stride in self.features.strides)
         return self.features.ctypes.data, self.shape, strides
 
-    @property
-    def _lattice(self) -> tuple[int, int, int, int]:
-        return address(self.rows), address(self.weights), address(self.structure), self.structure.size
 
-    def _workspace(self, channels: int, filters: int = 1) -> Array:
-        size = self._native("lattice_filter_workspace")(self.shape, self.structure.size, channels)
-        return poisoned(filters * size, self.dtype)
+@dataclass
+class CudaKernel:
+    """A pairwise kernel over a batch: its lattices, compat of shape (), (L,) or (L, L), and norms (B, N) or None."""
+
+    lattices: CudaLattices
+    compat: Array
+    norm_in: Array | None = None
+    norm_out: Array | None = None
+
+
+@dataclass
+class CudaMeanField:
+    """Mean field on energies (B, N, L) of any labels."""
+
+    kernels: list[CudaKernel]
+    iterations: int
+    order: Array | None = None
+    log_output: bool = False
+    damping: float = 0.0
+    tolerance: float = 0.0
+
+    def run(self, module: ModuleType, unary: Array, start: Array | None = None) -> tuple[Array, Array, Array, Array]:
+        """Output (B, N, L), trace (T, B, N, L), and with a tolerance the steps (B) and changes (T, B)."""
+        out = poisoned(unary.size, unary.dtype).reshape(unary.shape)
+        if start is not None:
+            out[...] = start
+        trace = np.full((self.iterations, *unary.shape), np.nan, unary.dtype)
+        suffix = f"f{8 * unary.dtype.itemsize}"
+        beliefs = poisoned(getattr(module, f"mean_field_workspace_{suffix}")(unary.shape), unary.dtype)
+        steps, state = poisoned(len(unary), np.int32), poisoned(len(unary) + 1, np.int32)
+        changes = poisoned(self.iterations * len(unary), unary.dtype).reshape(self.iterations, len(unary))
+        workspaces = [kernel.lattices.workspace(unary.shape[2]) for kernel in self.kernels]
+        terms = [self._term(kernel, values) for kernel, values in zip(self.kernels, workspaces, strict=True)]
+        options = {
+            "order": address(self.order),
+            "start_from_q": start is not None,
+            "log_output": self.log_output,
+            "iterations": self.iterations,
+            "damping": self.damping,
+            "tolerance": self.tolerance,
+            "trace": address(trace) if self.iterations else 0,
+            "trace_slots": self.iterations,
+            "beliefs": address(beliefs),
+            "steps": address(steps),
+            "changes": address(changes),
+            "state": address(state),
+        }
+        run = getattr(module, f"mean_field_{suffix}")
+        run(QUEUE, unary.shape, address(unary), address(out), terms, options)
+        return out, trace, steps, changes
+
+    @staticmethod
+    def _term(kernel: CudaKernel, values: Array) -> tuple[Any, ...]:
+        lattices = kernel.lattices
+        return (
+            lattices.addresses,
+            lattices.shape[2],
+            address(kernel.norm_in),
+            address(kernel.norm_out),
+            kernel.compat.ndim,
+            address(kernel.compat),
+            address(values),
+        )

@@ -4,6 +4,7 @@
 
 #include "bindings/pointers.h"
 #include "lattice/cuda/gradients.h"
+#include "mean_field/cuda/inference.h"
 #include "support/errors.h"
 
 #ifdef DEEPLAB_CRF_EMULATE_CUDA
@@ -145,6 +146,52 @@ void register_filter(py::module_& module, const std::string& suffix) {
              py::arg("queue"), py::arg("features"), py::arg("grad_weights"), py::arg("grad_features"), py::arg("workspace"));
 }
 
+// (lattice, dims, norm_in, norm_out, kind, compat, workspace), addresses.
+template <class T>
+Term<T> make_term(const py::handle& description, int64_t batch, int64_t num_points) {
+  const auto [lattice, dims, norm_in, norm_out, kind, compat, workspace] =
+      description.cast<std::tuple<LatticeFields, int64_t, uintptr_t, uintptr_t, int, uintptr_t, uintptr_t>>();
+  return {make_lattice<T>(lattice, {batch, num_points, dims}), pointer<const T>(norm_in), pointer<const T>(norm_out),
+          static_cast<Compatibility>(kind), pointer<const T>(compat), pointer<T>(workspace)};
+}
+
+template <class T>
+void run_mean_field(const QueueFields& queue, const Triple& shape, uintptr_t unary, uintptr_t out, const py::list& terms,
+                    const py::dict& options) {
+  const auto address = [&](const char* name) { return options[name].cast<uintptr_t>(); };
+  InferenceArguments<T> arguments{};
+  std::tie(arguments.batch, arguments.num_points, arguments.num_labels) = shape;
+  arguments.unary = pointer<const T>(unary);
+  arguments.q = pointer<T>(out);
+  arguments.order = pointer<const int32_t>(address("order"));
+  for (const py::handle term : terms) arguments.terms.push_back(make_term<T>(term, arguments.batch, arguments.num_points));
+  arguments.start_from_q = options["start_from_q"].cast<bool>();
+  arguments.log_output = options["log_output"].cast<bool>();
+  arguments.iterations = options["iterations"].cast<int>();
+  arguments.damping = static_cast<T>(options["damping"].cast<double>());
+  arguments.tolerance = static_cast<T>(options["tolerance"].cast<double>());
+  arguments.trace = pointer<T>(address("trace"));
+  arguments.trace_slots = options["trace_slots"].cast<int64_t>();
+  arguments.beliefs = pointer<T>(address("beliefs"));
+  arguments.steps = pointer<int32_t>(address("steps"));
+  arguments.changes = pointer<T>(address("changes"));
+  arguments.state = pointer<int32_t>(address("state"));
+  const py::gil_scoped_release release;
+  mean_field(arguments, make_queue(queue));
+}
+
+template <class T>
+void register_mean_field(py::module_& module, const std::string& suffix) {
+  module.def(("mean_field_workspace_" + suffix).c_str(),
+             [](const Triple& shape) {
+               const auto& [batch, num_points, num_labels] = shape;
+               return batch * num_points * row_stride<T>(num_labels);
+             },
+             py::arg("shape"));
+  module.def(("mean_field_" + suffix).c_str(), &run_mean_field<T>, py::arg("queue"), py::arg("shape"), py::arg("unary"),
+             py::arg("out"), py::arg("terms"), py::arg("options"));
+}
+
 void register_module(py::module_& module) {
   module.doc() = "CUDA kernels of deeplab_crf. Arrays cross as addresses; see _cuda.pyi.";
   py::register_local_exception_translator([](std::exception_ptr pending) {
@@ -166,6 +213,8 @@ void register_module(py::module_& module) {
   register_build<double>(module, "f64");
   register_filter<float>(module, "f32");
   register_filter<double>(module, "f64");
+  register_mean_field<float>(module, "f32");
+  register_mean_field<double>(module, "f64");
 #ifdef DEEPLAB_CRF_EMULATE_CUDA
   module.def("set_thread_order", &emulation::set_thread_order, py::arg("order"));
 #endif
