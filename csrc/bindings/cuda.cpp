@@ -151,8 +151,12 @@ template <class T>
 Term<T> make_term(const py::handle& description, int64_t batch, int64_t num_points) {
   const auto [lattice, dims, norm_in, norm_out, kind, compat, workspace] =
       description.cast<std::tuple<LatticeFields, int64_t, uintptr_t, uintptr_t, int, uintptr_t, uintptr_t>>();
-  return {make_lattice<T>(lattice, {batch, num_points, dims}), pointer<const T>(norm_in), pointer<const T>(norm_out),
-          static_cast<Compatibility>(kind), pointer<const T>(compat), pointer<T>(workspace)};
+  return {make_lattice<T>(lattice, {batch, num_points, dims}),
+          pointer<const T>(norm_in),
+          pointer<const T>(norm_out),
+          static_cast<Compatibility>(kind),
+          pointer<const T>(compat),
+          pointer<T>(workspace)};
 }
 
 template <class T>

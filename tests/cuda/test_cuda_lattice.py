@@ -123,6 +123,14 @@ def test_each_image_has_the_bits_of_its_run_alone(emulated: ModuleType, dtype: t
         )
 
 
+def test_equal_images_share_no_vertex(emulated: ModuleType) -> None:
+    many = np.repeat(features(1, 200, 3), 16, axis=0)
+    vertices = CudaLattices(emulated, many[:1]).check()
+    together = CudaLattices(emulated, many, max_vertices=16 * vertices)
+    assert together.check() == 16 * vertices
+    assert together.num_vertices == [vertices] * 16
+
+
 @pytest.fixture
 def thread_order(emulated: ModuleType) -> Iterator[Any]:
     yield emulated.set_thread_order

@@ -1,8 +1,7 @@
-#include "mean_field/cuda/inference.h"
-
 #include <string>
 
 #include "lattice/geometry.h"
+#include "mean_field/cuda/inference.h"
 #include "mean_field/cuda/inference_kernels.cuh"
 #include "support/errors.h"
 
@@ -76,16 +75,14 @@ class Inference {
     const bool last = t == a_.iterations;
     pass_.out = last || (watched() && t > 0) ? a_.q : nullptr;
     pass_.logarithm = a_.log_output && pass_.out != nullptr;
-    pass_.trace =
-        a_.trace != nullptr && !last ? a_.trace + t % a_.trace_slots * a_.batch * a_.num_points * a_.num_labels : nullptr;
+    pass_.trace = a_.trace != nullptr && !last ? a_.trace + t % a_.trace_slots * a_.batch * a_.num_points * a_.num_labels : nullptr;
   }
 
   // Splat and blur of the beliefs, and the matrix of the compatibility.
   PassTerm<T> exchange(const Term<T>& term) {
     const LatticeSizes& sizes = term.lattice.sizes;
     const int64_t buffer = sizes.capacity * row_stride<T>(a_.num_labels);
-    T* values =
-        splat_and_blur(term.lattice, a_.beliefs, term.norm_in, row_stride<T>(a_.num_labels), term.workspace, false, queue_);
+    T* values = splat_and_blur(term.lattice, a_.beliefs, term.norm_in, row_stride<T>(a_.num_labels), term.workspace, false, queue_);
     const T scale = geometry::slice_scale<T>(sizes.dims);
     PassTerm<T> result{};
     result.rows = term.lattice.rows;

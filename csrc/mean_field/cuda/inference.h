@@ -1,5 +1,5 @@
-// Mean field inference for a batch on a device; see mean_field/mean_field.h for the iteration and its options. Nothing here waits for
-// the device: a tolerance is judged there, image by image. Plain C++: no CUDA header.
+// Mean field inference for a batch on a device; see mean_field/mean_field.h for the iteration and its options. Nothing here waits
+// for the device: a tolerance is judged there, image by image. Plain C++: no CUDA header.
 #pragma once
 
 #include <vector>
@@ -32,8 +32,8 @@ constexpr int kMaxTerms = 16;
 //   trace    (trace_slots, B, N, L) or null: Q_t goes to slot t % trace_slots, the last one excepted
 //   beliefs  (B N, row_stride(L)) workspace, aligned to 16 bytes: Q by position
 //   steps    (B) int32 out, where tolerance > 0: iterations that each image took
-//   changes  (iterations, B) out, where tolerance > 0: largest move of a probability in each iteration; 0 after an image has stopped
-//   state    (B + 1) int32 workspace, where tolerance > 0
+//   changes  (iterations, B) out, where tolerance > 0: largest move of a probability in each iteration; 0 after an image has
+//   stopped state    (B + 1) int32 workspace, where tolerance > 0
 template <class T>
 struct InferenceArguments {
   int64_t batch;
@@ -56,8 +56,8 @@ struct InferenceArguments {
   int32_t* state;
 };
 
-// Throws InvalidArgument if there are too many terms, or lattices of other shapes. The same bits every time, and for each image those
-// that it has alone.
+// Throws InvalidArgument if there are too many terms, or lattices of other shapes. The same bits every time, and for each image
+// those that it has alone.
 template <class T>
 void mean_field(const InferenceArguments<T>& arguments, const Queue& queue);
 

@@ -1,8 +1,8 @@
 // The fused pass over the points: slice, normalise, compatibility, softmax; and what goes with it.
 //
-// A point has a group of lanes of one warp, a power of two, a vector of labels a lane (8 lanes of 4 labels for 21 float labels); more
-// labels than a warp has lanes for take several vectors a lane. Minimum, sum and change of a point go through shuffles, in an order
-// that depends on the number of labels alone.
+// A point has a group of lanes of one warp, a power of two, a vector of labels a lane (8 lanes of 4 labels for 21 float labels);
+// more labels than a warp has lanes for take several vectors a lane. Minimum, sum and change of a point go through shuffles, in an
+// order that depends on the number of labels alone.
 #pragma once
 
 #include <cmath>
@@ -118,11 +118,11 @@ __device__ T blend(Vector<T>& q, const Vector<T>& old, T damping) {
   return change;
 }
 
-// e_l = U_l + sum_m C_m,l norm_out_m scale_m sum_k b_k values_m[row_k, l];  Q_l = exp(-e_l) / sum exp(-e), damped; log Q_l = -e_l - log
-// sum exp(-e).
-// R: vectors a lane, whose exponents stay in registers. R = 0: any number; the exponents are computed each time that they are needed.
-// Bytes a point: 4 L of U in, 8 (d+1) of corners a term, 4 (L padded) of Q out; (d+1) rows a term from the cache. For 500 x 375 x 21 with
-// d = 2 and 5: 15.8 + 13.5 + 18 = 47 MB, 11 us at 4.3 TB/s. Flops a label: 2 (d+1) a term and about 30.
+// e_l = U_l + sum_m C_m,l norm_out_m scale_m sum_k b_k values_m[row_k, l];  Q_l = exp(-e_l) / sum exp(-e), damped; log Q_l = -e_l -
+// log sum exp(-e). R: vectors a lane, whose exponents stay in registers. R = 0: any number; the exponents are computed each time
+// that they are needed. Bytes a point: 4 L of U in, 8 (d+1) of corners a term, 4 (L padded) of Q out; (d+1) rows a term from the
+// cache. For 500 x 375 x 21 with d = 2 and 5: 15.8 + 13.5 + 18 = 47 MB, 11 us at 4.3 TB/s. Flops a label: 2 (d+1) a term and
+// about 30.
 template <class T, int R>
 __global__ void __launch_bounds__(kThreads, 1) update_beliefs(PassArguments<T> a) {
   constexpr int kLanes = Vector<T>::kLanes;
@@ -195,11 +195,12 @@ __global__ void __launch_bounds__(kThreads, 1) update_beliefs(PassArguments<T> a
   if (lane == 0 && writes) raise_to(a.changes + image, change);
 }
 
-// mixed[v, l] = sum_l' compat[l, l'] values[v, l'] at every vertex: the matrix of a compatibility commutes with the slice, and there
-// are fewer vertices than points.
+// mixed[v, l] = sum_l' compat[l, l'] values[v, l'] at every vertex: the matrix of a compatibility commutes with the slice, and
+// there are fewer vertices than points.
 //   compat         (L, L) row-major
 //   values, mixed  (capacity, V)
-// A vertex and vector a thread. Bytes a vertex: a row in, for V threads, and a row out; the matrix from the cache; 2 L flops a label.
+// A vertex and vector a thread. Bytes a vertex: a row in, for V threads, and a row out; the matrix from the cache; 2 L flops a
+// label.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     mix_labels(LatticeView<T> lattice, const T* compat, int64_t labels, const T* values, Vector<T>* mixed) {
