@@ -7,8 +7,10 @@ import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from emulated import build_emulated, load_emulated
 from hypothesis import HealthCheck, settings
 
 # Properties are checked on the same examples every time; a loaded machine is no reason to fail.
@@ -53,3 +55,15 @@ def neutral_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     yield folder
     os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def emulated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the CUDA engine compiled for the CPU lies."""
+    return build_emulated(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def emulated(emulated_folder: Path) -> ModuleType:
+    """The CUDA engine compiled for the CPU."""
+    return load_emulated(emulated_folder)

@@ -5,6 +5,7 @@
 #include <sstream>
 #include <vector>
 
+#include "lattice/coordinate_bounds.h"
 #include "lattice/geometry.h"
 #include "lattice/keys.h"
 #include "support/errors.h"
@@ -13,17 +14,7 @@
 namespace deeplab_crf {
 namespace {
 
-// Above this coordinate float32 residuals would keep fewer than 8 fractional bits: compute the simplices in double.
-constexpr double kLargestNarrowCoordinate = 32768.0;
-constexpr double kLargestCoordinate = 1073741824.0;
 constexpr int64_t kPrefetchDistance = 8;
-
-// Ranges of the d+1 lattice coordinates that the features can reach.
-struct CoordinateBounds {
-  double low[geometry::kMaxDimensions + 1];
-  double high[geometry::kMaxDimensions + 1];
-  double largest = 0;
-};
 
 template <class T>
 void throw_not_finite(const FeatureView<T>& features, int dim) {
@@ -68,7 +59,7 @@ void feature_range(const FeatureView<T>& features, int dim, double* low, double*
 }
 
 template <class T>
-CoordinateBounds coordinate_bounds(const FeatureView<T>& features, bool touch_origin, int threads) {
+CoordinateBounds feature_bounds(const FeatureView<T>& features, bool touch_origin, int threads) {
   const int dims = features.dims;
   std::vector<double> low(dims), high(dims), scales(dims);
   parallel_for(features.num_points > 65536 ? threads : 1, dims,
@@ -78,18 +69,7 @@ CoordinateBounds coordinate_bounds(const FeatureView<T>& features, bool touch_or
     high[i] = std::max(high[i], 0.0);
   }
   geometry::elevation_scales(dims, scales.data());
-  CoordinateBounds bounds;
-  double partial_low = 0, partial_high = 0;
-  for (int j = dims; j >= 0; --j) {
-    const double scaled_low = j > 0 ? low[j - 1] * scales[j - 1] : 0;
-    const double scaled_high = j > 0 ? high[j - 1] * scales[j - 1] : 0;
-    bounds.low[j] = partial_low - j * scaled_high;
-    bounds.high[j] = partial_high - j * scaled_low;
-    partial_low += scaled_low;
-    partial_high += scaled_high;
-    bounds.largest = std::max({bounds.largest, std::abs(bounds.low[j]), std::abs(bounds.high[j])});
-  }
-  return bounds;
+  return coordinate_bounds(dims, low.data(), high.data(), scales.data());
 }
 
 void check_features(int dims, int64_t num_points) {
@@ -314,21 +294,14 @@ class Steps final : public BuilderSteps<T> {
 template <class T>
 std::unique_ptr<BuilderSteps<T>> make_steps(const FeatureView<T>& features, bool touch_origin, int threads) {
   check_features(features.dims, features.num_points);
-  const CoordinateBounds bounds = coordinate_bounds(features, touch_origin, threads);
+  const CoordinateBounds bounds = feature_bounds(features, touch_origin, threads);
   if (!(bounds.largest < kLargestCoordinate)) {
     std::ostringstream text;
     text << "features must keep lattice coordinates below 2^30; got " << bounds.largest
          << ". Use larger standard deviations, or shift the features towards zero";
     throw InvalidArgument(text.str());
   }
-  // A vertex lies within 2.5 (d + 1) of its point and a neighbour d + 1 further; the rest covers rounding.
-  const int64_t margin = 4 * (features.dims + 1) + 4;
-  int64_t low[geometry::kMaxDimensions], high[geometry::kMaxDimensions];
-  for (int i = 0; i < features.dims; ++i) {
-    low[i] = static_cast<int64_t>(std::floor(bounds.low[i])) - margin;
-    high[i] = static_cast<int64_t>(std::ceil(bounds.high[i])) + margin;
-  }
-  const KeyLayout layout(features.dims, low, high);
+  const KeyLayout layout = key_layout(features.dims, bounds);
   const bool wide = bounds.largest > kLargestNarrowCoordinate;
   if (layout.words == 1) return std::make_unique<Steps<T, 1>>(features, layout, wide, touch_origin, threads);
   if (layout.words == 2) return std::make_unique<Steps<T, 2>>(features, layout, wide, touch_origin, threads);
@@ -344,7 +317,7 @@ LatticeBuilder<T>::LatticeBuilder(const FeatureView<T>& features, bool touch_ori
 
 template <class T>
 bool needs_wide_embedding(const FeatureView<T>& features, int threads) {
-  return coordinate_bounds(features, false, threads).largest > kLargestNarrowCoordinate;
+  return feature_bounds(features, false, threads).largest > kLargestNarrowCoordinate;
 }
 
 template class LatticeBuilder<float>;

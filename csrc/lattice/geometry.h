@@ -98,6 +98,30 @@ DEEPLAB_CRF_HOST_DEVICE void enclosing_simplex(int dims, const Real* features, c
   weights[0] = sorted[dims] + (Scalar(1) - sorted[0]);
 }
 
+// Gradient in a point's features from that in its weights.
+//   scales        (dims)      elevation_scales
+//   ranks         (dims + 1)  of enclosing_simplex: locally constant, as the origin is
+//   grad_weights  (dims + 1)
+//   grad          (dims)      out
+// The weight of vertex k is the difference of the coordinates of rank d - k and d + 1 - k, over d + 1; coordinate j of the elevated
+// point is sum_{i >= j} scales_i f_i - j scales_{j-1} f_{j-1}.
+template <class Real, class Scalar>
+DEEPLAB_CRF_HOST_DEVICE void feature_gradient(int dims, const Scalar* scales, const Real* ranks, const Scalar* grad_weights,
+                                              Scalar* grad) {
+  const Scalar inverse = Scalar(1) / static_cast<Scalar>(dims + 1);
+  Scalar sum = 0;
+  for (int i = 0; i <= dims; ++i) {
+    Scalar below = 0, above = 0;
+    for (int k = 0; k <= dims; ++k) {
+      below += value_if_equal(static_cast<Scalar>(ranks[i]), static_cast<Scalar>(dims - k), grad_weights[k]);
+      above += value_if_equal(static_cast<Scalar>(ranks[i]), static_cast<Scalar>(k > 0 ? dims + 1 - k : 0), grad_weights[k]);
+    }
+    const Scalar elevated = (below - above) * inverse;
+    if (i > 0) grad[i - 1] = scales[i - 1] * (sum - static_cast<Scalar>(i) * elevated);
+    sum += elevated;
+  }
+}
+
 // Scale of a filter output: the blur's gain is 1 + 2^-d (Kraehenbuehl & Koltun's code calls it alpha).
 template <class Scalar>
 DEEPLAB_CRF_HOST_DEVICE Scalar slice_scale(int dims) {

@@ -2,7 +2,8 @@
 //
 // A vertex is known by its first d coordinates. Each gets a bit field just wide enough for the range that the features allow,
 // so that for photographs a key is one 64-bit word; more fields take more words. Moving to a neighbour or to the next vertex
-// of a simplex is then an addition per word, since fields have room for it and never overflow.
+// of a simplex is then an addition per word, since fields have room for it and never overflow. Keys and their layout are for the
+// host and the device.
 #pragma once
 
 #include <cstdint>
@@ -17,29 +18,29 @@ template <int K>
 struct Key {
   uint64_t word[K];
 
-  Key& operator+=(const Key& other) {
+  DEEPLAB_CRF_HOST_DEVICE Key& operator+=(const Key& other) {
     for (int w = 0; w < K; ++w) word[w] += other.word[w];
     return *this;
   }
-  Key& operator-=(const Key& other) {
+  DEEPLAB_CRF_HOST_DEVICE Key& operator-=(const Key& other) {
     for (int w = 0; w < K; ++w) word[w] -= other.word[w];
     return *this;
   }
-  friend Key operator+(Key a, const Key& b) { return a += b; }
-  friend Key operator-(Key a, const Key& b) { return a -= b; }
-  friend bool operator==(const Key& a, const Key& b) {
+  friend DEEPLAB_CRF_HOST_DEVICE Key operator+(Key a, const Key& b) { return a += b; }
+  friend DEEPLAB_CRF_HOST_DEVICE Key operator-(Key a, const Key& b) { return a -= b; }
+  friend DEEPLAB_CRF_HOST_DEVICE bool operator==(const Key& a, const Key& b) {
     for (int w = 0; w < K; ++w) {
       if (a.word[w] != b.word[w]) return false;
     }
     return true;
   }
-  friend bool operator<(const Key& a, const Key& b) {
+  friend DEEPLAB_CRF_HOST_DEVICE bool operator<(const Key& a, const Key& b) {
     for (int w = K - 1; w > 0; --w) {
       if (a.word[w] != b.word[w]) return a.word[w] < b.word[w];
     }
     return a.word[0] < b.word[0];
   }
-  uint64_t hash() const {
+  DEEPLAB_CRF_HOST_DEVICE uint64_t hash() const {
     uint64_t mixed = word[0];
     for (int w = 1; w < K; ++w) mixed = (mixed ^ (mixed >> 29)) * 0xbf58476d1ce4e5b9ull + word[w];
     return mixed * 0x9e3779b97f4a7c15ull;
@@ -55,7 +56,7 @@ struct KeyLayout {
   int64_t minimum[geometry::kMaxDimensions];
 
   // Fields that hold every integer of [low_i, high_i].
-  KeyLayout(int dims, const int64_t* low, const int64_t* high) : dims(dims) {
+  DEEPLAB_CRF_HOST_DEVICE KeyLayout(int dims, const int64_t* low, const int64_t* high) : dims(dims) {
     int used = 0;
     words = 1;
     for (int i = 0; i < dims; ++i) {
@@ -74,7 +75,7 @@ struct KeyLayout {
 
   // The key whose coordinate i is 1 and whose other coordinates are 0, as a difference of keys.
   template <int K>
-  Key<K> unit(int i) const {
+  DEEPLAB_CRF_HOST_DEVICE Key<K> unit(int i) const {
     Key<K> key{};
     key.word[word[i]] = uint64_t{1} << shift[i];
     return key;

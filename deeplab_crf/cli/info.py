@@ -43,9 +43,11 @@ def _as_text(facts: dict[str, Any]) -> str:
     native = facts["native"]
     cpu, cuda = native["cpu"], native["cuda"]
     if cuda["usable"]:
-        gpu = "usable"
+        gpu = f"usable, {cuda['devices']} device(s)"
     else:
         gpu = f"not usable ({'built' if cuda['built'] else 'not built'}): {cuda['why']}. {cuda['cure']}"
+    if cuda["built"]:
+        gpu += f"; built by {cuda['compiler']} for {cuda['architectures']}"
     rows = {
         "deeplab-crf": native["version"],
         "compiler": native["compiler"],

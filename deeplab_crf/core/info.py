@@ -21,10 +21,22 @@ def native_info() -> dict[str, Any]:
             "compiled": list(build["isa_compiled"]),
         },
         "threads": get_num_threads(),
-        "cuda": {
-            "built": build["cuda_built"],
-            "usable": False,
-            "why": "this version has no CUDA kernels yet",
-            "cure": "use the CPU; a later version brings the CUDA engine",
-        },
+        "cuda": _cuda_info(build["cuda_built"]),
     }
+
+
+def _cuda_info(built: bool) -> dict[str, Any]:
+    """What there is of the CUDA engine; ``architectures`` and ``compiler`` are None where it was not built."""
+    facts: dict[str, Any] = {"built": built, "usable": False, "devices": 0, "architectures": None, "compiler": None}
+    if not built:
+        why = "no CUDA compiler was found when this was installed"
+        cure = "Use the CPU, or install the CUDA toolkit (nvcc, 12.0 or later) and then deeplab-crf from source again"
+        return {**facts, "why": why, "cure": cure}
+    from deeplab_crf import _cuda  # beside what needs it: the module exists only in such builds
+
+    count, why = _cuda.devices()
+    facts |= {"usable": count > 0, "devices": count, **_cuda.build_info()}
+    if count > 0:
+        return {**facts, "why": "", "cure": ""}
+    cure = "Use the CPU, or look with nvidia-smi whether the driver is installed and new enough for this CUDA"
+    return {**facts, "why": why or "the driver offers no device", "cure": cure}

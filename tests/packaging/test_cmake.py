@@ -17,7 +17,7 @@ def _tool(name: str) -> str | None:
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
-CMAKE, NINJA = _tool("cmake"), _tool("ninja")
+CMAKE, NINJA, NVCC = _tool("cmake"), _tool("ninja"), _tool("nvcc")
 
 pytestmark = [
     pytest.mark.skipif(not (CMAKE and NINJA), reason="needs cmake and ninja (pip install '.[test]')"),
@@ -38,18 +38,55 @@ def _configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("options", [(), ("-DDEEPLAB_CRF_CUDA=AUTO",), ("-DDEEPLAB_CRF_CUDA=OFF",)])
-def test_builds_without_cuda(tmp_path: Path, options: tuple[str, ...]) -> None:
+def _built(folder: Path) -> bool:
+    """Whether the configured build has the CUDA engine: the module and what says so in the other one."""
+    plan = (folder / "build.ninja").read_text()
+    assert ("DEEPLAB_CRF_CUDA_BUILT=1" in plan) == ("csrc/lattice/cuda/filter.cu" in plan)
+    return "DEEPLAB_CRF_CUDA_BUILT=1" in plan
+
+
+def test_off_builds_without_cuda(tmp_path: Path) -> None:
+    done = _configure(tmp_path, "-DDEEPLAB_CRF_CUDA=OFF")
+    assert done.returncode == 0, done.stderr
+    assert not _built(tmp_path)
+
+
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+@pytest.mark.parametrize("options", [(), ("-DDEEPLAB_CRF_CUDA=ON",)])
+def test_cuda_is_built_where_there_is_a_compiler(tmp_path: Path, options: tuple[str, ...]) -> None:
     done = _configure(tmp_path, *options)
     assert done.returncode == 0, done.stderr
-    assert "DEEPLAB_CRF_CUDA_BUILT=0" in (tmp_path / "build.ninja").read_text()
+    assert _built(tmp_path)
+    plan = (tmp_path / "build.ninja").read_text()
+    for architecture in (75, 80, 86, 89, 90):
+        assert f"sm_{architecture}" in plan
+    assert "code=[compute_90,sm_90]" in plan
 
 
-def test_cuda_on_is_refused_with_the_cure(tmp_path: Path) -> None:
+@pytest.mark.skipif(not NVCC, reason="needs nvcc")
+def test_the_architectures_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDAARCHS", "90-real")
+    assert _configure(tmp_path).returncode == 0
+    plan = (tmp_path / "build.ninja").read_text()
+    assert "sm_90" in plan
+    assert "sm_80" not in plan
+
+
+def test_auto_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "no-nvcc"))
+    done = _configure(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not _built(tmp_path)
+
+
+def test_on_without_a_compiler_is_refused_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "no-nvcc"))
     done = _configure(tmp_path, "-DDEEPLAB_CRF_CUDA=ON")
     assert done.returncode != 0
     said = " ".join(done.stderr.split())
-    assert "DEEPLAB_CRF_CUDA=ON, but this version has no CUDA kernels yet: build with AUTO or OFF" in said
+    assert (
+        "DEEPLAB_CRF_CUDA=ON, but there is no CUDA compiler of version 12.0 or later: install the CUDA toolkit" in said
+    )
 
 
 @pytest.mark.parametrize("value", ["yes", "on", "", "AUTO;ON"])

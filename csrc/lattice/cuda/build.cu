@@ -1,0 +1,200 @@
+#include <algorithm>
+
+#include "lattice/cuda/build.h"
+#include "lattice/cuda/build_kernels.cuh"
+#include "support/cuda/device_algorithms.h"
+
+namespace deeplab_crf::cuda {
+namespace {
+
+// Hands out parts of a workspace; without one it only counts.
+class Carver {
+ public:
+  explicit Carver(void* begin) : begin_(static_cast<char*>(begin)) {}
+
+  template <class E>
+  E* take(int64_t count) {
+    char* part = begin_ == nullptr ? nullptr : begin_ + used_;
+    used_ += (count * static_cast<int64_t>(sizeof(E)) + kAlignment - 1) / kAlignment * kAlignment;
+    return reinterpret_cast<E*>(part);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+  char* begin_;
+  int64_t used_ = 0;
+};
+
+// The parts of a build's workspace. V: bound of the number of vertices, contributions or max_vertices.
+struct Workspace {
+  int32_t* header;             // (kHeaderSize)
+  unsigned long long* ranges;  // (B+1, d, 2)
+  double* largest;             // (B)
+  KeyLayout* layout;
+  uint64_t* keys;        // (contributions, key_words)
+  uint32_t* slots;       // (2^slot_bits), twice V
+  int32_t* numbers;      // (contributions) which are first; their sums; then 0, 1, 2, ...
+  int32_t* first_of;     // (V)
+  int32_t* sorted_rows;  // (contributions)
+  Scratch scratch;
+  int slot_bits;
+  int64_t vertex_bound;
+  int64_t size;
+
+  template <class T>
+  Workspace(const BuildArguments<T>& a, const Queue& queue) {
+    const LatticeSizes sizes = sizes_of(a);
+    const int64_t contributions = sizes.contributions();
+    vertex_bound = a.max_vertices > 0 ? std::min(a.max_vertices, contributions) : contributions;
+    for (slot_bits = 6; (int64_t{1} << slot_bits) < 2 * vertex_bound;) ++slot_bits;
+    Carver carver(a.workspace);
+    header = carver.take<int32_t>(kHeaderSize);
+    ranges = carver.take<unsigned long long>((sizes.batch + 1) * sizes.dims * 2);
+    largest = carver.take<double>(sizes.batch);
+    layout = carver.take<KeyLayout>(1);
+    keys = carver.take<uint64_t>(contributions * a.key_words);
+    slots = carver.take<uint32_t>(int64_t{1} << slot_bits);
+    numbers = carver.take<int32_t>(contributions);
+    first_of = carver.take<int32_t>(vertex_bound);
+    sorted_rows = carver.take<int32_t>(contributions);
+    scratch.size = algorithms_scratch_size(std::max(contributions, vertex_bound + 1), queue);
+    scratch.memory = carver.take<char>(scratch.size);
+    size = carver.used();
+  }
+
+  template <class T>
+  static LatticeSizes sizes_of(const BuildArguments<T>& a) {
+    return {a.features.batch, a.features.num_points, a.features.dims, 0};
+  }
+  template <int K>
+  VertexTable<K> table(const LatticeSizes& sizes) const {
+    return {reinterpret_cast<const Key<K>*>(keys), slots, slot_bits, static_cast<uint32_t>(sizes.num_points * sizes.corners())};
+  }
+};
+
+// Calls body.template operator()<K>() for the width of the keys.
+template <class Body>
+void for_key_words(int key_words, const Body& body) {
+  if (key_words == kNarrowKey) return body.template operator()<kNarrowKey>();
+  if (key_words == kMediumKey) return body.template operator()<kMediumKey>();
+  return body.template operator()<kWideKey>();
+}
+
+template <class T, class Real, int K>
+void embed_in(const BuildArguments<T>& a, const Workspace& at, const Queue& queue) {
+  const int dims = a.features.dims;
+  const auto launch_for = [&]<int D>() {
+    launch("embed_points", embed_points<T, Real, D, K>, blocks_for(a.features.batch * a.features.num_points), queue, a.features,
+           Scales<Real>(dims), at.largest, at.layout, a.weights, reinterpret_cast<Key<K>*>(at.keys));
+  };
+  if (K == kNarrowKey && dims == 2) return launch_for.template operator()<K == kNarrowKey ? 2 : 0>();
+  if (K == kNarrowKey && dims == 3) return launch_for.template operator()<K == kNarrowKey ? 3 : 0>();
+  if (K == kNarrowKey && dims == 5) return launch_for.template operator()<K == kNarrowKey ? 5 : 0>();
+  launch_for.template operator()<0>();
+}
+
+template <class T>
+void number_vertices(const BuildArguments<T>& a, const Workspace& at, const LatticeSizes& sizes, const Queue& queue) {
+  const int64_t contributions = sizes.contributions();
+  const unsigned blocks = blocks_for(contributions);
+  const auto count = static_cast<uint32_t>(contributions);
+  for_key_words(a.key_words, [&]<int K>() {
+    launch("insert_keys", insert_keys<K>, blocks, queue, at.table<K>(sizes), count, a.rows, at.header);
+  });
+  launch("mark_first", mark_first, blocks, queue, a.rows, at.slots, count, at.numbers);
+  device_exclusive_sum(at.numbers, at.numbers, contributions, at.scratch, queue);
+  launch("number_rows", number_rows<T>, blocks, queue, at.slots, at.numbers, count, at.vertex_bound, a.rows, a.weights, at.first_of,
+         at.header);
+}
+
+int bits_for(int64_t values) {
+  int bits = 1;
+  while (bits < 31 && (int64_t{1} << bits) < values) ++bits;
+  return bits;
+}
+
+// Contributions sorted by vertex, and the lists and pieces of the vertices.
+template <class T>
+void sort_contributions(const BuildArguments<T>& a, const Workspace& at, const LatticeSizes& sizes, int32_t* structure,
+                        const Queue& queue) {
+  const int64_t contributions = sizes.contributions();
+  const unsigned blocks = blocks_for(contributions);
+  int32_t* list_begin = structure + sizes.list_begin_at();
+  int32_t* piece_begin = structure + sizes.piece_begin_at();
+  launch("count_up", count_up, blocks, queue, at.numbers, contributions);
+  device_sort_pairs(a.rows, at.sorted_rows, at.numbers, structure + sizes.contributions_at(), contributions,
+                    bits_for(sizes.capacity), at.scratch, queue);
+  launch("mark_lists", mark_lists, blocks, queue, at.sorted_rows, contributions, list_begin);
+  launch("count_pieces", count_pieces, blocks_for(sizes.capacity + 1), queue, at.header, list_begin, sizes.capacity, piece_begin);
+  device_exclusive_sum(piece_begin, piece_begin, sizes.capacity + 1, at.scratch, queue);
+  launch("list_pieces", list_pieces, blocks, queue, at.sorted_rows, contributions, list_begin, piece_begin,
+         structure + sizes.piece_vertex_at());
+}
+
+}  // namespace
+
+template <class T>
+void measure_features(const Features<T>& features, unsigned long long* ranges, double* largest, int32_t* header,
+                      const Queue& queue) {
+  const int dims = features.dims;
+  const auto blocks_per_image =
+      static_cast<int>(blocks_for((features.num_points + kPointsPerRangeThread - 1) / kPointsPerRangeThread));
+  fill_bytes(header, 0xFF, kHeaderSize * sizeof(int32_t), queue);
+  fill_bytes(ranges, 0xFF, ranges_size(features.batch, dims), queue);
+  launch("measure_ranges", measure_ranges<T>, static_cast<unsigned>(features.batch * blocks_per_image), queue, features,
+         blocks_per_image, ranges, header);
+  launch("measure_coordinates", measure_coordinates, 1, queue, ranges, features.batch, dims, Scales<double>(dims), largest);
+}
+
+template <class T>
+int64_t build_workspace_size(const BuildArguments<T>& a, const Queue& queue) {
+  const DeviceGuard guard(queue.device);
+  return Workspace(a, queue).size;
+}
+
+template <class T>
+void embed(const BuildArguments<T>& a, const Queue& queue) {
+  const DeviceGuard guard(queue.device);
+  const Workspace at(a, queue);
+  const LatticeSizes sizes = Workspace::sizes_of(a);
+  measure_features(a.features, at.ranges, at.largest, at.header, queue);
+  launch("choose_layout", choose_layout<T>, 1, queue, a.features, at.ranges, at.largest, Scales<double>(sizes.dims), a.key_words,
+         at.layout, at.header);
+  fill_bytes(at.slots, 0xFF, (int64_t{1} << at.slot_bits) * sizeof(uint32_t), queue);
+  for_key_words(a.key_words, [&]<int K>() {
+    embed_in<T, T, K>(a, at, queue);
+    // Leaves at once where no image needs it.
+    if constexpr (sizeof(T) == 4) embed_in<T, double, K>(a, at, queue);
+  });
+  number_vertices(a, at, sizes, queue);
+}
+
+template <class T>
+void connect(const BuildArguments<T>& a, int32_t* structure, int64_t capacity, const Queue& queue) {
+  const DeviceGuard guard(queue.device);
+  const Workspace at(a, queue);
+  LatticeSizes sizes = Workspace::sizes_of(a);
+  sizes.capacity = capacity;
+  launch("begin_structure", begin_structure, blocks_for(std::max<int64_t>(sizes.batch + 1, kHeaderSize)), queue, sizes, at.header,
+         a.rows, structure);
+  int32_t* neighbours = structure + sizes.neighbours_at();
+  const int64_t pairs = sizes.corners() * capacity;
+  fill_bytes(neighbours, 0xFF, 2 * pairs * sizeof(int32_t), queue);
+  for_key_words(a.key_words, [&]<int K>() {
+    launch("find_neighbours", find_neighbours<K>, blocks_for(pairs), queue, at.table<K>(sizes), sizes, at.layout, at.header,
+           at.first_of, a.rows, neighbours);
+  });
+  sort_contributions(a, at, sizes, structure, queue);
+}
+
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                                             \
+  template void measure_features<T>(const Features<T>&, unsigned long long*, double*, int32_t*, const Queue&); \
+  template int64_t build_workspace_size<T>(const BuildArguments<T>&, const Queue&);                            \
+  template void embed<T>(const BuildArguments<T>&, const Queue&);                                              \
+  template void connect<T>(const BuildArguments<T>&, int32_t*, int64_t, const Queue&);
+DEEPLAB_CRF_INSTANTIATE(float)
+DEEPLAB_CRF_INSTANTIATE(double)
+#undef DEEPLAB_CRF_INSTANTIATE
+
+}  // namespace deeplab_crf::cuda

@@ -1,0 +1,158 @@
+"""The CUDA kernels, a module of its own: it exists where the build found a CUDA compiler, and imports without a GPU or driver.
+
+Arrays cross as addresses of memory of the device, allocated by the caller; nothing here waits for the device. B images, N points,
+d dimensions, C channels, M vertices. Suffixes f32, f64: the dtype T of features, weights and values.
+
+    queue     (device, stream): the device's number, and a cudaStream_t as an integer
+    shape     (B, N, d)
+    features  (address, shape, strides in elements)
+    lattice   (rows, weights, structure, length): addresses, and the number of elements of structure
+    build     (key_words, max_vertices, workspace): one of KEY_WORDS, a bound of M or 0, an address aligned to 256 bytes
+
+rows int32 (B, N, d+1), weights T (B, N, d+1), structure int32 (length): csrc/lattice/cuda/structure.h. Workspaces are aligned to 16
+bytes at least.
+
+Building: ``lattice_embed_*`` fills weights and rows and a header of HEADER_SIZE int32 at the beginning of the workspace. Without a
+bound: copy the header to the host, `check_header`, and if more words than given are needed begin again with the next of KEY_WORDS;
+else allocate ``structure_size(shape, M)`` elements and call ``lattice_connect_*`` with capacity M. With a bound: go on with
+capacity max_vertices at once, without looking; the structure begins with the header, which tells later whether the bound sufficed.
+
+ValueError: arguments that do not fit together, and what `check_header` finds. RuntimeError: what CUDA reports, with the name of the
+kernel. DEEPLAB_CRF_CUDA_SYNC=1 waits for every kernel, so that the name is that of the kernel that failed.
+"""
+
+from typing import TypedDict
+
+_Triple = tuple[int, int, int]
+_Queue = tuple[int, int]
+_Features = tuple[int, _Triple, _Triple]
+_Lattice = tuple[int, int, int, int]
+_Build = tuple[int, int, int]
+
+# Lattice, its d, norm_in, norm_out, kind (0 Potts, 1 diagonal, 2 matrix), compat, workspace of a filter of L channels.
+_Term = tuple[_Lattice, int, int, int, int, int, int]
+
+class _BuildInfo(TypedDict):
+    architectures: str
+    compiler: str
+
+class _MeanFieldOptions(TypedDict):
+    order: int
+    start_from_q: bool
+    log_output: bool
+    iterations: int
+    damping: float
+    tolerance: float
+    trace: int
+    trace_slots: int
+    beliefs: int
+    steps: int
+    changes: int
+    state: int
+
+HEADER_SIZE: int
+KEY_WORDS: tuple[int, int, int]
+
+def build_info() -> _BuildInfo: ...
+def devices() -> tuple[int, str]:
+    """Number of devices, and why there are none where the driver says so."""
+
+def check_header(header: int, max_vertices: int) -> tuple[int, int]:
+    """(M, words that a key needs) from a header on the host. ValueError if features are not finite or too large, or if there are
+    more vertices than the structure has room for, or than max_vertices where it is not made yet."""
+
+def structure_size(shape: _Triple, capacity: int) -> int: ...
+def image_begin(shape: _Triple, length: int) -> int:
+    """Where in a structure of this length the first vertex of each image is told, and M behind them: B + 1 elements."""
+
+def lattice_build_workspace_f32(queue: _Queue, shape: _Triple, key_words: int, max_vertices: int) -> int: ...
+def lattice_build_workspace_f64(queue: _Queue, shape: _Triple, key_words: int, max_vertices: int) -> int:
+    """Bytes."""
+
+def lattice_embed_f32(queue: _Queue, features: _Features, rows: int, weights: int, build: _Build) -> None: ...
+def lattice_embed_f64(queue: _Queue, features: _Features, rows: int, weights: int, build: _Build) -> None: ...
+def lattice_connect_f32(
+    queue: _Queue, features: _Features, rows: int, structure: int, capacity: int, build: _Build
+) -> None: ...
+def lattice_connect_f64(
+    queue: _Queue, features: _Features, rows: int, structure: int, capacity: int, build: _Build
+) -> None: ...
+def lattice_filter_workspace_f32(shape: _Triple, length: int, channels: int) -> int: ...
+def lattice_filter_workspace_f64(shape: _Triple, length: int, channels: int) -> int:
+    """Elements of T."""
+
+def lattice_filter_f32(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None: ...
+def lattice_filter_f64(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None:
+    """out = L values, or L^T values; both (B, N, C), which may be the same. The same bits every time, and for each image those that
+    it has alone."""
+
+def lattice_filter_weight_gradient_f32(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    vectors: tuple[int, int],
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None: ...
+def lattice_filter_weight_gradient_f64(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    vectors: tuple[int, int],
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None:
+    """out (B, N, d+1) = gradient of <grad, L values> in the weights (L^T if transpose). vectors: addresses of values and grad, both
+    (B, N, C). workspace: two of a filter's."""
+
+def lattice_embed_gradient_workspace(batch: int, dims: int) -> int:
+    """Bytes."""
+
+def lattice_embed_gradient_f32(
+    queue: _Queue, features: _Features, grad_weights: int, grad_features: int, workspace: int
+) -> None: ...
+def lattice_embed_gradient_f64(
+    queue: _Queue, features: _Features, grad_weights: int, grad_features: int, workspace: int
+) -> None:
+    """grad_features (B, N, d) from grad_weights (B, N, d+1), contiguous: exact within the simplex of each point."""
+
+def mean_field_workspace_f32(shape: _Triple) -> int: ...
+def mean_field_workspace_f64(shape: _Triple) -> int:
+    """Elements of T for beliefs. shape: (B, N, L)."""
+
+def mean_field_f32(
+    queue: _Queue, shape: _Triple, unary: int, out: int, terms: list[_Term], options: _MeanFieldOptions
+) -> None: ...
+def mean_field_f64(
+    queue: _Queue, shape: _Triple, unary: int, out: int, terms: list[_Term], options: _MeanFieldOptions
+) -> None:
+    """Mean field on energies unary (B, N, L): out (B, N, L) becomes Q, or log Q with log_output (damping must be 0 then);
+    start_from_q: it holds the start. At most 16 terms. Norms (B, N), or 0 for ones. compat, of one, (L,) or (L, L) elements, as
+    in _native.pyi.
+
+    order: int32 (N) or 0; position p of lattices and norms is row order[p] of unary, out and trace. trace: (trace_slots, B, N,
+    L) or 0; Q_t goes to slot t % trace_slots, the last one excepted. beliefs: workspace. With a tolerance over 0 also, else
+    0: steps int32 (B), the iterations that each image took; changes (iterations, B), the largest moves of its probabilities;
+    state int32 (B + 1), workspace. Nothing waits for the device: an image that has stopped is left alone."""

@@ -1,0 +1,233 @@
+"""Lattices of the CUDA engine, emulated on the CPU: against the CPU engine's, and against themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import samples
+from cuda_native import CudaLattices, address
+from native_batch import Lattices
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+DTYPES = [np.float32, np.float64]
+# One off from the blocks of threads, from the points a thread measures, and more than a block of those.
+POINTS = [1, 2, 31, 33, 85, 86, 127, 129, 255, 256, 257, 2047, 2049]
+
+
+def features(batch: int, points: int, dims: int, dtype: type = np.float32, seed: int = 0) -> Array:
+    """(B, N, d), dense enough for neighbours along every axis."""
+    return np.random.default_rng(seed).normal(0, 1.5, (batch, points, dims)).astype(dtype)
+
+
+def values(*shape: int, dtype: type = np.float32, seed: int = 1) -> Array:
+    return np.random.default_rng(seed).normal(0, 1, shape).astype(dtype)
+
+
+def check(emulated: ModuleType, points: Array, channels: int) -> None:
+    """The weights bit for bit, the same vertices, and the same filter as on the CPU."""
+    lattices, judge = CudaLattices(emulated, points), Lattices(points)
+    assert lattices.check() == sum(judge.num_vertices)
+    assert lattices.num_vertices == judge.num_vertices
+    np.testing.assert_array_equal(lattices.weights, judge.weights)
+    inputs = values(*points.shape[:2], channels, dtype=points.dtype.type)
+    for transpose in (False, True):
+        got, want = lattices.filter(inputs, transpose=transpose), judge.filter(inputs, transpose=transpose)
+        assert samples.scaled_error(got, want) <= samples.TOLERANCE[points.dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dims", [1, 2, 3, 4, 5, 8, 17, 32])
+def test_every_dimension(emulated: ModuleType, dims: int, dtype: type) -> None:
+    check(emulated, features(2, 300, dims, dtype), 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 21, 24, 33, 150])
+def test_every_kind_of_row(emulated: ModuleType, channels: int, dtype: type) -> None:
+    check(emulated, features(2, 200, 3, dtype), channels)
+
+
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("dims", [2, 5])
+def test_every_size(emulated: ModuleType, points: int, dims: int) -> None:
+    check(emulated, features(1, points, dims), 3)
+    check(emulated, features(3, points, dims), 3)
+
+
+def test_lists_of_many_pieces(emulated: ModuleType) -> None:
+    """All points in one simplex: three vertices with contributions from every point; and lists one off from whole pieces."""
+    for points in (31, 32, 33, 63, 64, 65, 1000):
+        check(emulated, 0.01 * features(1, points, 2), 3)
+
+
+def test_photographs_features(emulated: ModuleType) -> None:
+    """An image's own: rows of equal points, colours in steps, faces of simplices hit exactly."""
+    y, x = np.mgrid[:40, :50]
+    image = np.random.default_rng(0).integers(0, 8, (2, 40, 50, 3)) * 31
+    points = np.concatenate([np.broadcast_to(np.stack([x, y], 2) / 80, (2, 40, 50, 2)), image / 13], 3)
+    check(emulated, points.reshape(2, -1, 5).astype(np.float32), 21)
+    check(emulated, np.ascontiguousarray(points.reshape(2, -1, 5)[..., :2]).astype(np.float32), 21)
+
+
+def test_features_of_any_strides(emulated: ModuleType) -> None:
+    plain = features(2, 200, 3)
+    shuffled = np.asfortranarray(plain)[::-1, ::-1]
+    want, got = CudaLattices(emulated, np.ascontiguousarray(shuffled)), CudaLattices(emulated, shuffled)
+    np.testing.assert_array_equal(got.structure, want.structure)
+    grad = values(2, 200, 4)
+    np.testing.assert_array_equal(got.embed_gradient(grad), want.embed_gradient(grad))
+
+
+@pytest.mark.parametrize(("dims", "scale", "words"), [(2, 1e8, 1), (5, 3e5, 4), (9, 1e3, 4), (32, 1e4, 16)])
+def test_wide_keys(emulated: ModuleType, dims: int, scale: float, words: int) -> None:
+    """Features whose keys fill several words. Double precision, or their weights would be those of the CPU by luck."""
+    points = features(2, 150, dims, np.float64)
+    points[:, ::2] += scale / dims
+    lattices = CudaLattices(emulated, points)
+    assert lattices.key_words == words
+    check(emulated, points, 3)
+
+
+def test_an_image_far_from_zero_is_embedded_in_double(emulated: ModuleType) -> None:
+    """And the one beside it in float, as alone."""
+    points = features(2, 500, 3)
+    points[1] += 30000
+    check(emulated, points, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_image_has_the_bits_of_its_run_alone(emulated: ModuleType, dtype: type) -> None:
+    many, inputs, grad = (
+        features(4, 400, 5, dtype),
+        values(4, 400, 21, dtype=dtype),
+        values(4, 400, 21, dtype=dtype, seed=2),
+    )
+    many[2] *= 0.02  # few vertices, long lists
+    many[3] += 30000  # in double
+    together = CudaLattices(emulated, many)
+    for image in range(4):
+        alone = CudaLattices(emulated, many[image : image + 1])
+        one = slice(image, image + 1)
+        for transpose in (False, True):
+            np.testing.assert_array_equal(
+                together.filter(inputs, transpose=transpose)[one], alone.filter(inputs[one], transpose=transpose)
+            )
+        np.testing.assert_array_equal(
+            together.weight_gradient(inputs, grad)[one], alone.weight_gradient(inputs[one], grad[one])
+        )
+
+
+def test_equal_images_share_no_vertex(emulated: ModuleType) -> None:
+    many = np.repeat(features(1, 200, 3), 16, axis=0)
+    vertices = CudaLattices(emulated, many[:1]).check()
+    together = CudaLattices(emulated, many, max_vertices=16 * vertices)
+    assert together.check() == 16 * vertices
+    assert together.num_vertices == [vertices] * 16
+
+
+@pytest.fixture
+def thread_order(emulated: ModuleType) -> Iterator[Any]:
+    yield emulated.set_thread_order
+    emulated.set_thread_order(0)
+
+
+def test_the_order_of_threads_does_not_show(emulated: ModuleType, thread_order: Any) -> None:
+    """Blocks and threads run in ascending order, in descending order and shuffled: what depends on who comes first, or reads what
+    another thread has yet to write, would show."""
+    many, inputs, grad = features(3, 700, 5), values(3, 700, 21), values(3, 700, 21, seed=2)
+
+    def everything() -> list[Array]:
+        lattices = CudaLattices(emulated, many)
+        gradient = lattices.weight_gradient(inputs, grad)
+        built = [lattices.rows, lattices.weights, lattices.structure]
+        return [*built, lattices.filter(inputs), gradient, lattices.embed_gradient(gradient)]
+
+    want = everything()
+    for order in (0, 1, 2, 3):
+        thread_order(order)
+        for got, expected in zip(everything(), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_numbers_of_first_touch(emulated: ModuleType) -> None:
+    """Vertices are numbered as the points come to them."""
+    rows = CudaLattices(emulated, features(2, 300, 3)).rows.ravel()
+    first = np.unique(rows, return_index=True)[1]
+    assert (np.diff(first) > 0).all()
+
+
+@pytest.mark.parametrize("spare", [0, 1, 1000])
+def test_a_bound_instead_of_the_number_of_vertices(emulated: ModuleType, spare: int) -> None:
+    many, inputs, grad = features(2, 300, 5), values(2, 300, 21), values(2, 300, 21, seed=2)
+    free = CudaLattices(emulated, many)
+    bounded = CudaLattices(emulated, many, max_vertices=free.check() + spare)
+    assert bounded.check() == free.check()
+    assert bounded.num_vertices == free.num_vertices
+    np.testing.assert_array_equal(bounded.filter(inputs), free.filter(inputs))
+    np.testing.assert_array_equal(bounded.weight_gradient(inputs, grad), free.weight_gradient(inputs, grad))
+
+
+@pytest.mark.parametrize("missing", [1, 100, 1900])
+def test_a_bound_that_is_too_small_is_never_silent(emulated: ModuleType, missing: int) -> None:
+    many = features(2, 300, 5)
+    vertices = CudaLattices(emulated, many).check()
+    short = CudaLattices(emulated, many, max_vertices=vertices - missing)
+    with pytest.raises(
+        ValueError, match=f"max_vertices must not be less than the vertices .*; got {vertices - missing}, and there are"
+    ):
+        short.check()
+    assert np.isnan(short.weights).any()
+    assert np.isnan(short.filter(values(2, 300, 21))).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite(emulated: ModuleType, bad: float) -> None:
+    many = features(3, 600, 2)
+    many[1, 507, 1] = many[2, 3, 0] = bad
+    with pytest.raises(
+        ValueError, match=rf"image 1: features must be finite; got {bad} at point 507, dimension 1\. Check"
+    ):
+        CudaLattices(emulated, many)
+    bounded = CudaLattices(emulated, many, max_vertices=10000)
+    with pytest.raises(ValueError, match="features must be finite"):
+        bounded.check()
+    assert np.isnan(bounded.weights[1, 507]).all()
+    assert np.isnan(bounded.filter(values(3, 600, 1))[1, 507]).all()
+
+
+def test_features_that_are_too_large(emulated: ModuleType) -> None:
+    many = features(3, 50, 2)
+    many[1, 7] = 1e9
+    with pytest.raises(
+        ValueError, match=r"image 1: features must keep lattice coordinates below 2\^30; got 2\.\d+e\+09"
+    ):
+        CudaLattices(emulated, many)
+    assert np.isnan(CudaLattices(emulated, many, max_vertices=1000).filter(values(3, 50, 1))[1]).all()
+
+
+def test_arguments_out_of_range(emulated: ModuleType) -> None:
+    size = emulated.structure_size
+    with pytest.raises(ValueError, match="at least one image of one point; got 0 of 5"):
+        size((0, 5, 2), 10)
+    with pytest.raises(ValueError, match="features must have 1 to 32 dimensions; got 33"):
+        size((1, 5, 33), 10)
+    with pytest.raises(ValueError, match=r"at most 2\^30 simplex corners, .*; got 4 x 100000000 x 3"):
+        size((4, 100000000, 2), 10)
+    with pytest.raises(ValueError, match="key_words must be one of KEY_WORDS; got 3"):
+        emulated.lattice_build_workspace_f32((0, 0), (1, 5, 2), 3, 0)
+    with pytest.raises(ValueError, match="max_vertices must not be negative"):
+        emulated.lattice_build_workspace_f32((0, 0), (1, 5, 2), 1, -1)
+    lattices = CudaLattices(emulated, features(2, 50, 3))
+    for length in (0, lattices.structure.size - 1, lattices.structure.size + 1):
+        with pytest.raises(
+            ValueError, match=f"structure must be what lattice_build returned .* got another array of {length}"
+        ):
+            emulated.image_begin((2, 50, 3), length)
+    with pytest.raises(ValueError, match="structure must be what lattice_build returned; got other integers"):
+        emulated.check_header(address(np.zeros(16, np.int32)), 0)
