@@ -27,24 +27,6 @@ void weight_gradient_of_image(const LatticeView<T>& lattice, const WeightGradien
   });
 }
 
-// Gradient in one point's features.
-//   ranks         rank of coordinate i at [i * kEmbedBlock]
-//   grad_weights  (d+1)
-//   grad          (d) out
-// The weight of vertex k is the difference of the coordinates of rank d - k and d + 1 - k, over d + 1; coordinate j of the elevated
-// point is sum_{i >= j} scales_i f_i - j scales_{j-1} f_{j-1}.
-template <class T>
-void point_gradient(int dims, const T* scales, const int32_t* ranks, const T* grad_weights, T* grad) {
-  const T inverse = T(1) / static_cast<T>(dims + 1);
-  T sum = 0;
-  for (int i = 0; i <= dims; ++i) {
-    const int rank = ranks[i * kEmbedBlock];
-    const T elevated = (grad_weights[dims - rank] - grad_weights[rank > 0 ? dims + 1 - rank : 0]) * inverse;
-    if (i > 0) grad[i - 1] = scales[i - 1] * (sum - static_cast<T>(i) * elevated);
-    sum += elevated;
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -80,7 +62,9 @@ void embed_gradient(const FeatureBatch<T>& features, const T* grad_weights, T* g
         embed(view, first, count, {origin.data(), ranks.data(), weights.data()});
         for (int p = 0; p < count; ++p) {
           const int64_t at = image * points + first + p;
-          point_gradient(dims, scales, ranks.data() + p, grad_weights + at * corners, grad_features + at * dims);
+          int32_t own_ranks[geometry::kMaxDimensions + 1];
+          for (int i = 0; i < corners; ++i) own_ranks[i] = ranks[i * kEmbedBlock + p];
+          geometry::feature_gradient(dims, scales, own_ranks, grad_weights + at * corners, grad_features + at * dims);
         }
       }
     });

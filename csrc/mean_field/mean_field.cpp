@@ -1,7 +1,6 @@
 #include "mean_field/mean_field.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "lattice/geometry.h"

@@ -34,9 +34,8 @@ struct KeepGoing {
 };
 
 //   trace  (trace_slots) arrays (N, L), or null: Q_t of iteration t goes to slot t % trace_slots, the last one excepted. One slot
-//   holds the
-//          old Q that damping and tolerance need, as many slots as iterations the steps of a backward pass. Null: q holds the old
-//          Q.
+//          holds the old Q that damping and tolerance need, as many slots as iterations the steps of a backward pass. Null: q
+//          holds the old Q.
 //   order  (N) or null: lattices and norms take the points in this order; position p is row order[p] of unary and q. A walk in
 //          small tiles of an image keeps lattice rows in the caches.
 template <class T>

@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from deeplab_crf import native_info
+
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "deeplab_crf-0.1.0"
 PACKAGE_FILES = {".py", ".pyi", ".typed", ".md", ".jpg", ".png"}
@@ -88,13 +90,19 @@ def _package_files() -> set[str]:
     return {path.as_posix() for path in paths if path.suffix in PACKAGE_FILES}
 
 
+# The CUDA engine is a module of its own, there where nvcc is (test_cmake.py).
+MODULES = ["_cuda", "_native"] if native_info()["cuda"]["built"] else ["_native"]
+
+
+def _module(extension: str) -> str:
+    return Path(extension).name.split(".")[0]
+
+
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     extensions = {name for name in names if re.fullmatch(r"deeplab_crf/_(native|cuda)\.[\w.-]+\.so", name)}
-    # The CUDA engine is a module of its own, there where nvcc was.
-    assert [name for name in extensions if "_native." in name]
-    assert len(extensions) <= 2
+    assert sorted(_module(name) for name in extensions) == MODULES
     information = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
     information.add("licenses/deeplab_crf/data/sample/NOTICE.md")
     assert names - extensions == _package_files() | {f"{NAME}.dist-info/{name}" for name in information}
@@ -148,9 +156,10 @@ for name in deeplab_crf.__all__:
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
-def test_extension_links_neither_torch_nor_python(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_extension_links_neither_torch_nor_python_nor_cuda(wheel: Path, tmp_path: Path, module: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if "/_native." in name and name.endswith(".so"))
+        (name,) = (name for name in archive.namelist() if name.endswith(".so") and _module(name) == module)
         archive.extract(name, tmp_path)
     dynamic = _run("readelf", "-d", tmp_path / name, cwd=tmp_path)
     libraries = re.findall(r"\(NEEDED\).*\[(.+?)\.so", dynamic)
@@ -160,4 +169,4 @@ def test_extension_links_neither_torch_nor_python(wheel: Path, tmp_path: Path) -
     assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
     symbols = _run("readelf", "--dyn-syms", "--wide", tmp_path / name, cwd=tmp_path)
     functions = re.findall(r" FUNC +GLOBAL +DEFAULT +\d+ (\S+)", symbols)
-    assert functions == ["PyInit__native"], "everything else is hidden"
+    assert functions == [f"PyInit_{module}"], "everything else is hidden"

@@ -7,8 +7,6 @@
 // between the stages, so that each stage is a short loop whose points do not wait for one another. All kernels share a stage:
 // one loop of stores to two lattices waits less than two loops. Labels over the lanes.
 // Per point and kernel: 2 (d+1) rows of L values and 8 (d+1) bytes of weights and rows; per label 4 (d+1) + about 30 flops.
-#include <cmath>
-
 #include "mean_field/cpu/stages.h"
 
 namespace deeplab_crf::DEEPLAB_CRF_ISA {
