@@ -85,7 +85,7 @@ class CudaClock:
             for _ in range(repeats):
                 body()
             torch.cuda.synchronize()
-        events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        events = [event for event in profile.events() if event.device_type.name == "CUDA"]
         return durations_by_name((event.name, event.time_range.elapsed_us()) for event in events)
 
 

@@ -62,9 +62,10 @@ def run_command(
 
 
 def _show(stream: IO[str], lines: deque[str]) -> None:
-    for line in stream:
-        lines.append(line.rstrip("\n"))
-        print("    " + lines[-1], file=sys.stderr, flush=True)
+    with stream:
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+            print("    " + lines[-1], file=sys.stderr, flush=True)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

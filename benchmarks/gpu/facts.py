@@ -12,7 +12,7 @@ import torch
 from benchmarks import report
 from benchmarks.gpu.clock import Clock, clock_for
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.section import Section
+from benchmarks.gpu.section import EVENTS, Section
 
 COPY_BYTES = 1 << 30
 CACHE_BYTES = 12 << 20
@@ -72,7 +72,9 @@ def measure_ceilings(context: Context, clock: Clock, section: Section) -> dict[s
     elements = COPY_BYTES // 4 // shrink
     source = torch.rand(elements, device=context.device)
     target = torch.empty_like(source)
-    copies = section.timing("copy of 1 GiB", "events", clock.milliseconds(lambda: target.copy_(source), 20))
+    copies = section.timing(
+        f"copy of {4 * elements >> 20} MiB", EVENTS, clock.milliseconds(lambda: target.copy_(source), 20)
+    )
     small, other = source[: CACHE_BYTES // 4 // shrink], target[: CACHE_BYTES // 4 // shrink]
     within = _kernel_seconds(clock, lambda: torch.add(small, 1.0, out=other))
     size = MATRIX // (32 if context.rehearsal else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from benchmarks.gpu.document import REHEARSAL
 from benchmarks.gpu.section import Goal, Section
 
 TARGET = "#c0392b"
-BAR = "#3b6ea5"
+COLOURS = ("#3b6ea5", "#9dbad8")
+LABEL_WIDTH = 44  # characters
+ROOM = 1.15  # beyond the longest bar, for its label
 
 
 def plot(sections: Mapping[str, Section], path: Path, rehearsal: bool) -> bool:
@@ -28,7 +31,7 @@ def plot(sections: Mapping[str, Section], path: Path, rehearsal: bool) -> bool:
     lengths = [len(panel) for panel in panels]
     figure, axes = pyplot.subplots(
         len(panels),
-        figsize=(10, 1.6 * len(panels) + 0.32 * sum(lengths)),
+        figsize=(11, 1.6 * len(panels) + 0.42 * sum(lengths)),
         height_ratios=lengths,
         layout="constrained",
         squeeze=False,
@@ -48,45 +51,52 @@ def plot(sections: Mapping[str, Section], path: Path, rehearsal: bool) -> bool:
 def draw_goals(axes: Any, goals: list[Goal]) -> None:
     """A bar a goal and a mark at its target; ratios have the same axis."""
     places = range(len(goals))
-    bars = axes.barh(places, [goal.value for goal in goals], 0.6, color=BAR, label="measured")
-    axes.bar_label(bars, [f"{goal.value:.3g} {goal.unit}" for goal in goals], padding=4)
-    heights = [place + offset for place in places for offset in (-0.4, 0.4)]
-    targets = [goal.target for goal in goals for _ in range(2)]
-    for place in places:
-        label = "target" if place == 0 else None
-        axes.plot(
-            targets[2 * place : 2 * place + 2], heights[2 * place : 2 * place + 2], color=TARGET, lw=2, label=label
-        )
-    axes.set_yticks(places, [goal.name for goal in goals])
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.barh(places, [goal.value for goal in goals], 0.6, color=COLOURS[0], label="measured")
+    lows, highs = ([place + offset for place in places] for offset in (-0.4, 0.4))
+    axes.vlines([goal.target for goal in goals], lows, highs, color=TARGET, linewidth=2, label="target")
+    longest = max(max(goal.value, goal.target) for goal in goals)
+    for place, goal in zip(places, goals, strict=True):
+        beside = max(goal.value, goal.target) + 0.01 * longest
+        axes.text(beside, place, f"{goal.value:.3g} {goal.unit}", va="center")
+    axes.set_yticks(places, [textwrap.fill(goal.name, LABEL_WIDTH) for goal in goals])
+    axes.set_xlim(0, ROOM * longest)
     axes.set_xlabel("ms, or times the forward pass (x)")
-    axes.legend()
+    _finish(axes, len(goals))
 
 
-def draw_bandwidths(axes: Any, kernels: dict[str, float], copy: float | None) -> None:
-    """A bar a kernel, and a line at the bandwidth of a copy."""
-    places = range(len(kernels))
-    bars = axes.barh(places, [value / 1e12 for value in kernels.values()], 0.6, color=BAR)
-    axes.bar_label(bars, fmt="%.2f", padding=4)
-    axes.set_yticks(places, list(kernels))
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel("TB/s of what a kernel must move")
+def draw_bandwidths(axes: Any, kernels: dict[str, dict[str, float]], copy: float | None) -> None:
+    """A bar a kernel and case, and a line at the bandwidth of a copy."""
+    cases = list(dict.fromkeys(case for each in kernels.values() for case in each))
+    height = 0.8 / len(cases)
+    for number, case in enumerate(cases):
+        present = [(row, each[case] / 1e12) for row, each in enumerate(kernels.values()) if case in each]
+        places = [row + (number - (len(cases) - 1) / 2) * height for row, _ in present]
+        colour = COLOURS[number % len(COLOURS)]
+        bars = axes.barh(places, [value for _, value in present], height, color=colour, label=case)
+        axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8)
+    axes.set_yticks(range(len(kernels)), list(kernels))
+    axes.set_xlim(0, ROOM * max([value for each in kernels.values() for value in each.values()] + [copy or 0.0]) / 1e12)
+    axes.set_xlabel("TB/s of the bytes that a kernel must move")
     if copy is not None:
-        axes.axvline(copy / 1e12, color=TARGET, lw=2, label="device-to-device copy")
-        axes.legend()
+        axes.axvline(copy / 1e12, color=TARGET, linewidth=2, label="device-to-device copy", zorder=0)
+    _finish(axes, len(kernels))
 
 
-def bandwidths(sections: Mapping[str, Section]) -> dict[str, float]:
-    """Bytes a second by "kernel, case", of those whose traffic is known."""
-    result = {}
+def _finish(axes: Any, rows: int) -> None:
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
+
+
+def bandwidths(sections: Mapping[str, Section]) -> dict[str, dict[str, float]]:
+    """Bytes a second by kernel and case, of those whose traffic is known."""
+    result: dict[str, dict[str, float]] = {}
     tables = sections["kernels"].data.get("kernels", {}) if "kernels" in sections else {}
     for title, kernels in tables.items():
         case = title.partition(":")[0].rpartition(" ")[2]
         for kernel in kernels:
             if kernel["bandwidth"] is not None:
-                result[f"{kernel['name']}, {case}"] = kernel["bandwidth"]
+                result.setdefault(kernel["name"], {})[case] = kernel["bandwidth"]
     return result
 
 
