@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from typing import Any
 
@@ -17,6 +19,8 @@ INSTALL = (
     *("--force-reinstall", "--config-settings=cmake.define.DEEPLAB_CRF_CUDA=ON", str(ROOT)),
 )
 
+LOOK = "import json, deeplab_crf as d; print(json.dumps({**d.native_info(), 'path': d.__file__}))"
+
 
 def measure(context: Context) -> Section:
     """Install, unless it is not wanted; then say what there is."""
@@ -29,7 +33,7 @@ def measure(context: Context) -> Section:
             return section.fail(outcome.why(seconds), outcome.lines)
     else:
         section.note("Not built in this run (--no-build): what was installed already is measured.")
-    section.data["installed"] = installed()
+    section.data["installed"] = installed(context.folder)
     section.note(described(section.data["installed"]))
     if not context.rehearsal:
         usable = section.data["installed"]["cuda"]["usable"]
@@ -44,11 +48,14 @@ def architecture(context: Context) -> str:
     return "".join(str(part) for part in torch.cuda.get_device_capability())
 
 
-def installed() -> dict[str, Any]:
-    """`native_info`, and where it lies."""
-    import deeplab_crf  # only now: it may have been installed a moment ago
-
-    return {**deeplab_crf.native_info(), "path": deeplab_crf.__file__}
+def installed(folder: str) -> dict[str, Any]:
+    """`native_info`, and where it lies: in a fresh process, since this one may know the place of an editable install that is no
+    more."""
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, cwd=folder, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"what is installed cannot be imported: {done.stderr.strip()}")
+    info: dict[str, Any] = json.loads(done.stdout)
+    return info
 
 
 def described(info: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ def test_the_package_is_installed_for_the_device(tmp_path: Path, monkeypatch: py
     assert {"--no-build-isolation", "--no-deps", str(ROOT)} < set(build.INSTALL)
     monkeypatch.setattr(build, "INSTALL", (sys.executable, "-c", "import os; print(os.environ['CUDAARCHS'])"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(build, "installed", lambda: {"version": "1", "path": "p", "cuda": engine})
+    monkeypatch.setattr(build, "installed", lambda folder: {"version": "1", "path": "p", "cuda": engine})
     engine = {"built": True, "usable": True, "compiler": "nvcc", "architectures": "90"}
     section = build.measure(context(tmp_path, "cuda", build=True))
     assert section.bad == []
@@ -55,6 +55,15 @@ def test_the_package_is_installed_for_the_device(tmp_path: Path, monkeypatch: py
     engine["usable"] = False
     assert build.measure(context(tmp_path, "cuda", build=True)).bad == ["Build: the CUDA engine is usable"]
     assert build.architecture(context(tmp_path, "cuda")) == "90"
+
+
+def test_what_is_installed_is_looked_up_afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import deeplab_crf
+
+    assert build.installed(str(tmp_path)) == {**deeplab_crf.native_info(), "path": deeplab_crf.__file__}
+    monkeypatch.setattr(build, "LOOK", "raise ImportError('undefined symbol')")
+    with pytest.raises(RuntimeError, match=r"(?s)cannot be imported: .*undefined symbol"):
+        build.installed(str(tmp_path))
 
 
 def test_a_build_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
