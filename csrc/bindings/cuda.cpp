@@ -5,6 +5,7 @@
 #include "bindings/pointers.h"
 #include "lattice/cuda/gradients.h"
 #include "mean_field/cuda/inference.h"
+#include "mean_field/cuda/pack_labels.h"
 #include "support/errors.h"
 
 #ifdef DEEPLAB_CRF_EMULATE_CUDA
@@ -196,6 +197,21 @@ void register_mean_field(py::module_& module, const std::string& suffix) {
              py::arg("out"), py::arg("terms"), py::arg("options"));
 }
 
+template <class T>
+void register_layout(py::module_& module, const std::string& suffix) {
+  module.def(("transpose_" + suffix).c_str(),
+             [](const QueueFields& queue, const FeatureFields& values, uintptr_t out, double factor, uintptr_t first_wrong) {
+               const auto& [address, shape, strides] = values;
+               const auto& [batch, rows, columns] = shape;
+               const auto& [batch_stride, row_stride, column_stride] = strides;
+               const py::gil_scoped_release release;
+               transpose<T>({pointer<const T>(address), pointer<T>(out), batch, rows, columns, batch_stride, row_stride,
+                             column_stride, static_cast<T>(factor), pointer<unsigned long long>(first_wrong)},
+                            make_queue(queue));
+             },
+             py::arg("queue"), py::arg("values"), py::arg("out"), py::arg("factor"), py::arg("first_wrong"));
+}
+
 void register_module(py::module_& module) {
   module.doc() = "CUDA kernels of deeplab_crf. Arrays cross as addresses; see _cuda.pyi.";
   py::register_local_exception_translator([](std::exception_ptr pending) {
@@ -217,6 +233,8 @@ void register_module(py::module_& module) {
   register_build<double>(module, "f64");
   register_filter<float>(module, "f32");
   register_filter<double>(module, "f64");
+  register_layout<float>(module, "f32");
+  register_layout<double>(module, "f64");
   register_mean_field<float>(module, "f32");
   register_mean_field<double>(module, "f64");
 #ifdef DEEPLAB_CRF_EMULATE_CUDA

@@ -176,11 +176,12 @@ void connect(const BuildArguments<T>& a, int32_t* structure, int64_t capacity, c
   const Workspace at(a, queue);
   LatticeSizes sizes = Workspace::sizes_of(a);
   sizes.capacity = capacity;
+  // What capacity leaves unused must not differ from run to run.
+  fill_bytes(structure, 0xFF, sizes.contributions_at() * sizeof(int32_t), queue);
   launch("begin_structure", begin_structure, blocks_for(std::max<int64_t>(sizes.batch + 1, kHeaderSize)), queue, sizes, at.header,
          a.rows, structure);
   int32_t* neighbours = structure + sizes.neighbours_at();
   const int64_t pairs = sizes.corners() * capacity;
-  fill_bytes(neighbours, 0xFF, 2 * pairs * sizeof(int32_t), queue);
   for_key_words(a.key_words, [&]<int K>() {
     launch("find_neighbours", find_neighbours<K>, blocks_for(pairs), queue, at.table<K>(sizes), sizes, at.layout, at.header,
            at.first_of, a.rows, neighbours);

@@ -74,6 +74,11 @@ BuildOutcome check_header(const int32_t* header, int64_t max_vertices) {
                           ", and there are " + std::to_string(vertices) + (header[kLostCorners] > 0 ? " or more" : "") +
                           ". Give a larger bound, or none: memory then follows the true number");
   }
+  if (header[kCapacity] > 0 && header[kKeyWords] > header[kKeyWordsGiven]) {
+    throw InvalidArgument("features must need keys of at most " + std::to_string(header[kKeyWordsGiven]) +
+                          " words where max_vertices is given; got " + std::to_string(header[kKeyWords]) +
+                          ". Leave max_vertices out: the width of the keys then follows the features");
+  }
   return {vertices, header[kKeyWords]};
 }
 

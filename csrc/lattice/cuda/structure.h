@@ -72,7 +72,7 @@ LatticeSizes sizes_of_structure(int64_t batch, int64_t num_points, int64_t dims,
 void check_shape(int64_t batch, int64_t num_points, int64_t dims);
 
 // What a header says, copied to the host. Throws InvalidArgument if the build failed: features that are not finite or too large, or
-// more vertices than the capacity, or than max_vertices where that is not 0.
+// more vertices than the capacity, or than max_vertices where that is not 0, or, in a structure, wider keys than it was built with.
 struct BuildOutcome {
   int64_t num_vertices;
   int key_words;  // more than the build had: nothing was built, and it must be done again with so many
