@@ -104,6 +104,29 @@ def lattice_filter_f64(
     """out = L values, or L^T values; both (B, N, C), which may be the same. The same bits every time, and for each image those that
     it has alone."""
 
+def lattice_filter_f16(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None: ...
+def lattice_filter_bf16(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None:
+    """lattice_filter_f32 of float16 or bfloat16 values and out; weights and workspace are float32, and so are all sums: out is what
+    lattice_filter_f32 gives, rounded once."""
+
 def lattice_filter_weight_gradient_f32(
     queue: _Queue,
     lattice: _Lattice,

@@ -8,7 +8,7 @@
 namespace deeplab_crf::cuda {
 namespace {
 
-// Slots of the hash table, twice as many, are numbered in 31 bits.
+// Slots of the hash table, twice as many, are numbered in 31 bits. There are no more vertices than contributions.
 constexpr int64_t kMaxContributions = int64_t{1} << 30;
 
 float float_of(int32_t bits) {
@@ -35,7 +35,7 @@ LatticeSizes sizes_of_structure(int64_t batch, int64_t num_points, int64_t dims,
   sizes.capacity = 1;
   const int64_t each = sizes.structure_size() - fixed;
   sizes.capacity = (length - fixed) / each;
-  if (sizes.capacity < 1 || sizes.structure_size() != length) {
+  if (sizes.capacity < 1 || sizes.capacity > kMaxContributions || sizes.structure_size() != length) {
     throw InvalidArgument("structure must be what lattice_build returned for " + std::to_string(batch) + " images of " +
                           std::to_string(num_points) + " points in " + std::to_string(dims) +
                           " dimensions, on this device; got another array of " + std::to_string(length) + " integers");
@@ -56,6 +56,16 @@ void check_shape(int64_t batch, int64_t num_points, int64_t dims) {
     throw InvalidArgument("features must have at most 2^30 simplex corners, batch x points x (dimensions + 1); got " +
                           std::to_string(batch) + " x " + std::to_string(num_points) + " x " + std::to_string(dims + 1) +
                           ". Process fewer images at a time");
+  }
+}
+
+void check_capacity(int64_t capacity, int64_t max_vertices) {
+  if (capacity < 1 || capacity > kMaxContributions) {
+    throw InvalidArgument("capacity must be 1 to 2^30 vertices; got " + std::to_string(capacity));
+  }
+  if (max_vertices > 0 && capacity != max_vertices) {
+    throw InvalidArgument("capacity must be max_vertices, " + std::to_string(max_vertices) + ", as in lattice_embed; got " +
+                          std::to_string(capacity));
   }
 }
 
