@@ -64,7 +64,7 @@ def check(module: ModuleType, features: Array, max_vertices: int) -> list[str]:
     want, got = Results(module, features), Results(module, features, max_vertices)
     rows, counts = got.lattices.rows, got.lattices.num_vertices
     assert min(counts) >= 0
-    assert 0 <= rows.min()
+    assert rows.min() >= 0
     assert rows.max() < sum(counts) <= max_vertices
     states = [got.state(image, want) for image in range(len(features))]
     assert "wrong" not in states
