@@ -405,6 +405,6 @@ def test_half_precision_values(dtype: torch.dtype) -> None:
     assert values.grad is not None
     assert values.grad.dtype == dtype
     with pytest.raises(
-        TypeError, match=r"values must have the dtype of the lattice, torch\.float64; got torch\.float16"
+        TypeError, match=r"values must be float32 or float64; got torch\.float16"
     ):
         build_lattice(_features()).filter(values.half())
