@@ -104,6 +104,29 @@ def lattice_filter_f64(
     """out = L values, or L^T values; both (B, N, C), which may be the same. The same bits every time, and for each image those that
     it has alone."""
 
+def lattice_filter_f16(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None: ...
+def lattice_filter_bf16(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None:
+    """lattice_filter_f32 of float16 or bfloat16 values and out; weights and workspace are float32, and so are all sums: out is what
+    lattice_filter_f32 gives, rounded once."""
+
 def lattice_filter_weight_gradient_f32(
     queue: _Queue,
     lattice: _Lattice,
@@ -137,6 +160,11 @@ def lattice_embed_gradient_f64(
     queue: _Queue, features: _Features, grad_weights: int, grad_features: int, workspace: int
 ) -> None:
     """grad_features (B, N, d) from grad_weights (B, N, d+1), contiguous: exact within the simplex of each point."""
+
+def transpose_f32(queue: _Queue, values: _Features, out: int, factor: float, first_wrong: int) -> None: ...
+def transpose_f64(queue: _Queue, values: _Features, out: int, factor: float, first_wrong: int) -> None:
+    """out, contiguous, = factor * values, (B, rows, columns) of any strides. first_wrong: uint64 or 0; out: the smallest
+    (b * columns + j) * rows + i of a value that is not finite; all ones if there is none."""
 
 def mean_field_workspace_f32(shape: _Triple) -> int: ...
 def mean_field_workspace_f64(shape: _Triple) -> int:

@@ -3,6 +3,8 @@ on a GPU."""
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -17,12 +19,23 @@ Array = NDArray[Any]
 QUEUE = (0, 0)
 
 
+_LIBC = ctypes.CDLL(None)
+_LIBC.free.argtypes = [ctypes.c_void_p]
+
+
 def poisoned(count: int, dtype: Any) -> Array:
-    """Memory with nothing good in it, aligned to 256 bytes as torch's is."""
+    """Memory with nothing good in it, aligned to 256 bytes as torch's is. It ends where its allocation does, so that
+    AddressSanitizer sees the first step too far."""
     dtype = np.dtype(dtype)
-    memory = np.full(count * dtype.itemsize + 256, 0xC3, np.uint8)
-    begin = -address(memory) % 256
-    return memory[begin : begin + count * dtype.itemsize].view(dtype)
+    begin = ctypes.c_void_p()
+    if count == 0 or _LIBC.posix_memalign(ctypes.byref(begin), 256, count * dtype.itemsize) != 0:
+        return np.empty(count, dtype)
+    assert begin.value is not None
+    memory = (ctypes.c_ubyte * (count * dtype.itemsize)).from_address(begin.value)
+    weakref.finalize(memory, _LIBC.free, begin.value)
+    array = np.frombuffer(memory, np.uint8)
+    array[:] = 0xC3
+    return array.view(dtype)
 
 
 @dataclass
@@ -69,10 +82,11 @@ class CudaLattices:
         return np.diff(self.structure[begin : begin + self.shape[0] + 1]).tolist()
 
     def filter(self, values: Array, *, transpose: bool = False) -> Array:
-        """L values, or L^T values, (B, N, C)."""
-        out = poisoned(values.size, self.dtype).reshape(values.shape)
+        """L values, or L^T values, (B, N, C). Of uint16: the bits of bfloat16."""
+        out = poisoned(values.size, values.dtype).reshape(values.shape)
         workspace = self.workspace(values.shape[2])
-        self._native("lattice_filter")(
+        suffix = "bf16" if values.dtype == np.uint16 else f"f{8 * values.itemsize}"
+        getattr(self.module, f"lattice_filter_{suffix}")(
             QUEUE,
             self.addresses,
             self.shape,

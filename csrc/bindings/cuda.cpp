@@ -5,6 +5,7 @@
 #include "bindings/pointers.h"
 #include "lattice/cuda/gradients.h"
 #include "mean_field/cuda/inference.h"
+#include "mean_field/cuda/pack_labels.h"
 #include "support/errors.h"
 
 #ifdef DEEPLAB_CRF_EMULATE_CUDA
@@ -46,6 +47,7 @@ BuildArguments<T> make_build(const FeatureFields& features, uintptr_t rows, uint
   if (max_vertices < 0) {
     throw InvalidArgument("max_vertices must not be negative (0: no bound); got " + std::to_string(max_vertices));
   }
+  if (max_vertices > 0) check_capacity(max_vertices, max_vertices);
   return {make_features<T>(features), pointer<int32_t>(rows), pointer<T>(weights), key_words, max_vertices,
           pointer<void>(workspace)};
 }
@@ -77,6 +79,7 @@ py::tuple header_outcome(uintptr_t header, int64_t max_vertices) {
 
 int64_t structure_size(const Triple& shape, int64_t capacity) {
   check_shape(std::get<0>(shape), std::get<1>(shape), std::get<2>(shape));
+  check_capacity(capacity, 0);
   return LatticeSizes{std::get<0>(shape), std::get<1>(shape), static_cast<int32_t>(std::get<2>(shape)), capacity}.structure_size();
 }
 
@@ -108,23 +111,29 @@ void register_build(py::module_& module, const std::string& suffix) {
              py::arg("queue"), py::arg("features"), py::arg("rows"), py::arg("structure"), py::arg("capacity"), py::arg("build"));
 }
 
+// Filters values of E by lattices of T.
+template <class T, class E>
+void register_filter_of(py::module_& module, const std::string& suffix) {
+  module.def(("lattice_filter_" + suffix).c_str(),
+             [](const QueueFields& queue, const LatticeFields& lattice, const Triple& shape, uintptr_t values, uintptr_t out,
+                int64_t channels, uintptr_t workspace, bool transpose) {
+               const py::gil_scoped_release release;
+               filter<T, E>({make_lattice<T>(lattice, shape), pointer<const E>(values), pointer<E>(out), channels,
+                             pointer<T>(workspace), transpose},
+                            make_queue(queue));
+             },
+             py::arg("queue"), py::arg("lattice"), py::arg("shape"), py::arg("values"), py::arg("out"), py::arg("channels"),
+             py::arg("workspace"), py::arg("transpose"));
+}
+
 template <class T>
 void register_filter(py::module_& module, const std::string& suffix) {
+  register_filter_of<T, T>(module, suffix);
   module.def(("lattice_filter_workspace_" + suffix).c_str(),
              [](const Triple& shape, int64_t length, int64_t channels) {
                return filter_workspace_size<T>(make_lattice<T>({0, 0, 0, length}, shape).sizes, channels);
              },
              py::arg("shape"), py::arg("length"), py::arg("channels"));
-  module.def(("lattice_filter_" + suffix).c_str(),
-             [](const QueueFields& queue, const LatticeFields& lattice, const Triple& shape, uintptr_t values, uintptr_t out,
-                int64_t channels, uintptr_t workspace, bool transpose) {
-               const py::gil_scoped_release release;
-               filter<T>({make_lattice<T>(lattice, shape), pointer<const T>(values), pointer<T>(out), channels,
-                          pointer<T>(workspace), transpose},
-                         make_queue(queue));
-             },
-             py::arg("queue"), py::arg("lattice"), py::arg("shape"), py::arg("values"), py::arg("out"), py::arg("channels"),
-             py::arg("workspace"), py::arg("transpose"));
   module.def(
       ("lattice_filter_weight_gradient_" + suffix).c_str(),
       [](const QueueFields& queue, const LatticeFields& lattice, const Triple& shape,
@@ -196,6 +205,21 @@ void register_mean_field(py::module_& module, const std::string& suffix) {
              py::arg("out"), py::arg("terms"), py::arg("options"));
 }
 
+template <class T>
+void register_layout(py::module_& module, const std::string& suffix) {
+  module.def(("transpose_" + suffix).c_str(),
+             [](const QueueFields& queue, const FeatureFields& values, uintptr_t out, double factor, uintptr_t first_wrong) {
+               const auto& [address, shape, strides] = values;
+               const auto& [batch, rows, columns] = shape;
+               const auto& [batch_stride, row_stride, column_stride] = strides;
+               const py::gil_scoped_release release;
+               transpose<T>({pointer<const T>(address), pointer<T>(out), batch, rows, columns, batch_stride, row_stride,
+                             column_stride, static_cast<T>(factor), pointer<unsigned long long>(first_wrong)},
+                            make_queue(queue));
+             },
+             py::arg("queue"), py::arg("values"), py::arg("out"), py::arg("factor"), py::arg("first_wrong"));
+}
+
 void register_module(py::module_& module) {
   module.doc() = "CUDA kernels of deeplab_crf. Arrays cross as addresses; see _cuda.pyi.";
   py::register_local_exception_translator([](std::exception_ptr pending) {
@@ -217,6 +241,10 @@ void register_module(py::module_& module) {
   register_build<double>(module, "f64");
   register_filter<float>(module, "f32");
   register_filter<double>(module, "f64");
+  register_filter_of<float, Float16>(module, "f16");
+  register_filter_of<float, BFloat16>(module, "bf16");
+  register_layout<float>(module, "f32");
+  register_layout<double>(module, "f64");
   register_mean_field<float>(module, "f32");
   register_mean_field<double>(module, "f64");
 #ifdef DEEPLAB_CRF_EMULATE_CUDA

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from deeplab_crf import _native
+from deeplab_crf.ops.cpu.layout import contiguous_rows, empty_rows
 from deeplab_crf.ops.library import no_second_derivative, register_operator
-from deeplab_crf.ops.tensors import address, check_like, check_shape, contiguous_rows, empty_rows, type_suffix
+from deeplab_crf.ops.tensors import address, check_like, check_shape, type_suffix
 from deeplab_crf.workspace import borrowed_parts
 
 # The kinds of tensors a kernel has gradients for: weights, norms_in, norms_out, compatibilities; their places among the arguments

@@ -157,3 +157,10 @@ def test_terms_that_do_not_fit(emulated: ModuleType) -> None:
         CudaMeanField([kernel] * 17, iterations=1).run(emulated, unary)
     with pytest.raises(ValueError, match="structure must be what lattice_build returned for 1 images of 33 points"):
         CudaMeanField([kernel], iterations=1).run(emulated, unary[:1])
+
+
+def test_no_labels(emulated: ModuleType) -> None:
+    kernel = CudaKernel(CudaLattices(emulated, random(2, 33, 2, dtype=np.float32, seed=0)), np.ones((), np.float32))
+    got = CudaMeanField([kernel], iterations=2, tolerance=0.1).run(emulated, np.empty((2, 33, 0), np.float32))
+    assert got[0].shape == (2, 33, 0)
+    assert got[2].tolist() == [1, 1]
