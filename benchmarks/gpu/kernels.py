@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu import traffic
 from benchmarks.gpu.clock import GROUPS, Body, Clock, clock_for
 from benchmarks.gpu.context import Context
-from benchmarks.gpu.problems import Problem, built_terms, cases, inferred, layer_for, make_problem, repeats
+from benchmarks.gpu.problems import Problem, cases, inferred, layer_for, make_problem, repeats
 from benchmarks.gpu.section import Section
 from benchmarks.gpu.traffic import Account, Sizes, Traffic
 from benchmarks.gpu.training import TRAINED, training_step
@@ -73,21 +73,22 @@ def measure(context: Context) -> Section:
 def parts(context: Context, problem: Problem) -> list[Part]:
     """Of a refinement, and of a training step on 80/13."""
     case = problem.case
-    layer = layer_for(context, problem)
+    layer = layer_for(context, problem, bounded=True)
     given = layer.problem(problem.logits, problem.image)
     one_kernel = given._replace(
         features=given.features[1:],
         normalizations=given.normalizations[1:],
         compatibilities=given.compatibilities[1:],
     )
-    terms = built_terms(context, given, problem.bound)
+    terms = given.terms()
     values = torch.rand(1, case.points, case.labels, generator=torch.Generator().manual_seed(0)).to(context.device)
     dims = [features.shape[-1] for features in given.features]
     sizes = Sizes(case.points, dims[1], problem.vertices[1], case.labels, (dims[0],))
-    build = partial(built_terms, context, one_kernel, problem.bound)
     infer = partial(inferred, given, terms, case.iterations)
+    prepare = partial(layer.problem, problem.logits, problem.image)
     result = [
-        Part("build of the bilateral lattice, with its norms", build, traffic.BUILD, sizes),
+        Part("features and energies", prepare, traffic.PREPARATION, sizes),
+        Part("build of the bilateral lattice, with its norms", one_kernel.terms, traffic.BUILD, sizes),
         Part("filter by the bilateral lattice", partial(terms[1].lattice.filter, values), traffic.FILTER, sizes),
         Part("inference, both lattices", infer, traffic.MEAN_FIELD, sizes),
     ]

@@ -19,7 +19,7 @@ def time_replayed(
     """By events around replays of a CUDA graph. A body that cannot be captured fails a check; None then."""
     try:
         replay = clock.capture(body)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         section.check(f"{name}: in a CUDA graph", str(error).strip().split("\n")[0], "captured", False)
         return None
     return section.timing(name, REPLAY, clock.milliseconds(replay.run, repeats), images, target).median

@@ -12,9 +12,9 @@ from benchmarks.cases import CASES, Case, load_image, network_unary
 from benchmarks.engines import Inputs
 from benchmarks.gpu.context import Context
 from benchmarks.layer_engines import make_layer, tensors
-from deeplab_crf import DenseCRF, PermutohedralLattice
+from deeplab_crf import DenseCRF
 from deeplab_crf.crf.dense_crf import CRFProblem
-from deeplab_crf.ops.lattice import Lattice, build_lattice, normalisation
+from deeplab_crf.ops.lattice import build_lattice
 from deeplab_crf.ops.mean_field import PairwiseTerm, mean_field
 
 DENSE, SPARSE = CASES[2], CASES[5]
@@ -58,44 +58,19 @@ def repeats(context: Context, count: int) -> int:
 
 
 def make_problem(context: Context, case: Case, images: int = 1) -> Problem:
-    """Pictures of a batch are rolled copies of the one."""
+    """Pictures of a batch are rolled copies of the one. Vertices are counted by the CPU engine."""
     inputs = Inputs(load_image(context.image, case.width, case.height), network_unary(case))
     logits, image = tensors(case, inputs)
     shifts = range(0, ROLL * images, ROLL)
     logits, image = (torch.cat([each.roll((s, s), (2, 3)) for s in shifts]) for each in (logits, image))
-    vertices = count_vertices(make_layer(case).problem(logits, image))
+    vertices = tuple(sum(counts) for counts in make_layer(case).vertices(logits, image))
     return Problem(case, logits.to(context.device), image.to(context.device), vertices)
-
-
-def count_vertices(problem: CRFProblem) -> tuple[int, ...]:
-    """Of each kernel over the batch, by the CPU engine."""
-    return tuple(
-        sum(PermutohedralLattice(image.contiguous().numpy()).num_vertices for image in features)
-        for features in problem.features
-    )
 
 
 def layer_for(context: Context, problem: Problem, *, bounded: bool = False, **options: Any) -> DenseCRF:
     """The case's layer on the device. bounded: with ``max_vertices``, so that nothing waits for the device."""
-    if bounded and not context.rehearsal:
-        options["max_vertices"] = problem.bound
-    return make_layer(problem.case, **options).to(context.device)
-
-
-def lattice_for(context: Context, features: Tensor, bound: int) -> Lattice:
-    """With ``max_vertices`` on a GPU."""
-    return build_lattice(features) if context.rehearsal else build_lattice(features, max_vertices=bound)
-
-
-def built_terms(context: Context, problem: CRFProblem, bound: int) -> list[PairwiseTerm]:
-    """The lattices and norms of a problem, as the layer makes them before it iterates."""
-    terms = []
-    for features, mode, compatibility in zip(
-        problem.features, problem.normalizations, problem.compatibilities, strict=True
-    ):
-        lattice = lattice_for(context, features, bound)
-        terms.append(PairwiseTerm(lattice, *normalisation(lattice, mode), compatibility))
-    return terms
+    bound = problem.bound if bounded else None
+    return make_layer(problem.case, max_vertices=bound, **options).to(context.device)
 
 
 def inferred(problem: CRFProblem, terms: list[PairwiseTerm], iterations: int) -> Tensor:
@@ -123,5 +98,5 @@ def filter_points(context: Context) -> tuple[Tensor, Tensor, int]:
     columns = [torch.randint(0, top, (points,), generator=generator) / width for top, width in ranges]
     features = torch.stack(columns, dim=-1)
     values = torch.randn((1, points, FILTER_CHANNELS), generator=generator)
-    vertices = PermutohedralLattice(features.numpy()).num_vertices
+    (vertices,) = build_lattice(features[None]).num_vertices()
     return features[None].to(context.device), values.to(context.device), vertices

@@ -14,11 +14,9 @@ from benchmarks.gpu.problems import (
     BATCH_SIZE,
     ROOM,
     Problem,
-    built_terms,
     cases,
     filter_points,
     inferred,
-    lattice_for,
     layer_for,
     make_problem,
     repeats,
@@ -62,11 +60,11 @@ def measure_image(section: Section, clock: Clock, context: Context, problem: Pro
     time_replayed(section, clock, name, partial(bounded, problem.logits, problem.image), count, target=target)
 
     def build() -> object:
-        return built_terms(context, bounded.problem(problem.logits, problem.image), problem.bound)
+        return bounded.problem(problem.logits, problem.image).terms()
 
     time_replayed(section, clock, f"{case.name}: build alone", build, count)
-    given = layer.problem(problem.logits, problem.image)
-    terms = built_terms(context, given, problem.bound)
+    given = bounded.problem(problem.logits, problem.image)
+    terms = given.terms()
     body = partial(inferred, given, terms, case.iterations)
     time_replayed(section, clock, f"{case.name}: inference alone", body, count)
 
@@ -93,8 +91,8 @@ def measure_filter(section: Section, clock: Clock, context: Context) -> None:
     time_eagerly(section, clock, f"{name}: build + filter", lambda: build_lattice(features).filter(values), count)
 
     def build_and_filter() -> Tensor:
-        return lattice_for(context, features, bound).filter(values)
+        return build_lattice(features, bound).filter(values)
 
     time_replayed(section, clock, f"{name}: build + filter", build_and_filter, count, target=FILTER_TARGET)
-    lattice = lattice_for(context, features, bound)
+    lattice = build_lattice(features, bound)
     time_replayed(section, clock, f"{name}: filter alone", partial(lattice.filter, values), count)

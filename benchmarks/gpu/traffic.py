@@ -68,6 +68,7 @@ def sort_traffic(sizes: Sizes) -> Traffic:
     return Traffic((16 * passes + 4) * sizes.corners)
 
 
+PREPARATION: dict[str, Account] = {"transpose_tile": lambda s: Traffic(2 * s.points * s.row)}
 BUILD: dict[str, Account] = {
     "measure_ranges": lambda s: Traffic(4 * s.points * s.dims),
     "embed_points": lambda s: Traffic(
@@ -75,7 +76,7 @@ BUILD: dict[str, Account] = {
     ),
     "insert_keys": lambda s: Traffic(12 * s.corners, 12 * s.corners),
     "mark_first": lambda s: Traffic(8 * s.corners, 4 * s.corners),
-    "number_rows": lambda s: Traffic(8 * s.corners, 8 * s.corners),
+    "number_rows": lambda s: Traffic(16 * s.corners, 8 * s.corners),
     "find_neighbours": lambda s: Traffic(24 * s.vertices * (s.dims + 1), 12 * s.vertices * (s.dims + 1)),
     "count_up": lambda s: Traffic(4 * s.corners),
     "mark_lists": lambda s: Traffic(4 * s.corners),
@@ -112,8 +113,8 @@ GRADIENTS: dict[str, Account] = {
     ),
     "embed_gradients": lambda s: Traffic(4 * s.points * (3 * s.dims + 1), flops=s.points * 3 * (s.dims + 1) ** 2),
 }
-# Of one block, or of a thread for each image.
-SMALL = frozenset({"measure_coordinates", "choose_layout", "begin_structure", "judge_changes"})
+# Of one block, of a thread for each image, or with nothing to move where all is well.
+SMALL = frozenset({"measure_coordinates", "choose_layout", "begin_structure", "judge_changes", "spoil_images"})
 
 
 def bounding(traffic: Traffic, seconds: float, ceilings: Mapping[str, float]) -> str:

@@ -83,7 +83,7 @@ def test_the_whole_rehearsal(
     assert list(data["sections"]) == [step.name for step in steps.STEPS]
     goals = [goal for section in data["sections"].values() for goal in section["goals"]]
     assert [goal["target"] for goal in goals] == [1.0, 2.0, 0.3, 1.0, 3.5, 3.5, 3.5]
-    assert len(data["sections"]["agreement"]["checks"]) == 12
+    assert len(data["sections"]["agreement"]["checks"]) == 13
     timings = [timing for section in data["sections"].values() for timing in section["timings"]]
     assert all(min(timing["milliseconds"]) > 0 for timing in timings)
     assert "build + inference" in capsys.readouterr().out

@@ -18,6 +18,8 @@ torch = pytest.importorskip("torch", reason="the report is about the torch opera
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
 
+from devices import running_on  # noqa: E402
+
 from benchmarks import cases  # noqa: E402
 from benchmarks.gpu import (  # noqa: E402
     agreement,
@@ -165,7 +167,25 @@ def test_wrong_results_fail(fault: float, bad: int, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(agreement, "inferred", lambda *given: right(*given) * (1 - fault * (next(calls) % 2)))
     section = agreement.measure(context(tmp_path))
     assert len(section.bad) == bad
-    assert len(section.checks) == 12
+    assert len(section.checks) == 13
+
+
+def test_the_emulated_engine_agrees(emulated: types.ModuleType, tmp_path: Path) -> None:
+    """The steps themselves, on the kernels that a GPU would run."""
+    given = context(tmp_path)
+    problem = problems.make_problem(given, cases.Case(20, 15, 5, 2, (3, 3), (80, 13, 10)))
+    want = problems.layer_for(given, problem)(problem.logits, problem.image)
+    section = Section("Agreement")
+    with running_on("emulated", sys.modules[__name__], lambda: emulated):
+        agreement.check_probabilities(section, given, problem)
+        agreement.check_bits(section, given, problem)
+        agreement.check_batch(section, given, problem.case, 3)
+        agreement.check_small_bound(section, given, problem)
+        got = problems.layer_for(given, problem, bounded=True)(problem.logits, problem.image)
+    assert section.bad == []
+    assert len(section.checks) == 6
+    assert not torch.equal(got, want)  # it was another engine
+    torch.testing.assert_close(got.exp(), want.exp(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("reports", [True, False])
@@ -203,19 +223,16 @@ def test_vertices_are_counted_over_the_batch(tmp_path: Path) -> None:
     assert two.bound > max(two.vertices)
 
 
-def test_a_gpu_is_given_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_is_given_a_bound_where_it_must_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
     layer = types.SimpleNamespace(to=lambda device: device)
     monkeypatch.setattr(problems, "make_layer", lambda case, **options: given.append(options) or layer)
-    monkeypatch.setattr(problems, "build_lattice", lambda features, **options: given.append(options))
     problem = problems.Problem(problems.TINY_DENSE, torch.zeros(1), torch.zeros(1), (50, 100))
     for device in ("cuda", "cpu"):
         here = context(tmp_path, device)
         assert problems.layer_for(here, problem, bounded=True, trainable=()) == device
         problems.layer_for(here, problem)
-        problems.lattice_for(here, torch.zeros(1), problem.bound)
-    bound = {"max_vertices": 106}
-    assert given == [{"trainable": (), **bound}, {}, bound, {"trainable": ()}, {}, {}]
+    assert given == [{"trainable": (), "max_vertices": 106}, {"max_vertices": None}] * 2
 
 
 def test_the_filters_points_are_those_of_its_peer(tmp_path: Path) -> None:
@@ -354,7 +371,7 @@ def test_what_cannot_be_captured_fails_a_check() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------- kernels
-ACCOUNTS = {**traffic.BUILD, **traffic.FILTER, **traffic.MEAN_FIELD, **traffic.GRADIENTS}
+ACCOUNTS = {**traffic.PREPARATION, **traffic.BUILD, **traffic.FILTER, **traffic.MEAN_FIELD, **traffic.GRADIENTS}
 # A VOC image of 21 labels with the kernels of 80/13, as in docs/cuda.md.
 VOC = traffic.Sizes(500 * 375, 5, 11_000, 21, (2,))
 

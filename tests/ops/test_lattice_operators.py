@@ -404,7 +404,5 @@ def test_half_precision_values(dtype: torch.dtype) -> None:
     got.backward(torch.ones_like(got))
     assert values.grad is not None
     assert values.grad.dtype == dtype
-    with pytest.raises(
-        TypeError, match=r"values must be float32 or float64; got torch\.float16"
-    ):
+    with pytest.raises(TypeError, match=r"values must be float32 or float64; got torch\.float16"):
         build_lattice(_features()).filter(values.half())
