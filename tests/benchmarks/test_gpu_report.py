@@ -1,5 +1,5 @@
 """The GPU's report where there is no GPU: the command, its steps and their limits, the document. What a step does: see
-test_gpu_steps.py."""
+test_gpu_steps.py and test_gpu_kernels.py."""
 
 from __future__ import annotations
 
