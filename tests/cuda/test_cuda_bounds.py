@@ -1,7 +1,7 @@
 """max_vertices in the CUDA engine, emulated on the CPU: nobody looks at the header in between. Every image is either what it is
 without a bound, bit for bit, or NaN throughout; and the header tells.
 
-Run these under AddressSanitizer too (docs/cuda.md): what is out of bounds need not show in a number."""
+Run these under AddressSanitizer too (`tools/sanitize tests/cuda`): what is out of bounds need not show in a number."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check(module: ModuleType, features: Array, max_vertices: int) -> list[str]:
     want, got = Results(module, features), Results(module, features, max_vertices)
     rows, counts = got.lattices.rows, got.lattices.num_vertices
     assert min(counts) >= 0
-    assert 0 <= rows.min()
+    assert rows.min() >= 0
     assert rows.max() < sum(counts) <= max_vertices
     states = [got.state(image, want) for image in range(len(features))]
     assert "wrong" not in states
@@ -92,7 +92,9 @@ def test_images_within_the_bound_are_right(emulated: ModuleType, ends: int, more
     assert sum(counts) < 2 * bound
     right = ends if more < 0 else ends + 1
     assert check(emulated, features, bound) == ["right"] * right + ["nan"] * (BATCH - right)
-    with pytest.raises(ValueError, match=f"max_vertices must not be less than .*; got {bound}, and there are {sum(counts)}"):
+    with pytest.raises(
+        ValueError, match=f"max_vertices must not be less than .*; got {bound}, and there are {sum(counts)}"
+    ):
         CudaLattices(emulated, features, max_vertices=bound).check()
 
 
