@@ -1,7 +1,7 @@
 """max_vertices in the CUDA engine, emulated on the CPU: nobody looks at the header in between. Every image is either what it is
 without a bound, bit for bit, or NaN throughout; and the header tells.
 
-Run these under AddressSanitizer too (docs/cuda.md): what is out of bounds need not show in a number."""
+Run these under AddressSanitizer too (`tools/sanitize tests/cuda`): what is out of bounds need not show in a number."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ struct Workspace {
   unsigned long long* ranges;  // (B+1, d, 2)
   double* largest;             // (B)
   KeyLayout* layout;
-  int32_t* incomplete;         // (B)
-  uint64_t* keys;              // (contributions, key_words); once neighbours are found, `places` sorted, an int32 each
-  uint32_t* slots;             // (2^slot_bits), twice V
-  int32_t* numbers;            // (contributions) which are first; their sums; then 0, 1, 2, ...
-  int32_t* first_of;           // (V)
-  int32_t* places;             // (contributions) slots, then vertices or kNoVertex
+  int32_t* incomplete;  // (B)
+  uint64_t* keys;       // (contributions, key_words); once neighbours are found, `places` sorted, an int32 each
+  uint32_t* slots;      // (2^slot_bits), twice V
+  int32_t* numbers;     // (contributions) which are first; their sums; then 0, 1, 2, ...
+  int32_t* first_of;    // (V)
+  int32_t* places;      // (contributions) slots, then vertices or kNoVertex
   Scratch scratch;
   int slot_bits;
   int64_t vertex_bound;

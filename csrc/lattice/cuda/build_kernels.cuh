@@ -337,8 +337,7 @@ static __global__ void __launch_bounds__(kThreads) count_up(int32_t* numbers, in
 // Where each vertex' contributions begin in the sorted list, and where the last one's end: those without a vertex lie behind and
 // belong to no list. A thread a contribution; 4 bytes in.
 //   sorted  (contributions) vertices, then kNoVertex
-static __global__ void __launch_bounds__(kThreads)
-    mark_lists(const int32_t* sorted, int64_t contributions, int32_t* list_begin) {
+static __global__ void __launch_bounds__(kThreads) mark_lists(const int32_t* sorted, int64_t contributions, int32_t* list_begin) {
   const int64_t i = thread_number();
   if (i >= contributions) return;
   const int32_t vertex = sorted[i];
