@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads)
 //   keys        (B, N, d+1) out
 //   incomplete  (B) 1 for images with such a point
 // A thread a point. Bytes a point: 4 d in, 12 (d+1) out with float and K = 1; about 3 (d+1)^2 + 10 d flops and comparisons:
-// memory-bound (17.6 MB for 187,500 points in 5 dimensions: 4 us at 4.3 TB/s). Compiled without contraction: the last bit decides
+// memory-bound (17.3 MB for 187,500 points in 5 dimensions: 4 us at 4.3 TB/s). Compiled without contraction: the last bit decides
 // which vertices exist.
 template <class T, class Real, int D, int K>
 __global__ void __launch_bounds__(kThreads) embed_points(Features<T> features, Scales<Real> scales, const double* largest,
