@@ -32,7 +32,7 @@ template <class T>
 class Inference {
  public:
   Inference(const InferenceArguments<T>& arguments, const Queue& queue)
-      : a_(arguments), queue_(queue), vectors_(row_stride<T>(arguments.num_labels) / Vector<T>::kLanes) {
+      : a_(arguments), queue_(queue), vectors_(vectors_of<T>(arguments.num_labels)) {
     pass_.points = a_.batch * a_.num_points;
     pass_.num_points = a_.num_points;
     pass_.num_labels = a_.num_labels;
