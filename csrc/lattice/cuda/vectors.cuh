@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "lattice/geometry.h"
 #include "support/cuda/launch.h"
 
 namespace deeplab_crf::cuda {
