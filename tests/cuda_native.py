@@ -191,7 +191,14 @@ class CudaMeanField:
         return out, trace, steps, changes
 
     def gradient(
-        self, module: ModuleType, out: Array, trace: Array, grad: Array, asked: list[KernelGradient], *, start: bool = False
+        self,
+        module: ModuleType,
+        out: Array,
+        trace: Array,
+        grad: Array,
+        asked: list[KernelGradient],
+        *,
+        start: bool = False,
     ) -> tuple[Array, Array | None, Array, Array]:
         """Gradients in the unary energies and, if asked for, in the start; with a tolerance the steps (B) and moves (T + 1, B).
         The arrays of ``asked`` are filled. trace: (T, B, N, L), or one Q."""
