@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "lattice/geometry.h"
 #include "support/cuda/half.cuh"
 #include "support/cuda/launch.h"
 
