@@ -195,8 +195,3 @@ def test_values_that_are_not_finite(device: Device) -> None:
         crf(LOGITS * float("nan"), IMAGE)
     with pytest.raises(ValueError, match="features must be finite"):
         crf(LOGITS, IMAGE * float("nan"))
-    with torch.no_grad():
-        crf.weights.fill_(float("nan"))
-    if device.name != "emulated":  # whose tensors are the CPU's, so nobody looks
-        with pytest.raises(ValueError, match="compatibilities must be finite"):
-            crf(LOGITS, IMAGE)
