@@ -232,7 +232,7 @@ struct Chunks {
   int64_t count;  // of an image
   int64_t points;
 
-  static constexpr int64_t kFewestPoints = 256, kMostSums = int64_t{1} << 22;
+  static constexpr int64_t kFewestPoints = 256, kMostSums = int64_t{1} << 20;
   Chunks(int64_t num_points, int64_t size) {
     const int64_t room = kMostSums / size > 0 ? kMostSums / size : 1;
     count = (num_points + kFewestPoints - 1) / kFewestPoints;
@@ -367,23 +367,29 @@ __global__ void __launch_bounds__(kThreads) sum_dots(const T* dots, int64_t num_
   sums[at.chunk] = sum;
 }
 
+// Lanes that add the chunks of an element: as many as there are chunks, up to a warp.
+inline int lanes_for(int64_t chunks) {
+  int lanes = 1;
+  while (lanes < kWarp && lanes < chunks) lanes *= 2;
+  return lanes;
+}
+
 // out[e] = factor * sum over the images, in their order, of the sums of their chunks.
 //   sums  (B, chunks, size)
 //   out   (size)
-// A warp an element: its lanes take the chunks in turn. Repeats bit for bit.
+// `lanes` lanes of a warp an element, which take the chunks in turn. Bytes: the sums, once. Repeats bit for bit.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    add_chunks(const double* sums, int64_t batch, int64_t chunks, int64_t size, double factor, T* out) {
-  const int64_t element = thread_number() / kWarp;
-  if (element >= size) return;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    add_chunks(const double* sums, int64_t batch, int64_t chunks, int64_t size, int lanes, double factor, T* out) {
+  const int64_t wanted = thread_number() / lanes, element = wanted < size ? wanted : size - 1;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
   double total = 0;
   for (int64_t image = 0; image < batch; ++image) {
     double sum = 0;
-    for (int64_t chunk = lane; chunk < chunks; chunk += kWarp) sum += sums[(image * chunks + chunk) * size + element];
-    total += factor * across_group(sum, kWarp, Sum());
+    for (int64_t chunk = lane; chunk < chunks; chunk += lanes) sum += sums[(image * chunks + chunk) * size + element];
+    total += factor * across_group(sum, lanes, Sum());
   }
-  if (lane == 0) out[element] = static_cast<T>(total);
+  if (lane == 0 && wanted < size) out[element] = static_cast<T>(total);
 }
 
 }  // namespace deeplab_crf::cuda

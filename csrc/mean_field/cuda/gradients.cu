@@ -205,8 +205,9 @@ class Adjoint {
       launch("sum_dots", sum_dots<T>, static_cast<unsigned>(a_.batch * chunks.count), queue_, own.dots, a_.num_points, chunks,
              own.sums);
     }
-    launch("add_chunks", add_chunks<T>, blocks_for(elements * kWarp), queue_, own.sums, a_.batch, chunks.count, elements, factor,
-           term.compat_gradient);
+    const int lanes = lanes_for(chunks.count);
+    launch("add_chunks", add_chunks<T>, blocks_for(elements * lanes), queue_, own.sums, a_.batch, chunks.count, elements, lanes,
+           factor, term.compat_gradient);
   }
 
   const GradientArguments<T>& a_;
