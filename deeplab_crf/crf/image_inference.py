@@ -154,7 +154,7 @@ def _real(value: Any, name: str) -> Tensor | NDArray[Any]:
     if not isinstance(value, Tensor):
         return as_real_array(value, name)
     if value.is_complex() or value.is_quantized:
-        raise TypeError(f"{name} must be a tensor of real numbers; got dtype {value.dtype}")
+        raise TypeError(f"{name} must be an array of real numbers; got dtype {value.dtype}")
     return value
 
 
