@@ -32,6 +32,10 @@ _Build = tuple[int, int, int]
 # Lattice, its d, norm_in, norm_out, kind (0 Potts, 1 diagonal, 2 matrix), compat, workspace of a filter of L channels.
 _Term = tuple[_Lattice, int, int, int, int, int, int]
 
+# Lattice, its d, norm_in, norm_out, kind, compat, then the addresses, or 0, that receive its gradients: compat_gradient,
+# norm_in_gradient, norm_out_gradient, weight_gradient.
+_GradientTerm = tuple[_Lattice, int, int, int, int, int, int, int, int, int]
+
 class _BuildInfo(TypedDict):
     architectures: str
     compiler: str
@@ -49,6 +53,21 @@ class _MeanFieldOptions(TypedDict):
     steps: int
     changes: int
     state: int
+
+class _GradientOptions(TypedDict):
+    order: int
+    iterations: int
+    trace: int
+    trace_fixed: bool
+    output: int
+    log_output: bool
+    grad_output: int
+    grad_unary: int
+    grad_start: int
+    tolerance: float
+    steps: int
+    moves: int
+    workspace: int
 
 HEADER_SIZE: int
 KEY_WORDS: tuple[int, int, int]
@@ -184,3 +203,22 @@ def mean_field_f64(
     L) or 0; Q_t goes to slot t % trace_slots, the last one excepted. beliefs: workspace. With a tolerance over 0 also, else
     0: steps int32 (B), the iterations that each image took; changes (iterations, B), the largest moves of its probabilities;
     state int32 (B + 1), workspace. Nothing waits for the device: an image that has stopped is left alone."""
+
+def mean_field_gradient_workspace_f32(shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions) -> int: ...
+def mean_field_gradient_workspace_f64(shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions) -> int:
+    """Bytes of the workspace that `mean_field_gradient_f64` needs with these arguments, whatever is said of a workspace there."""
+
+def mean_field_gradient_f32(
+    queue: _Queue, shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions
+) -> None: ...
+def mean_field_gradient_f64(
+    queue: _Queue, shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions
+) -> None:
+    """Gradients of mean field (B, N, L), of one without damping. At most 16 terms; their gradients: compat_gradient like compat,
+    summed over the images; norm_in_gradient and norm_out_gradient (B, N); weight_gradient (B, N, d+1). All are written.
+
+    trace: (iterations, B, N, L), or with trace_fixed (B, N, L), one Q for all iterations. output, grad_output, grad_unary (B, N,
+    L): the result, Q or with log_output log Q; the gradient in it; out, that in unary. grad_start (B, N, L), or 0 where Q_0 was
+    softmax(-unary). workspace: aligned to 256 bytes. With a tolerance over 0 also, else 0: steps int32 (B), the steps that each
+    image took; moves (iterations + 1, B), the largest entries of their adjoints. Nothing waits for the device: an image whose
+    adjoint has none over the tolerance is left alone."""

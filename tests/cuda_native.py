@@ -10,13 +10,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from native_batch import address
+from native_batch import KernelGradient, address
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
 # The default stream of the first device.
 QUEUE = (0, 0)
+
+# What memory holds that nobody has written to, and bytes behind a workspace that nobody may write to.
+POISON, GUARD = 0xC3, 256
 
 
 _LIBC = ctypes.CDLL(None)
@@ -34,7 +37,7 @@ def poisoned(count: int, dtype: Any) -> Array:
     memory = (ctypes.c_ubyte * (count * dtype.itemsize)).from_address(begin.value)
     weakref.finalize(memory, _LIBC.free, begin.value)
     array = np.frombuffer(memory, np.uint8)
-    array[:] = 0xC3
+    array[:] = POISON
     return array.view(dtype)
 
 
@@ -201,8 +204,51 @@ class CudaMeanField:
         run(QUEUE, unary.shape, address(unary), address(out), terms, options)
         return out, trace, steps, changes
 
+    def gradient(
+        self,
+        module: ModuleType,
+        out: Array,
+        trace: Array,
+        grad: Array,
+        asked: list[KernelGradient],
+        *,
+        start: bool = False,
+    ) -> tuple[Array, Array | None, Array, Array]:
+        """Gradients in the unary energies and, if asked for, in the start; with a tolerance the steps (B) and moves (T + 1, B).
+        The arrays of ``asked`` are filled. trace: (T, B, N, L), or one Q."""
+        grad_unary = poisoned(out.size, out.dtype).reshape(out.shape)
+        grad_start = poisoned(out.size, out.dtype).reshape(out.shape) if start else None
+        steps = poisoned(len(out), np.int32)
+        moves = poisoned((self.iterations + 1) * len(out), out.dtype).reshape(-1, len(out))
+        terms = [
+            (*self._term(kernel)[:6], *map(address, (wanted.compat, wanted.norm_in, wanted.norm_out, wanted.weights)))
+            for kernel, wanted in zip(self.kernels, asked, strict=True)
+        ]
+        options = {
+            "order": address(self.order),
+            "iterations": self.iterations,
+            "trace": address(trace),
+            "trace_fixed": trace.ndim == 3,
+            "output": address(out),
+            "log_output": self.log_output,
+            "grad_output": address(grad),
+            "grad_unary": address(grad_unary),
+            "grad_start": address(grad_start),
+            "tolerance": self.tolerance,
+            "steps": address(steps),
+            "moves": address(moves),
+            "workspace": 0,
+        }
+        suffix = f"f{8 * out.dtype.itemsize}"
+        size = getattr(module, f"mean_field_gradient_workspace_{suffix}")(out.shape, terms, options)
+        workspace = poisoned(size + GUARD, np.uint8)
+        run = getattr(module, f"mean_field_gradient_{suffix}")
+        run(QUEUE, out.shape, terms, {**options, "workspace": address(workspace)})
+        assert (workspace[size:] == POISON).all()
+        return grad_unary, grad_start, steps, moves
+
     @staticmethod
-    def _term(kernel: CudaKernel, values: Array) -> tuple[Any, ...]:
+    def _term(kernel: CudaKernel, values: Array | None = None) -> tuple[Any, ...]:
         lattices = kernel.lattices
         return (
             lattices.addresses,

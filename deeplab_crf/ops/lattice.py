@@ -202,7 +202,8 @@ def _filter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         grad_values = torch.ops.deeplab_crf.lattice_filter(grad, *lattice, not ctx.transpose)
     if ctx.needs_input_grad[2]:
-        grad_weights = torch.ops.deeplab_crf.lattice_filter_weights_backward(grad, values, *lattice, ctx.transpose)
+        single = (tensor.to(lattice[1].dtype) for tensor in (grad, values))  # they may be half precision
+        grad_weights = torch.ops.deeplab_crf.lattice_filter_weights_backward(*single, *lattice, ctx.transpose)
     return grad_values, None, grad_weights, None, None
 
 

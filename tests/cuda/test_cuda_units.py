@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def test_the_parts_themselves(emulated_folder: Path) -> None:
-    done = subprocess.run([emulated_folder / "units_test"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([emulated_folder / "units_test"], capture_output=True, text=True, check=False, timeout=20)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(lines) == 13

@@ -401,10 +401,13 @@ def test_half_precision_values(dtype: torch.dtype) -> None:
     assert got.dtype == dtype
     want = lattice.filter(values.detach().float())
     assert torch.allclose(got.float(), want, rtol=float(torch.finfo(dtype).eps))
-    got.backward(torch.ones_like(got))
+    features = _features(dtype=torch.float32).requires_grad_()
+    build_lattice(features).filter(values).backward(torch.ones_like(got))
     assert values.grad is not None
     assert values.grad.dtype == dtype
-    with pytest.raises(
-        TypeError, match=r"values must have the dtype of the lattice, torch\.float64; got torch\.float16"
-    ):
+    twin = _features(dtype=torch.float32).requires_grad_()
+    build_lattice(twin).filter(values.detach().float()).backward(torch.ones_like(want))
+    assert features.grad is not None
+    assert torch.equal(features.grad, twin.grad)
+    with pytest.raises(TypeError, match=r"values must be float32 or float64; got torch\.float16"):
         build_lattice(_features()).filter(values.half())

@@ -2,29 +2,11 @@
 
 #include "lattice/cuda/build.h"
 #include "lattice/cuda/build_kernels.cuh"
+#include "support/cuda/carver.h"
 #include "support/cuda/device_algorithms.h"
 
 namespace deeplab_crf::cuda {
 namespace {
-
-// Hands out parts of a workspace; without one it only counts.
-class Carver {
- public:
-  explicit Carver(void* begin) : begin_(static_cast<char*>(begin)) {}
-
-  template <class E>
-  E* take(int64_t count) {
-    char* part = begin_ == nullptr ? nullptr : begin_ + used_;
-    used_ += (count * static_cast<int64_t>(sizeof(E)) + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<E*>(part);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  static constexpr int64_t kAlignment = 256;
-  char* begin_;
-  int64_t used_ = 0;
-};
 
 // The parts of a build's workspace. V: bound of the number of vertices, contributions or max_vertices.
 struct Workspace {
@@ -32,12 +14,12 @@ struct Workspace {
   unsigned long long* ranges;  // (B+1, d, 2)
   double* largest;             // (B)
   KeyLayout* layout;
-  int32_t* incomplete;         // (B)
-  uint64_t* keys;              // (contributions, key_words); once neighbours are found, `places` sorted, an int32 each
-  uint32_t* slots;             // (2^slot_bits), twice V
-  int32_t* numbers;            // (contributions) which are first; their sums; then 0, 1, 2, ...
-  int32_t* first_of;           // (V)
-  int32_t* places;             // (contributions) slots, then vertices or kNoVertex
+  int32_t* incomplete;  // (B)
+  uint64_t* keys;       // (contributions, key_words); once neighbours are found, `places` sorted, an int32 each
+  uint32_t* slots;      // (2^slot_bits), twice V
+  int32_t* numbers;     // (contributions) which are first; their sums; then 0, 1, 2, ...
+  int32_t* first_of;    // (V)
+  int32_t* places;      // (contributions) slots, then vertices or kNoVertex
   Scratch scratch;
   int slot_bits;
   int64_t vertex_bound;

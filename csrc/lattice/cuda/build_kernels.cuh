@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads)
 //   keys        (B, N, d+1) out
 //   incomplete  (B) 1 for images with such a point
 // A thread a point. Bytes a point: 4 d in, 12 (d+1) out with float and K = 1; about 3 (d+1)^2 + 10 d flops and comparisons:
-// memory-bound (17.6 MB for 187,500 points in 5 dimensions: 4 us at 4.3 TB/s). Compiled without contraction: the last bit decides
+// memory-bound (17.3 MB for 187,500 points in 5 dimensions: 4 us at 4.3 TB/s). Compiled without contraction: the last bit decides
 // which vertices exist.
 template <class T, class Real, int D, int K>
 __global__ void __launch_bounds__(kThreads) embed_points(Features<T> features, Scales<Real> scales, const double* largest,
@@ -337,8 +337,7 @@ static __global__ void __launch_bounds__(kThreads) count_up(int32_t* numbers, in
 // Where each vertex' contributions begin in the sorted list, and where the last one's end: those without a vertex lie behind and
 // belong to no list. A thread a contribution; 4 bytes in.
 //   sorted  (contributions) vertices, then kNoVertex
-static __global__ void __launch_bounds__(kThreads)
-    mark_lists(const int32_t* sorted, int64_t contributions, int32_t* list_begin) {
+static __global__ void __launch_bounds__(kThreads) mark_lists(const int32_t* sorted, int64_t contributions, int32_t* list_begin) {
   const int64_t i = thread_number();
   if (i >= contributions) return;
   const int32_t vertex = sorted[i];

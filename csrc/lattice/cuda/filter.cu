@@ -26,8 +26,8 @@ T* splat_and_blur(const LatticeView<T>& lattice, const E* in, const T* norm, int
   auto* from = reinterpret_cast<Vector<T>*>(workspace);
   Vector<T>* to = from + rows;
   Vector<T>* partial = to + rows;
-  launch("splat_pieces", splat_pieces<T, E>, blocks_for(sizes.pieces() * vectors), queue, lattice, Divisor(sizes.corners()), in, norm,
-         channels, from, partial);
+  launch("splat_pieces", splat_pieces<T, E>, blocks_for(sizes.pieces() * vectors), queue, lattice, Divisor(sizes.corners()), in,
+         norm, channels, from, partial);
   launch("add_pieces", add_pieces<T>, blocks_for(rows), queue, lattice, vectors, partial, from);
   for (int pass = 0; pass <= sizes.dims; ++pass) {
     const int axis = reverse ? sizes.dims - pass : pass;

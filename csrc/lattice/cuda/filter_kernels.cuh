@@ -2,10 +2,11 @@
 // are read and written in whole sectors. N points in all, M vertices, d dimensions, V vectors of 16 bytes a row.
 //
 // Bytes for 187,500 points of 21 float channels (84 bytes, 96 padded): in and out 15.8 MB each; corners of d = 5 with their
-// weights 13.5 MB read in the splat and again in the slice; a bilateral lattice 80/13 has 11,000 vertices, 1.1 MB a buffer, which
-// the second-level cache keeps. Floor: 58 MB, 14 us at 4.3 TB/s. Rows are gathered 6 times a point, 108 MB from the cache in the
-// splat and again in the slice. In and out of 16-bit numbers are 7.9 MB each, gathered 54 MB; the rows between them stay floats: each
-// sum over a list and each of the d + 1 axes would be rounded to 11 bits (8 of bfloat16), to save traffic that the cache serves.
+// weights 9.0 MB read in the splat and again in the slice; a bilateral lattice 80/13 has 11,000 vertices, 1.1 MB a buffer, which
+// the second-level cache keeps. Floor: 50 MB, 12 us at 4.3 TB/s. Rows are gathered 6 times a point, 108 MB from the cache in the
+// splat and again in the slice. In and out of 16-bit numbers are 7.9 MB each, gathered 54 MB; the rows between them stay floats:
+// each sum over a list and each of the d + 1 axes would be rounded to 11 bits (8 of bfloat16), to save traffic that the cache
+// serves.
 #pragma once
 
 #include "lattice/cuda/structure.h"

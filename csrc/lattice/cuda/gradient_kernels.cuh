@@ -10,8 +10,8 @@ namespace deeplab_crf::cuda {
 //   in, grad           (N, channels)
 //   forward, backward  (capacity, V)
 // NaN where the weight is: the row of a corner without a vertex is another image's. A corner a thread, its sum in one order:
-// repeatable. Bytes a point: rows of in and grad, once for d+1 threads, 4 (d+1) of weights, and 2 (d+1) rows of the lattice from the
-// cache; 4 (d+1) flops a channel.
+// repeatable. Bytes a point: rows of in and grad, once for d+1 threads, 4 (d+1) of weights, and 2 (d+1) rows of the lattice from
+// the cache; 4 (d+1) flops a channel.
 template <class T>
 __global__ void __launch_bounds__(kThreads) dot_rows(LatticeView<T> lattice, T scale, const T* in, const T* grad, int64_t channels,
                                                      const Vector<T>* forward, const Vector<T>* backward, T* out) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "lattice/geometry.h"
 #include "support/cuda/half.cuh"
 #include "support/cuda/launch.h"
 
@@ -31,7 +32,8 @@ __device__ inline double widened(double value) { return value; }
 __device__ inline void narrow(float value, float& result) { result = value; }
 __device__ inline void narrow(double value, double& result) { result = value; }
 
-// The elements of one vector in a caller's array, moved at once where they lie so that they can be: 16 bytes, or 8 of 16-bit numbers.
+// The elements of one vector in a caller's array, moved at once where they lie so that they can be: 16 bytes, or 8 of 16-bit
+// numbers.
 template <class E>
 struct alignas(sizeof(E) * Vector<Wide<E>>::kLanes) Elements {
   E lane[Vector<Wide<E>>::kLanes];
@@ -70,9 +72,9 @@ __device__ void store_row(E* row, int64_t channels, int64_t v, const Vector<Wide
   }
 }
 
-// sum += factor * value.
+// sum += factor * value. By value: a reference into global memory would be read lane by lane, not in one load of 16 bytes.
 template <class T>
-__device__ void add_scaled(Vector<T>& sum, T factor, const Vector<T>& value) {
+__device__ void add_scaled(Vector<T>& sum, T factor, Vector<T> value) {
   for (int i = 0; i < Vector<T>::kLanes; ++i) sum.lane[i] += factor * value.lane[i];
 }
 

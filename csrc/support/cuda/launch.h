@@ -68,8 +68,8 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// The debug switch DEEPLAB_CRF_CUDA_SYNC=1: wait for every kernel, so that an error names the one it belongs to. Not while a graph is
-// captured: nothing runs then that could be waited for.
+// The debug switch DEEPLAB_CRF_CUDA_SYNC=1: wait for every kernel, so that an error names the one it belongs to. Not while a graph
+// is captured: nothing runs then that could be waited for.
 inline bool synchronises() {
   static const bool wanted = [] {
     const char* value = std::getenv("DEEPLAB_CRF_CUDA_SYNC");
