@@ -21,7 +21,7 @@ _HOMES = {
     "MeanField": "deeplab_crf.core.mean_field",
     "MeanFieldResult": "deeplab_crf.core.mean_field",
     "PermutohedralLattice": "deeplab_crf.core.lattice",
-    "dense_crf": "deeplab_crf.core.dense_crf",
+    "dense_crf": "deeplab_crf.inference",
     "ImageCRF": "deeplab_crf.core.dense_crf",
     "get_num_threads": "deeplab_crf.core.threads",
     "set_num_threads": "deeplab_crf.core.threads",
@@ -44,7 +44,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from deeplab_crf.core.dense_crf import ImageCRF, dense_crf
+    from deeplab_crf.core.dense_crf import ImageCRF
     from deeplab_crf.core.info import native_info
     from deeplab_crf.core.lattice import PermutohedralLattice
     from deeplab_crf.core.mean_field import Energy, MeanField, MeanFieldResult
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from deeplab_crf.crf.error_report import ErrorReport, error_report
     from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter
     from deeplab_crf.crf.losses import DenseCRFLoss
+    from deeplab_crf.inference import dense_crf
     from deeplab_crf.kernels import Bilateral, Gaussian, PairwiseKernel
     from deeplab_crf.presets import PRESETS, Preset, get_preset
     from deeplab_crf.pydensecrf import install_as_pydensecrf

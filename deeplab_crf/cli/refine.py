@@ -13,6 +13,7 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.data.scores import KINDS
+from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
 from deeplab_crf.presets import PRESETS, get_preset
 from deeplab_crf.refine import Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
@@ -38,6 +39,14 @@ def _ignore_label(_context: click.Context, _option: click.Parameter, value: str)
         raise click.BadParameter(f"{value!r} is neither a class id nor none") from None
 
 
+def _device(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    try:
+        find_device(value)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
 _CRF_OPTIONS = (
     click.option("--preset", type=click.Choice(list(PRESETS)), default="pydensecrf", show_default=True, metavar="NAME",
                  help=f"Published settings: {', '.join(PRESETS)}. The options below change single values."),
@@ -56,6 +65,8 @@ _CRF_OPTIONS = (
     click.option("--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
                  help="Stop when no probability changes by more; 0 runs all iterations."),
     click.option("--threads", type=click.IntRange(1), help="Default: all cores, or DEEPLAB_CRF_NUM_THREADS."),
+    click.option("--device", callback=_device, metavar="cpu|cuda|cuda:N", default="cpu", show_default=True,
+                 help="Where to compute; cuda needs torch and a build with CUDA, see deeplab-crf info."),
 )  # fmt: skip
 
 _INPUT_OPTIONS = (

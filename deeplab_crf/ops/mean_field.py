@@ -43,16 +43,18 @@ def mean_field(
     iterations: int,
     *,
     order: Tensor | None = None,
+    start: Tensor | None = None,
     damping: float = 0.0,
     tolerance: float = 0.0,
     log_output: bool = True,
     gradients: str = "store",
 ) -> Tensor:
-    """``Q <- softmax(-U - sum_m C_m K_m Q)`` from ``Q = softmax(-U)``, all points of an image at once.
+    """``Q <- softmax(-U - sum_m C_m K_m Q)`` from ``start`` or ``Q = softmax(-U)``, all points of an image at once.
 
     unary: energies U ``(B, N, L)``. order: int32 ``(N,)``, the row of ``unary`` that each point of the lattices stands for, or
-    None. damping in [0, 1): ``Q <- (1 - damping) new + damping old``. tolerance: an image stops after the iteration in which none
-    of its probabilities moved by more. Returns log Q (taken from the energies, so it does not underflow), or Q, ``(B, N, L)``.
+    None. start: a Q ``(B, N, L)``, its rows as those of ``unary``. damping in [0, 1): ``Q <- (1 - damping) new + damping old``.
+    tolerance: an image stops after the iteration in which none of its probabilities moved by more. Returns log Q (taken from the
+    energies, so it does not underflow), or Q, ``(B, N, L)``.
 
     gradients: how the backward pass, where one is needed, comes by the Q of every iteration, T of them:
       "store": kept in the forward pass. Memory T·B·N·L.
@@ -64,21 +66,20 @@ def mean_field(
     if gradients not in GRADIENTS:
         raise ValueError(f"gradients must be one of {', '.join(GRADIENTS)}; got {gradients!r}")
     tensors = _tensors_of(terms, unary)
-    differentiable = [unary, *tensors.weights, *tensors.norms_in, *tensors.norms_out, *tensors.compatibilities]
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)):
+    differentiable = [unary, start, *tensors.weights, *tensors.norms_in, *tensors.norms_out, *tensors.compatibilities]
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)):
         gradients = "none"
     stretch = max(1, iterations)
     if gradients == "recompute":
         stretch = max(1, math.ceil(math.sqrt(iterations)))
-    result: Tensor | None = None
-    done = 0
-    while result is None or done < iterations:
+    result = start
+    for done in range(0, max(1, iterations), stretch):
         steps = min(stretch, iterations - done)
-        done += steps
-        log = log_output and done == iterations and damping == 0
+        log = log_output and done + steps == iterations and damping == 0
         result, _ = torch.ops.deeplab_crf.mean_field(
             unary, *tensors, order, result, steps, damping, tolerance, log, gradients
         )
+    assert result is not None  # the loop runs once at least
     if log_output and damping > 0:
         return result.clamp_min(_SMALLEST_PROBABILITY).log()
     return result

@@ -136,16 +136,16 @@ def test_gradcheck(iterations: int, gradients: str) -> None:
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
-def test_gradient_of_a_start() -> None:
+@pytest.mark.parametrize("gradients", ["store", "recompute"])
+def test_gradient_of_a_start(gradients: str) -> None:
     terms = _terms()
     start = torch.softmax(crf_samples.normal(B, N, L, seed=8), -1).requires_grad_()
     unary = UNARY.clone().requires_grad_()
 
     def run(unary: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        tensors = _operator_arguments(terms)
-        return OPS.mean_field(unary, *tensors, ORDER, start, 2, 0.0, 0.0, True, "store")[0]
+        return mean_field(unary, terms, 3, order=ORDER, start=start, gradients=gradients)
 
-    want = unrolled_mean_field(unary, terms, 2, ORDER, start)
+    want = unrolled_mean_field(unary, terms, 3, ORDER, start)
     assert samples.scaled_error(run(unary, start).detach(), want.detach()) < 1e-12
     assert torch.autograd.gradcheck(run, (unary, start), fast_mode=True)
 
