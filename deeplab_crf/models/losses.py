@@ -24,9 +24,14 @@ def training_loss(scores: Scores, labels: Tensor, ignore_index: int = IGNORE) ->
             f"labels must be integers of shape ({len(scores.fused)}, H, W); got {labels.dtype} {tuple(labels.shape)}"
         )
     if labels.shape[1] > scores.size[0] or labels.shape[2] > scores.size[1]:
-        raise ValueError(f"labels must have the size of the images; got {tuple(labels.shape[1:])}, padded images {scores.size}")
+        raise ValueError(
+            f"labels must have the size of the images; got {tuple(labels.shape[1:])}, padded images {scores.size}"
+        )
     padded = pad_bottom_right(labels.long(), scores.size, fill=ignore_index)
-    return sum((_cross_entropy(each, padded, ignore_index) for each in scores.scales), _cross_entropy(scores.fused, padded, ignore_index))
+    return sum(
+        (_cross_entropy(each, padded, ignore_index) for each in scores.scales),
+        _cross_entropy(scores.fused, padded, ignore_index),
+    )
 
 
 def _cross_entropy(scores: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

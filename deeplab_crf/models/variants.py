@@ -102,7 +102,9 @@ def _papers() -> tuple[Variant, ...]:
     }
     heads = {"largefov": Head(kernel=3, rates=(12,)), "aspp": Head(kernel=3, rates=ASPP_RATES)}
     residual = tuple(
-        Variant(f"v2-{trunk}-{head}", trunks[trunk], heads[head], "deeplab-v2-resnet101", multi_scale=trunk != "compact")
+        Variant(
+            f"v2-{trunk}-{head}", trunks[trunk], heads[head], "deeplab-v2-resnet101", multi_scale=trunk != "compact"
+        )
         for trunk in trunks
         for head in heads
     )
