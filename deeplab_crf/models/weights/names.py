@@ -74,10 +74,13 @@ def _rules(
     return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
 
 
+_KAZUTO = r"(?:(?:base|scale)\.)?"  # the prefix of its multi-scale wrapper, new and old
 _KAZUTO_PARTS = {
     "reduce.conv": "conv1", "reduce.bn": "bn1", "conv3x3.conv": "conv2", "conv3x3.bn": "bn2",
     "increase.conv": "conv3", "increase.bn": "bn3", "shortcut.conv": "downsample.0", "shortcut.bn": "downsample.1",
+    "proj.conv": "downsample.0", "proj.bn": "downsample.1",
 }  # fmt: skip
+_KAZUTO_PART = "|".join(map(re.escape, _KAZUTO_PARTS))
 
 
 def _kazuto_block(match: re.Match[str]) -> str:
@@ -98,12 +101,12 @@ STATE_DICTS = (
     ),
     StateDictNames(
         "kazuto1011",
-        re.compile(r"(base\.)?layer\d\.(block\d|conv1)"),
+        re.compile(rf"{_KAZUTO}layer\d\.(block\d|conv1)"),
         _rules(
-            (r"(?:base\.)?layer1\.conv1\.conv\.", "backbone.conv1."),
-            (r"(?:base\.)?layer1\.conv1\.bn\.", "backbone.bn1."),
-            (r"(?:base\.)?layer([2-5])\.block(\d+)\.((?:reduce|conv3x3|increase|shortcut)\.(?:conv|bn))\.", _kazuto_block),
-            (r"(?:base\.)?aspp\.c(\d+)\.", r"classifier.branches.\1."),
+            (rf"{_KAZUTO}layer1\.conv1\.conv\.", "backbone.conv1."),
+            (rf"{_KAZUTO}layer1\.conv1\.bn\.", "backbone.bn1."),
+            (rf"{_KAZUTO}layer([2-5])\.block(\d+)\.({_KAZUTO_PART})\.", _kazuto_block),
+            (rf"{_KAZUTO}aspp\.(?:stages\.)?c(\d+)\.", r"classifier.branches.\1."),
         ),
     ),
     StateDictNames(
