@@ -494,8 +494,8 @@ def huge_storage() -> bytes:
 
 
 TORCH_FILES = {
-    "code": (lambda: saved({"backbone.conv1.weight": Evil()}), "cannot be read as weights"),
-    "old code": (lambda: saved(Evil(), _use_new_zipfile_serialization=False), "cannot be read as weights"),
+    "code": (lambda: saved({"backbone.conv1.weight": Evil()}), "holds more than tensors, which could run code"),
+    "old code": (lambda: saved(Evil(), _use_new_zipfile_serialization=False), "holds more than tensors"),
     "cut": (lambda: saved({"backbone.conv1.weight": torch.ones(99)})[:-300], "cannot be read as weights"),
     "zip bomb": (lambda: zipped(data=b"\0" * 1_000_000), "compressed archive"),
     "a list": (lambda: saved([torch.ones(2)]), "it holds a list, not a state dict"),
@@ -504,7 +504,7 @@ TORCH_FILES = {
     "sparse": (lambda: saved({"backbone.conv1.weight": torch.ones(2, 2).to_sparse()}), "are sparse or quantised"),
     "strange names": (lambda: saved({"encoder.weight": torch.ones(2)}), r"its names \(encoder\.weight, \.\.\.\) are none of ours"),
     "whole numbers": (lambda: saved(whole_numbers()), "holds torch.int64, not floating point"),
-    "huge": (huge_storage, "cannot be read as weights"),
+    "huge": (huge_storage, "allocate"),
 }  # fmt: skip
 
 

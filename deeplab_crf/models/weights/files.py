@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -126,7 +127,12 @@ def _read_zip(path: Path) -> RawWeights:
 
 
 def _read_torch(path: Path) -> RawWeights:
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own message advises to run the file's code
+        raise ValueError(
+            "it is damaged, or holds more than tensors, which could run code; save a state dict of tensors"
+        ) from error
     for wrapper in WRAPPERS:
         if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]

@@ -17,6 +17,7 @@ from deeplab_crf.models.weights.files import RawWeights, read_file
 from deeplab_crf.models.weights.names import COUNTER, Translation, translate
 
 FORMAT = "deeplab-crf"
+SHOWN = 8  # names of layers that are set aside; the report's lists have all
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class WeightsReport:
                 lines.append(f"{title} ({len(names)}): {', '.join(names)}")
         for reason in dict.fromkeys(self.set_aside.values()):
             left = [name for name, why in self.set_aside.items() if why == reason]
-            lines.append(f"set aside ({len(left)}), {reason}: {', '.join(left)}")
+            shown = ", ".join(left[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
+            lines.append(f"set aside ({len(left)}), {reason}: {shown}")
         return "\n".join(lines)
 
 
@@ -108,7 +110,11 @@ def save_weights(model: DeepLab, path: str | os.PathLike[str]) -> None:
         "num_classes": str(model.num_classes),
         "multi_scale": str(model.multi_scale),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.endswith(COUNTER)
+    }
     with atomic_write(Path(path)) as stream:
         stream.write(save(tensors, metadata))
 
