@@ -83,6 +83,7 @@ class SegmentationPipeline(nn.Module):
             raise ValueError(f"min_probability must lie in [0, 1); got {min_probability!r}")
         self.network, self.crf = network, crf
         self.min_probability, self.pad_to = min_probability, max(pad_to, 1)
+        self.train(network.training)
         self.register_buffer("mean", torch.tensor(BGR_MEAN).reshape(3, 1, 1), persistent=False)
 
     @property
@@ -96,8 +97,8 @@ class SegmentationPipeline(nn.Module):
         return self.refine(logits, images)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """RGB ``(B, 3, H, W)`` in 0..255 to what the network was trained on: BGR minus the mean, float32."""
-        return images.float().flip(1) - self.mean.to(images.device)
+        """RGB ``(B, 3, H, W)`` in 0..255 to what the network was trained on: BGR minus the mean."""
+        return images.to(self.mean.dtype).flip(1) - self.mean.to(images.device)
 
     def refine(self, logits: Tensor, images: Tensor) -> Tensor:
         """The CRF's logits for the network's ``(B, C, H, W)`` and RGB images ``(B, 3, H, W)``; without a CRF the network's own."""
@@ -123,14 +124,15 @@ class SegmentationPipeline(nn.Module):
         for i, picture in enumerate(pictures):
             groups[self._padded_size(picture)].append(i)
         results: dict[int, Segmentation] = {}
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             for size, members in groups.items():
                 segmented = self._predict_batch([pictures[i] for i in members], size)
                 results.update(zip(members, segmented, strict=True))
         finally:
-            self.train(training)
+            for module, mode in modes:
+                module.training = mode
         return [results[i] for i in range(len(pictures))]
 
     def _padded_size(self, picture: Tensor) -> tuple[int, int]:
