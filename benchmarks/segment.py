@@ -104,7 +104,9 @@ def markdown(timings: Sequence[Timing], memory: dict[str, MemoryUse], environmen
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.segment", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=list(VARIANTS), default="v2-resnet101-aspp", metavar="NAME", help="(%(default)s)")
+    parser.add_argument(
+        "--model", choices=list(VARIANTS), default="v2-resnet101-aspp", metavar="NAME", help="(%(default)s)"
+    )
     parser.add_argument("--size", type=int, default=513, help="rows and columns of the photograph (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each part (5)")
     parser.add_argument("--threads", type=int, default=available_threads(), help="all processors by default")

@@ -17,7 +17,9 @@ Array = NDArray[np.float64]
 Weights = Mapping[str, Sequence[NDArray[Any]]]
 
 
-def convolution(x: Array, weight: Array, bias: Array | None = None, stride: int = 1, pad: int = 0, dilation: int = 1) -> Array:
+def convolution(
+    x: Array, weight: Array, bias: Array | None = None, stride: int = 1, pad: int = 0, dilation: int = 1
+) -> Array:
     """x (C, H, W), weight (O, C, k, k): sum over taps, each a shifted image times a matrix."""
     size = weight.shape[2]
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
@@ -26,7 +28,9 @@ def convolution(x: Array, weight: Array, bias: Array | None = None, stride: int 
     for i in range(size):
         for j in range(size):
             top, left = i * dilation, j * dilation
-            seen = padded[:, top : top + (rows - 1) * stride + 1 : stride, left : left + (columns - 1) * stride + 1 : stride]
+            seen = padded[
+                :, top : top + (rows - 1) * stride + 1 : stride, left : left + (columns - 1) * stride + 1 : stride
+            ]
             out += np.tensordot(weight[:, :, i, j], seen, axes=1)
     return out if bias is None else out + bias[:, None, None]
 
@@ -40,14 +44,19 @@ def pooling(x: Array, kind: str, stride: int, pad: int = 1, size: int = 3) -> Ar
     behind = [(out - 1) * stride + size - pad - length for out, length in zip(lengths, x.shape[1:], strict=True)]
     margins = ((0, 0), *((pad, max(margin, 0)) for margin in behind))
     windows = [
-        (slice(None), *(slice(tap, tap + (out - 1) * stride + 1, stride) for tap, out in zip(taps, lengths, strict=True)))
+        (
+            slice(None),
+            *(slice(tap, tap + (out - 1) * stride + 1, stride) for tap, out in zip(taps, lengths, strict=True)),
+        )
         for taps in product(range(size), repeat=2)
     ]
     if kind == "max":
         padded = np.pad(x, margins, constant_values=-np.inf)
         return np.maximum.reduce([padded[window] for window in windows])
     inside = np.pad(np.ones_like(x[:1]), ((0, 0), (pad, pad), (pad, pad)), constant_values=1)  # the padding counts,
-    counted = np.pad(inside, ((0, 0), *((0, max(margin - pad, 0)) for margin in behind)))  # what lies behind it does not
+    counted = np.pad(
+        inside, ((0, 0), *((0, max(margin - pad, 0)) for margin in behind))
+    )  # what lies behind it does not
     padded = np.pad(x, margins)
     return sum(padded[window] for window in windows) / sum(counted[window] for window in windows)  # type: ignore[return-value]
 

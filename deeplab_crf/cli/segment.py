@@ -85,8 +85,8 @@ if TYPE_CHECKING:
 def segment(images: tuple[Path, ...], out: Path, pictures: bool, overwrite: bool, **options: Any) -> int:
     """Segment each IMAGE, or the images of a folder, into the classes of a trained network.
 
-    Writes FOLDER/NAME.png (class ids, with PASCAL VOC's palette), FOLDER/overlays/NAME.png, FOLDER/figures/NAME.png (image, network,
-    CRF side by side) and FOLDER/legend/legend.png. Photographs are turned upright as their EXIF says.
+    Writes FOLDER/NAME.png (class ids, with PASCAL VOC's palette), FOLDER/overlays/NAME.png, FOLDER/figures/NAME.png (image,
+    network, CRF side by side) and FOLDER/legend/legend.png. Photographs are turned upright as their EXIF says.
     """
     plan = plan_images(images, out, with_pictures=pictures)
     jobs = [job for job in plan if overwrite or not job.finished]

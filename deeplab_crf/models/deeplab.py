@@ -105,8 +105,8 @@ class DeepLab(nn.Module):
             return scores
         assert isinstance(self.backbone, VGG16Trunk)
         features, pooled = self.backbone.forward_pools(images)
-        scores = self.msc(images, pooled, self.classifier(features))
-        return scores
+        combined: Tensor = self.msc(images, pooled, self.classifier(features))
+        return combined
 
 
 def build_model(name: str, num_classes: int = 21, multi_scale: bool | None = None) -> DeepLab:
@@ -115,7 +115,8 @@ def build_model(name: str, num_classes: int = 21, multi_scale: bool | None = Non
 
 
 def deeplabv1_vgg16(variant: str = "largefov", num_classes: int = 21) -> DeepLab:
-    """DeepLab V1 (arXiv 1412.7062). variant: "largefov", "7x7", "4x4", "vgg16" (the paper's plain DeepLab), "msc" or "msc-largefov"."""
+    """DeepLab V1 (arXiv 1412.7062). variant: "largefov", "7x7", "4x4", "vgg16" (the paper's plain DeepLab), "msc" or
+    "msc-largefov"."""
     return build_model(f"v1-vgg16-{variant}", num_classes)
 
 

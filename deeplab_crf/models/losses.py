@@ -14,8 +14,8 @@ IGNORE = 255
 def training_loss(scores: Scores, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """Cross-entropy of `DeepLab.scores` with the labels of the pixels over which scores stand: ``labels[:, ::8, ::8]``.
 
-    With multi-scale inputs the sum of four: fused, scale 1, scale 0.75 (section 4.1.2 of arXiv 1606.00915), and scale 0.5 at its own
-    size with ``labels[:, ::16, ::16]``. Each is the mean over the pixels that are not ignored; 0 where all are.
+    With multi-scale inputs the sum of four: fused, scale 1, scale 0.75 (section 4.1.2 of arXiv 1606.00915), and scale 0.5 at its
+    own size with ``labels[:, ::16, ::16]``. Each is the mean over the pixels that are not ignored; 0 where all are.
 
     labels: integers ``(B, H, W)`` of the size of the images, which are padded as the images are, with ``ignore_index``.
     """

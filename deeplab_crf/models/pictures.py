@@ -21,8 +21,8 @@ def as_pictures(images: Picture | Sequence[Picture]) -> list[Tensor]:
     """Float32 RGB ``(3, H, W)`` in 0..255 of one image or several.
 
     PIL images of any mode (turned upright as their EXIF says, transparency dropped, 16 bits scaled to 0..255); arrays ``(H, W)``,
-    ``(H, W, 3)`` or ``(H, W, 4)`` and tensors ``(3, H, W)`` or ``(B, 3, H, W)`` in RGB, of uint8, uint16 (scaled) or floats in 0..255.
-    Raises TypeError and ValueError that say which image is at fault.
+    ``(H, W, 3)`` or ``(H, W, 4)`` and tensors ``(3, H, W)`` or ``(B, 3, H, W)`` in RGB, of uint8, uint16 (scaled) or floats in
+    0..255. Raises TypeError and ValueError that say which image is at fault.
     """
     if isinstance(images, Tensor) and images.ndim == 4:
         images = list(images)

@@ -60,8 +60,8 @@ class SegmentationPipeline(nn.Module):
     network: which. crf: "released", the one of the variant (ten iterations, normalised after the filter, as the papers run it); the
     name of a preset, such as "deeplab-v1-largefov-pydensecrf", which re-implementations run; a `DenseCRF` of yours; or None.
     min_probability: probabilities below are raised to it before the CRF, as re-implementations do (1e-5); 0: the raw scores, as the
-    papers do. pad_to: `predict` pads images to at least this size, as the released nets see all of theirs at 513 x 513; 1 pads no more
-    than the strides need, which is faster for small images.
+    papers do. pad_to: `predict` pads images to at least this size, as the released nets see all of theirs at 513 x 513; 1 pads no
+    more than the strides need, which is faster for small images.
 
     The CRF runs where its own numbers are: with ``pipeline.network.to("cuda")`` alone, on the CPU.
     """
@@ -92,7 +92,8 @@ class SegmentationPipeline(nn.Module):
         return self.network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C, H, W)`` of RGB images ``(B, 3, H, W)`` in 0..255, any real dtype: of the CRF, or of the network without one."""
+        """Logits ``(B, C, H, W)`` of RGB images ``(B, 3, H, W)`` in 0..255, any real dtype: of the CRF, or of the network without
+        one."""
         logits: Tensor = self.network(self.preprocess(images))["out"]
         return self.refine(logits, images)
 
@@ -115,9 +116,9 @@ class SegmentationPipeline(nn.Module):
     def predict(self, images: Picture | Sequence[Picture]) -> list[Segmentation]:
         """Segment one image or several, of any sizes: PIL images, NumPy arrays or tensors in RGB, see `pictures.as_pictures`.
 
-        Images are padded with the mean at the bottom and at the right; those of the same padded size go through the network together,
-        and the CRF sees each without its padding. An image's result does not depend on what else is in the list. In evaluation mode
-        whatever the pipeline's; which is as before afterwards.
+        Images are padded with the mean at the bottom and at the right; those of the same padded size go through the network
+        together, and the CRF sees each without its padding. An image's result does not depend on what else is in the list. In
+        evaluation mode whatever the pipeline's; which is as before afterwards.
         """
         pictures = as_pictures(images)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)

@@ -10,7 +10,8 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 (dilated), 1 x 1, around a shortcut. The stride is that of the first 1 x 1, as in Caffe (torchvision: the 3 x 3)."""
+    """1 x 1, 3 x 3 (dilated), 1 x 1, around a shortcut. The stride is that of the first 1 x 1, as in Caffe (torchvision: the 3 x
+    3)."""
 
     def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -41,7 +42,8 @@ class Bottleneck(nn.Module):
 class ResNetTrunk(nn.Module):
     """Images ``(B, 3, H, W)``, BGR minus the mean, to features ``(B, 2048, h, w)``: 321 -> 41, 513 -> 65.
 
-    conv1 7 x 7 stride 2, max pool 3 x 3 stride 2 (padding 1, ceil mode: 161 -> 81), then strides 1, 2, 1, 1 and dilations 1, 1, 2, 4.
+    conv1 7 x 7 stride 2, max pool 3 x 3 stride 2 (padding 1, ceil mode: 161 -> 81), then strides 1, 2, 1, 1 and dilations 1, 1,
+    2, 4.
     """
 
     def __init__(self, settings: ResNet) -> None:

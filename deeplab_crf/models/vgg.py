@@ -13,8 +13,8 @@ STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 class VGG16Trunk(nn.Module):
     """Images ``(B, 3, H, W)``, BGR minus the mean, to features ``(B, 512, h, w)``: 321 -> 41, 513 -> 65.
 
-    3 x 3 convolutions with padding 1; 3 x 3 pooling, padding 1, in ceil mode: stride 2 thrice, then stride 1 and conv5 dilated by 2.
-    ``features`` are numbered as torchvision's, from conv1_1 = 0 to conv5_3 = 28 and pool5 = 30.
+    3 x 3 convolutions with padding 1; 3 x 3 pooling, padding 1, in ceil mode: stride 2 thrice, then stride 1 and conv5 dilated by
+    2. ``features`` are numbered as torchvision's, from conv1_1 = 0 to conv5_3 = 28 and pool5 = 30.
     """
 
     def __init__(self, settings: VGG16) -> None:

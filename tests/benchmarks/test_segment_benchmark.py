@@ -32,7 +32,9 @@ def test_the_whole_is_the_crf_after_the_network() -> None:
     case = segment.make_case(MODEL, 513)
     assert (case.iterations, case.gaussian, case.bilateral) == (10, (1, 3), (67, 3, 4))
     image = cases.load_image(cases.SYNTHETIC, 513, 513)
-    network = segment.find_engine(f"{MODEL}: {segment.NETWORK}").run(case, Inputs(image, cases.network_unary(case))).result
+    network = (
+        segment.find_engine(f"{MODEL}: {segment.NETWORK}").run(case, Inputs(image, cases.network_unary(case))).result
+    )
     crf = segment.find_engine(f"{MODEL}: {segment.CRF}").run(case, Inputs(image, -network)).result
     whole = segment.find_engine(f"{MODEL}: {segment.WHOLE}").run(case, Inputs(image, cases.network_unary(case))).result
     np.testing.assert_allclose(whole, crf, rtol=1e-3, atol=1e-3)

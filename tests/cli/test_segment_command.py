@@ -95,11 +95,19 @@ def test_every_option_reaches_the_pipeline(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "net.caffemodel"
     path.write_bytes(net(vgg_weights(2, 5, 3, classes=4), V1_FILE))
     common = ["segment", str(tmp_path / "cat.png"), "--weights", str(path), "-o", str(tmp_path / "out"), "--overwrite"]
-    options = "--model v2-vgg16-largefov --num-classes 4 --multi-scale --preset crfasrnn --min-probability 0.25 --pad-to 9 --threads 2"
+    options = (
+        "--model v2-vgg16-largefov --num-classes 4 --multi-scale --preset crfasrnn --min-probability 0.25 --pad-to 9 "
+        "--threads 2"
+    )
     assert main([*common, *options.split()]) == 0
     assert seen == {
-        "crf": "crfasrnn", "min_probability": 0.25, "pad_to": 9, "scales": (1.0, 0.75, 0.5), "name": "v2-vgg16-largefov", "classes": 4,
-    }  # fmt: skip
+        "crf": "crfasrnn",
+        "min_probability": 0.25,
+        "pad_to": 9,
+        "scales": (1.0, 0.75, 0.5),
+        "name": "v2-vgg16-largefov",
+        "classes": 4,
+    }
     assert torch.get_num_threads() == 2
     assert main([*common, "--model", "v1-vgg16-largefov", "--pad-to", "1"]) == 0
     assert (seen["crf"], seen["scales"]) == ("deeplab-v1-largefov", (1.0,))
@@ -214,7 +222,14 @@ def test_help_needs_no_torch() -> None:
 def test_without_torch_it_says_what_to_install(tmp_path: Path) -> None:
     write_image(tmp_path / "cat.png")
     (tmp_path / "net.pth").write_text("x")
-    arguments = ["segment", str(tmp_path / "cat.png"), "--weights", str(tmp_path / "net.pth"), "-o", str(tmp_path / "out")]
+    arguments = [
+        "segment",
+        str(tmp_path / "cat.png"),
+        "--weights",
+        str(tmp_path / "net.pth"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     script = f"import sys; sys.modules['torch'] = None\nfrom deeplab_crf.cli import main\nsys.exit(main({arguments!r}))"
     done = run_python(script)
     assert done.returncode == 1

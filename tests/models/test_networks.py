@@ -95,7 +95,10 @@ def test_three_scales_have_the_papers_sizes() -> None:
 def test_every_family_has_its_function() -> None:
     with torch.device("meta"):
         built = [
-            *(models.deeplabv1_vgg16(variant) for variant in ("largefov", "7x7", "4x4", "vgg16", "msc", "msc-largefov")),
+            *(
+                models.deeplabv1_vgg16(variant)
+                for variant in ("largefov", "7x7", "4x4", "vgg16", "msc", "msc-largefov")
+            ),
             *(models.deeplabv2_vgg16(variant) for variant in ("largefov", "aspp-s", "aspp-l")),
             *(models.deeplabv2_resnet101(variant) for variant in ("largefov", "aspp")),
             *(models.deeplabv2_resnet50(variant, num_classes=7) for variant in ("largefov", "aspp")),
@@ -119,7 +122,9 @@ def loaded(variant: Any, weights: dict[str, Any], tmp_path: Path, multi_scale: b
 
 
 def check(got: Any, want: Any) -> None:
-    np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-6, atol=1e-6)  # weights were rounded to float32, once
+    np.testing.assert_allclose(
+        got.detach().numpy(), want, rtol=1e-6, atol=1e-6
+    )  # weights were rounded to float32, once
 
 
 VGG_CASES = {  # kernel, rate and pad of fc6
@@ -192,7 +197,9 @@ def test_resnet_at_three_scales_is_the_slow_network(name: str, rates: tuple[int,
     check(out["aux"][0], interp(per_scale[0], 33, 225))
 
 
-@pytest.mark.parametrize(("size", "out"), [((5, 7), (9, 13)), ((1, 4), (1, 8)), ((1, 1), (3, 2)), ((6, 5), (3, 4)), ((3, 3), (1, 1))])
+@pytest.mark.parametrize(
+    ("size", "out"), [((5, 7), (9, 13)), ((1, 4), (1, 8)), ((1, 1), (3, 2)), ((6, 5), (3, 4)), ((3, 3), (1, 1))]
+)
 def test_interp_is_its_formula(size: tuple[int, int], out: tuple[int, int]) -> None:
     values = np.random.default_rng(0).normal(size=(2, *size))
     check(torch_interp(torch.from_numpy(values)[None], out)[0], interp(values, *out))
@@ -242,7 +249,11 @@ def test_the_compact_net_learns_its_batch_norm() -> None:
 def reference_loss(scores: Any, labels: Any) -> float:
     """Mean cross-entropy over the labels that are not 255."""
     values = scores.detach().double().numpy()
-    log_q = values - np.log(np.exp(values - values.max(1, keepdims=True)).sum(1, keepdims=True)) - values.max(1, keepdims=True)
+    log_q = (
+        values
+        - np.log(np.exp(values - values.max(1, keepdims=True)).sum(1, keepdims=True))
+        - values.max(1, keepdims=True)
+    )
     picked = np.take_along_axis(log_q, np.where(labels == 255, 0, labels)[:, None], 1)[:, 0]
     return float(-picked[labels != 255].mean())
 
@@ -290,7 +301,7 @@ def test_labels_that_do_not_fit(labels: Any, message: str) -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="model must be one of v1-vgg16-largefov"):
         build_model("v3")
-    with pytest.raises(ValueError, match="model must be one of .*; got 'v1-vgg16-aspp'"):
+    with pytest.raises(ValueError, match=r"model must be one of .*; got 'v1-vgg16-aspp'"):
         models.deeplabv1_vgg16("aspp")
     with pytest.raises(ValueError, match="num_classes must be a whole number >= 1; got 0"):
         DeepLab(narrow("v2-compact-aspp"), 0)

@@ -84,7 +84,9 @@ def test_the_least_probability_is_that_of_reimplementations() -> None:
     images = batch(0, size=(8, 8))
     clipped = pipeline(min_probability=1e-5)
     assert clipped.crf is not None
-    want = clipped.crf(torch.log(torch.tensor([1.0, 1e-5, 1e-5])).reshape(1, 3, 1, 1).expand(1, 3, 8, 8).contiguous(), images)
+    want = clipped.crf(
+        torch.log(torch.tensor([1.0, 1e-5, 1e-5])).reshape(1, 3, 1, 1).expand(1, 3, 8, 8).contiguous(), images
+    )
     torch.testing.assert_close(clipped.refine(logits, images), want)
     assert bool((clipped.refine(logits, images) != pipeline().refine(logits, images)).any())
 
@@ -117,7 +119,6 @@ def test_prediction_leaves_the_mode_as_it_is_and_runs_in_evaluation() -> None:
 
 
 # ---------------------------------------------------------------- pictures of every kind
-
 
 
 RGB = photo(HEIGHT, WIDTH)
@@ -256,7 +257,10 @@ def test_training_through_the_crf_lowers_the_loss() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    assert all(parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()) for parameter in segmenter.parameters())
+    assert all(
+        parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
+        for parameter in segmenter.parameters()
+    )
     assert bool((crf.weights.grad != 0).all())
 
 

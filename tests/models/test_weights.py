@@ -43,7 +43,9 @@ def listed(name: str) -> list[tuple[str, str]]:
 
 
 def numbers(model: DeepLab) -> dict[str, Any]:
-    return {name: value.clone() for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: value.clone() for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")
+    }
 
 
 def same(model: DeepLab, other: DeepLab) -> None:
@@ -87,7 +89,9 @@ def test_caffe_layouts(old_layout: bool, old_shape: bool, packed: bool) -> None:
 def test_numbers_in_pieces_and_in_double_precision() -> None:
     values = np.arange(6, dtype="<f4")
     shape = message(7, number(1, 2) + number(1, 3))  # not packed
-    pieces = shape + message(5, values[:2].tobytes()) + b"\x2d" + values[2:3].tobytes() + message(5, values[3:].tobytes())
+    pieces = (
+        shape + message(5, values[:2].tobytes()) + b"\x2d" + values[2:3].tobytes() + message(5, values[3:].tobytes())
+    )
     doubles = shape + message(8, values.astype("<f8").tobytes())
     ignored = message(6, b"1234") + number(99, 7) + varint(98 << 3 | 5) + b"1234" + varint(97 << 3 | 1) + b"12345678"
     for content in (pieces, doubles, ignored + pieces):
@@ -103,7 +107,7 @@ def test_caffe_vgg_fills_every_layer(style: Style, tmp_path: Path) -> None:
     model = small_model("v2-vgg16-aspp-s")
     report = load_weights(model, path)
     assert set(report.loaded) == set(numbers(model))
-    assert not (report.missing or report.unknown or report.misshapen or report.set_aside)
+    assert (report.missing, report.unknown, report.misshapen, report.set_aside) == ((), (), (), {})
     np.testing.assert_array_equal(model.backbone.features[28].weight.detach(), weights["conv5_3"][0])
     np.testing.assert_array_equal(model.classifier.branches[2].fc8.bias.detach(), weights["fc8_voc12_3"][1])
 
@@ -151,7 +155,10 @@ def test_a_convolution_with_a_bias_before_batch_norm(tmp_path: Path) -> None:
     plain.write_bytes(net(weights))
     biased.write_bytes(net(weights | {"conv1": [*weights["conv1"], bias]}))
     image = torch.from_numpy(preprocessed(33, 33))[None]
-    before, after = DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES).eval(), DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES).eval()
+    before, after = (
+        DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES).eval(),
+        DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES).eval(),
+    )
     load_weights(before, plain)
     load_weights(after, biased)
     with torch.no_grad():
@@ -178,7 +185,9 @@ def test_names_of_resnet101(source: str) -> None:
     check_names(source, RESNET)
 
 
-@pytest.mark.parametrize(("source", "name"), [("caffe_vgg16_msc", "v1-vgg16-msc-largefov"), ("caffe_vgg16_aspp", "v2-vgg16-aspp-l")])
+@pytest.mark.parametrize(
+    ("source", "name"), [("caffe_vgg16_msc", "v1-vgg16-msc-largefov"), ("caffe_vgg16_aspp", "v2-vgg16-aspp-l")]
+)
 def test_names_of_vgg(source: str, name: str) -> None:
     check_names(source, name)
 
@@ -191,7 +200,11 @@ def check_names(source: str, variant: str) -> None:
     pairs = listed(source)
     assert {ours for _, ours in pairs} == modules
     for theirs, ours in pairs:
-        batch_norm = theirs.startswith("bn") if source.startswith("caffe") else ours.split(".")[-1].startswith("bn") or ours.endswith("downsample.1")
+        batch_norm = (
+            theirs.startswith("bn")
+            if source.startswith("caffe")
+            else ours.split(".")[-1].startswith("bn") or ours.endswith("downsample.1")
+        )
         ones, wanted = torch.ones(1), {f"{ours}.weight", f"{ours}.bias"}
         if source.startswith("caffe"):
             given = {f"{theirs}/{i}": ones for i in range(3 if batch_norm else 2)}
@@ -211,7 +224,10 @@ def check_names(source: str, variant: str) -> None:
 
 def test_older_names_of_kazuto1011() -> None:
     ones = torch.ones(1)
-    given = {f"scale.{name}": ones for name in ("layer1.conv1.conv.weight", "layer2.block1.proj.bn.bias", "aspp.stages.c3.bias")}
+    given = {
+        f"scale.{name}": ones
+        for name in ("layer1.conv1.conv.weight", "layer2.block1.proj.bn.bias", "aspp.stages.c3.bias")
+    }
     assert list(translate(RawWeights("torch", given)).tensors) == [
         "backbone.conv1.weight",
         "backbone.layer1.0.downsample.1.bias",
@@ -225,9 +241,15 @@ def test_checkpoints_load(source: str, wrapped: bool, tmp_path: Path) -> None:
     """A narrow network, saved under their names and loaded back."""
     model = DeepLab(narrow(RESNET, blocks=(3, 4, 23, 3)), CLASSES)
     theirs = {ours: name for name, ours in listed(source)}
-    state = {f"{theirs[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}": value for name, value in model.state_dict().items()}
+    state = {
+        f"{theirs[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}": value
+        for name, value in model.state_dict().items()
+    }
     path = tmp_path / "net.pth"
-    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3} if wrapped else state, path)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3} if wrapped else state,
+        path,
+    )
     other = other_model()
     other = DeepLab(narrow(RESNET, blocks=(3, 4, 23, 3)), CLASSES)
     report = load_weights(other, path)
@@ -252,12 +274,18 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), torch.tensor([
 def test_torchvision_backbones_see_the_same_picture(name: str, tmp_path: Path) -> None:
     """Its first layer on RGB by ImageNet's mean and deviation is ours on BGR minus the mean, away from the border."""
     theirs = other_model(name)
-    state = {key.removeprefix("backbone."): value for key, value in theirs.state_dict().items() if key.startswith("backbone.")}
+    state = {
+        key.removeprefix("backbone."): value
+        for key, value in theirs.state_dict().items()
+        if key.startswith("backbone.")
+    }
     last = {"fc.weight": torch.ones(9, 9)} if "resnet" in name else {"classifier.6.weight": torch.ones(9, 9)}
     path = tmp_path / "imagenet.pth"
     torch.save(state | last, path)
     ours = small_model(name)
-    before = ours.classifier.branches[0].state_dict() if "resnet" in name else ours.classifier.branches[0].fc8.state_dict()
+    before = (
+        ours.classifier.branches[0].state_dict() if "resnet" in name else ours.classifier.branches[0].fc8.state_dict()
+    )
     before = {key: value.clone() for key, value in before.items()}
     report = load_weights(ours, path)
     assert report.format == "torchvision"
@@ -275,7 +303,9 @@ def test_torchvision_backbones_see_the_same_picture(name: str, tmp_path: Path) -
     with torch.no_grad():
         got, want = first(ours, seen), first(theirs, imagenet)
     torch.testing.assert_close(got[..., 2:-2, 2:-2], want[..., 2:-2, 2:-2], rtol=1e-4, atol=1e-4)
-    after = ours.classifier.branches[0].state_dict() if "resnet" in name else ours.classifier.branches[0].fc8.state_dict()
+    after = (
+        ours.classifier.branches[0].state_dict() if "resnet" in name else ours.classifier.branches[0].fc8.state_dict()
+    )
     for key, value in before.items():
         torch.testing.assert_close(after[key], value)
 
@@ -317,7 +347,12 @@ def test_own_files_say_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model, path = other_model("v2-compact-aspp", multi_scale=True), tmp_path / "sub" / "net.safetensors"
     save_weights(model, path)
     loaded, report = load_model(path)
-    assert (loaded.variant.name, loaded.num_classes, loaded.multi_scale, loaded.training) == ("v2-compact-aspp", 3, True, False)
+    assert (loaded.variant.name, loaded.num_classes, loaded.multi_scale, loaded.training) == (
+        "v2-compact-aspp",
+        3,
+        True,
+        False,
+    )
     assert report.format == "deeplab-crf"
     same(loaded, model)
     assert not load_model(path, multi_scale=False)[0].multi_scale
@@ -338,7 +373,9 @@ def test_the_variant_of_a_file_is_found_or_asked_for(tmp_path: Path, monkeypatch
     model, _ = load_model(path)
     assert (model.variant.name, model.num_classes) == ("v1-vgg16-7x7", 4)
     path.write_bytes(net(vgg_weights(2, 5, 3)))
-    with pytest.raises(ValueError, match=r"fits v1-vgg16-largefov and v2-vgg16-largefov, which have the same layers.*--model"):
+    with pytest.raises(
+        ValueError, match=r"fits v1-vgg16-largefov and v2-vgg16-largefov, which have the same layers.*--model"
+    ):
         load_model(path)
     assert load_model(path, "v2-vgg16-largefov")[0].variant is variants["v2-vgg16-largefov"]
     path.write_bytes(net(vgg_weights(3, 5, 3)))
@@ -383,7 +420,10 @@ def test_class_counts_that_disagree(tmp_path: Path) -> None:
     path = tmp_path / "net.caffemodel"
     path.write_bytes(net(vgg_weights(2, 5, 3, classes=8)))
     model = small_model("v1-vgg16-largefov")
-    with pytest.raises(ValueError, match=r"has 8 classes and the model 3: build it with num_classes=8 \(--num-classes 8\).*classifier=False"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 8 classes and the model 3: build it with num_classes=8 \(--num-classes 8\).*classifier=False",
+    ):
         load_weights(model, path)
     before = model.classifier.branches[0].fc8.weight.clone()
     report = load_weights(model, path, classifier=False)
@@ -413,7 +453,7 @@ def first_blob(content: bytes) -> bytes:
 
 HOSTILE = {
     "length beyond the file": (varint(100 << 3 | 2) + varint(1 << 60) + b"x", "1152921504606846976 bytes follow, but there are 1"),
-    "shape that lies": (first_blob(message(7, number(1, 1 << 40) + number(1, 1 << 40)) + message(5, b"1234")), r"says that it has shape"),
+    "shape that lies": (first_blob(message(7, number(1, 1 << 40) * 2) + message(5, b"1234")), "says that it has shape"),
     "old shape that lies": (first_blob(number(1, 1 << 62) + message(5, b"1234")), r"says that it has shape"),
     "negative size": (first_blob(message(7, number(1, (1 << 64) - 1)) + message(5, b"1234")), r"says that it has shape"),
     "too many axes": (first_blob(message(7, b"\x08\x01" * 200) + message(5, b"1234")), "more than 32 axes"),

@@ -27,8 +27,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 @dataclass(frozen=True)
 class RawWeights:
-    """What a file holds. kind: "caffe", "hdf5", "torch" or "safetensors". tensors: by the file's own names; a Caffe layer's blobs are
-    ``name/0``, ``name/1``, ... fully_connected: names of Caffe layers that are InnerProducts. metadata: of safetensors."""
+    """What a file holds. kind: "caffe", "hdf5", "torch" or "safetensors". tensors: by the file's own names; a Caffe layer's blobs
+    are ``name/0``, ``name/1``, ... fully_connected: names of Caffe layers that are InnerProducts. metadata: of safetensors."""
 
     kind: str
     tensors: Mapping[str, Tensor]

@@ -25,8 +25,8 @@ class WeightsReport:
     """What became of every layer. Names are the file's where they are of the file, else the model's.
 
     format: whose names the file has. loaded: what the model got. missing: what the model has and the file lacks. unknown: what the
-    file has and nothing here knows, or the model lacks. misshapen: name, shape in the file, shape in the model. set_aside: known and
-    not used, with the reason.
+    file has and nothing here knows, or the model lacks. misshapen: name, shape in the file, shape in the model. set_aside: known
+    and not used, with the reason.
     """
 
     path: Path
@@ -74,8 +74,8 @@ def load_model(
 ) -> tuple[DeepLab, WeightsReport]:
     """The network that a complete file of weights belongs to, in evaluation mode, and what was loaded.
 
-    name: one of `VARIANTS`; None: what the file says (our own) or the one variant with its layers and shapes. num_classes: None takes
-    the file's. multi_scale: None takes the file's, or the variant's. Raises ValueError where the file does not say enough.
+    name: one of `VARIANTS`; None: what the file says (our own) or the one variant with its layers and shapes. num_classes: None
+    takes the file's. multi_scale: None takes the file's, or the variant's. Raises ValueError where the file does not say enough.
     """
     path = Path(path)
     raw = read_file(path)
@@ -96,8 +96,8 @@ def load_model(
 
 
 def save_weights(model: DeepLab, path: str | os.PathLike[str]) -> None:
-    """Write ``model`` as safetensors, whole or not at all, with the variant's name, the number of classes and whether it is multi-scale,
-    so that `load_model` needs nothing else. Raises ImportError where safetensors is not installed."""
+    """Write ``model`` as safetensors, whole or not at all, with the variant's name, the number of classes and whether it is
+    multi-scale, so that `load_model` needs nothing else. Raises ImportError where safetensors is not installed."""
     try:
         from safetensors.torch import save
     except ImportError as error:
@@ -166,8 +166,8 @@ def _check_classes(model: DeepLab, path: Path, given: dict[str, Tensor], scores:
     for name in scores:
         if name in given and given[name].ndim and len(given[name]) != model.num_classes:
             raise ValueError(
-                f"{path} has {len(given[name])} classes and the model {model.num_classes}: build it with num_classes={len(given[name])} "
-                f"(--num-classes {len(given[name])}), or load everything but the classifier with classifier=False"
+                f"{path} has {len(given[name])} classes and the model {model.num_classes}: build it with "
+                f"num_classes={len(given[name])} (--num-classes {len(given[name])}), or load everything but the classifier with classifier=False"
             )
 
 
@@ -177,8 +177,8 @@ def _check_complete(report: WeightsReport, *, initialisation: bool) -> None:
     found = [f"{title}: {', '.join(names)}" for title, names in problems if names]
     if found:
         raise ValueError(
-            f"{report.path} ({report.format} names) does not fit the model; {'; '.join(found)}. Build the variant that the file was "
-            "made for (see docs/models.md), or load what fits with strict=False"
+            f"{report.path} ({report.format} names) does not fit the model; {'; '.join(found)}. Build the variant that the file "
+            "was made for (see docs/models.md), or load what fits with strict=False"
         )
 
 

