@@ -164,10 +164,11 @@ def _score_names(model: DeepLab) -> set[str]:
 
 def _check_classes(model: DeepLab, path: Path, given: dict[str, Tensor], scores: Iterable[str]) -> None:
     for name in scores:
-        if name in given and given[name].ndim and len(given[name]) != model.num_classes:
+        count = len(given[name]) if name in given and given[name].ndim else model.num_classes
+        if count != model.num_classes:
             raise ValueError(
-                f"{path} has {len(given[name])} classes and the model {model.num_classes}: build it with "
-                f"num_classes={len(given[name])} (--num-classes {len(given[name])}), or load everything but the classifier with classifier=False"
+                f"{path} has {count} classes and the model {model.num_classes}: build it with num_classes={count} "
+                f"(--num-classes {count}), or load everything but the classifier with classifier=False"
             )
 
 
