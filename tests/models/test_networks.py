@@ -208,6 +208,17 @@ def test_interp_is_its_formula(size: tuple[int, int], out: tuple[int, int]) -> N
 # ---------------------------------------------------------------- sizes, modes, losses
 
 
+@pytest.mark.parametrize("name", ["v1-vgg16-msc-largefov", "v2-resnet101-aspp"])
+def test_classifiers_start_as_in_the_papers(name: str) -> None:
+    """N(0, 0.01), no bias."""
+    layers = [small_model(name, classes=200).get_submodule(layer) for layer in small_model(name).score_layers()]
+    assert len(layers) == (6 if "msc" in name else 4)
+    assert np.std(np.concatenate([layer.weight.detach().numpy().ravel() for layer in layers])) == pytest.approx(
+        0.01, rel=0.1
+    )
+    assert not any(layer.bias.any() for layer in layers)
+
+
 @pytest.mark.parametrize("name", ["v1-vgg16-largefov", "v1-vgg16-msc", "v2-resnet101-aspp"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 34), (70, 64)])
 def test_any_size_comes_back(name: str, size: tuple[int, int]) -> None:

@@ -141,6 +141,7 @@ SAME_AS_RGB = {
     "reversed strides": lambda: RGB[:, :, ::-1].copy()[:, :, ::-1],
     "tensor": lambda: torch.from_numpy(RGB).permute(2, 0, 1),
     "float tensor": lambda: torch.from_numpy(RGB).permute(2, 0, 1).float(),
+    "uint16 tensor": lambda: torch.from_numpy(RGB.astype(np.uint16) * 257).permute(2, 0, 1),
     "batch of one": lambda: torch.from_numpy(RGB).permute(2, 0, 1)[None],
     "PIL": lambda: Image.fromarray(RGB),
     "PIL with alpha": with_alpha,
