@@ -19,7 +19,7 @@ def load_name(package: str, homes: Mapping[str, str], name: str) -> Any:
     try:
         value = getattr(importlib.import_module(home), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if (error.name or "").split(".")[0] != "torch":
             raise
         raise ImportError(f'{name} needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
     setattr(sys.modules[package], name, value)

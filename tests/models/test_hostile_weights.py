@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from model_samples import small_model  # noqa: E402
 
-from deeplab_crf.models import load_weights  # noqa: E402
+from deeplab_crf.models import load_weights, save_weights  # noqa: E402
 from deeplab_crf.models.weights.caffe import read_caffe  # noqa: E402
 from deeplab_crf.models.weights.files import read_file  # noqa: E402
 
@@ -186,3 +187,20 @@ def test_blobs_are_views_of_the_file() -> None:
     content = first_blob(blob(np.ones((4, 4), np.float32)))
     (found,) = read_caffe(memoryview(content))
     assert np.shares_memory(found.blobs[0], np.frombuffer(content, np.uint8))
+
+
+@pytest.mark.parametrize(("package", "name"), [("safetensors", "net.safetensors"), ("h5py", "net.weights.h5")])
+def test_a_missing_reader_says_what_to_install(
+    package: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" if package == "h5py" else b"12345678{")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf'net.* needs {package}: pip install "deeplab-crf\[weights\]"'):
+        read_file(path)
+
+
+def test_saving_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match=r'pip install "deeplab-crf\[weights\]"'):
+        save_weights(small_model(), tmp_path / "net.safetensors")
