@@ -57,7 +57,7 @@ def _reader(path: Path, head: bytes) -> Callable[[Path], RawWeights]:
         return _read_hdf5
     if head.startswith(ZIP_MAGIC):
         return _read_zip
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if path.suffix == ".safetensors" or head[4:9] == b"\0\0\0\0{":  # the header's length in 8 bytes, then JSON
         return _read_safetensors
     if head.startswith(PICKLE_MAGIC):
         return _read_torch
