@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     default="cpu",
     show_default=True,
     metavar="NAME",
-    help="Where the network runs: cpu, cuda, cuda:1, mps. The CRF runs on the CPU.",
+    help="Where to run: cpu, cuda, cuda:1, mps. The CRF runs there too on CUDA, where it was built with it, else on the CPU.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
 @click.option(
@@ -128,7 +128,7 @@ def _pipeline(
     )
     refined = (preset or network.variant.crf) if crf else None
     pipeline = SegmentationPipeline(network, refined, min_probability=min_probability, pad_to=pad_to)
-    pipeline.network.to(place)
+    pipeline.run_on(place)
     return pipeline.eval()
 
 

@@ -15,6 +15,7 @@ from deeplab_crf.models.deeplab import DeepLab
 from deeplab_crf.models.interp import pad_bottom_right, padded_size
 from deeplab_crf.models.pictures import Picture, as_pictures
 from deeplab_crf.models.weights.names import BGR_MEAN
+from deeplab_crf.ops.library import CUDA_BUILT
 
 RELEASED = "released"
 RELEASED_SIZE = 513  # what the papers' test images are padded to
@@ -63,7 +64,7 @@ class SegmentationPipeline(nn.Module):
     papers do. pad_to: `predict` pads images to at least this size, as the released nets see all of theirs at 513 x 513; 1 pads no
     more than the strides need, which is faster for small images.
 
-    The CRF runs where its own numbers are: with ``pipeline.network.to("cuda")`` alone, on the CPU.
+    The CRF runs where its own numbers are: `run_on` puts the network on any device, and the CRF beside it where it has kernels.
     """
 
     mean: Tensor
@@ -85,6 +86,14 @@ class SegmentationPipeline(nn.Module):
         self.min_probability, self.pad_to = min_probability, max(pad_to, 1)
         self.train(network.training)
         self.register_buffer("mean", torch.tensor(BGR_MEAN).reshape(3, 1, 1), persistent=False)
+
+    def run_on(self, device: torch.device) -> None:
+        """Moves the network to ``device``, and the CRF too if its kernels run there: on CUDA where they were built. Else to the
+        CPU."""
+        self.network.to(device)
+        if self.crf is not None:
+            has_kernels = device.type == "cuda" and CUDA_BUILT
+            self.crf.to(device if has_kernels else torch.device("cpu"))
 
     @property
     def inference_network(self) -> DeepLab:

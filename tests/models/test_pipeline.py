@@ -316,3 +316,11 @@ def test_the_network_may_be_elsewhere_than_the_crf() -> None:
     segmenter.crf.to("cpu")
     logits = torch.zeros(1, CLASSES, 8, 8)
     assert segmenter.refine(logits, batch(0, size=(8, 8))).device.type == "cpu"
+
+
+def test_the_crf_runs_on_the_cpu_where_it_has_no_kernels() -> None:
+    segmenter = pipeline()
+    segmenter.run_on(torch.device("meta"))
+    assert next(segmenter.network.parameters()).device.type == "meta"
+    assert segmenter.crf is not None
+    assert segmenter.crf.weights.device.type == "cpu"
