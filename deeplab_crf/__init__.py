@@ -1,12 +1,13 @@
 """Fully connected CRFs on the permutohedral lattice, fast. See README.md.
 
-Names are loaded when they are first used: importing the package costs nothing but this file.
+Names are loaded when they are first used: importing the package costs next to nothing.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from deeplab_crf._lazy import load_name
 
 __version__ = "0.1.0"
 
@@ -95,17 +96,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(home), name)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ImportError(f'{name} needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
-    globals()[name] = value
-    return value
+    return load_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ import click
 
 import deeplab_crf
 
-PACKAGES = ("numpy", "pillow", "click", "torch", "pydensecrf", "pydensecrf2")
+PACKAGES = ("numpy", "pillow", "click", "torch", "safetensors", "h5py", "pydensecrf", "pydensecrf2")
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from deeplab_crf.cli.interrupts import remembered_interrupts
+from deeplab_crf.cli.jobs import attempt_all, report_failures
 from deeplab_crf.data.scores import KINDS
 from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
@@ -169,17 +168,11 @@ def _refine_one(job: Job, settings: RefineSettings, overwrite: bool) -> int:
 def _refine_folders(plan: Plan, settings: RefineSettings, overwrite: bool) -> int:
     """Every job, failures kept for the end. Exit status 1 if there were any."""
     jobs = [job for job in plan.jobs if overwrite or not job.finished]
-    failures = [f"{path}: no image has this stem" for path in plan.without_image]
     remarks: Counter[str] = Counter()
-    progress = click.progressbar(
-        jobs, label="refine", file=sys.stderr, item_show_func=lambda job: job.image.name if job else ""
+    failures = [f"{path}: no image has this stem" for path in plan.without_image]
+    failures += attempt_all(
+        jobs, lambda job: remarks.update(refine_file(job, settings)), "refine", lambda job: (job.image, job.scores)
     )
-    with remembered_interrupts() as check_interrupts, progress as bar:
-        for job in bar:
-            failure = _attempt(job, settings, remarks)
-            if failure is not None:
-                failures.append(failure)
-            check_interrupts()
     done = len(plan.jobs) - len(failures) + len(plan.without_image)
     skipped = len(plan.jobs) - len(jobs)
     for remark, count in remarks.items():
@@ -189,20 +182,4 @@ def _refine_folders(plan: Plan, settings: RefineSettings, overwrite: bool) -> in
         + (f", {skipped} of them before (--overwrite redoes them)" if skipped else "")
         + (f"; {len(plan.without_scores)} images have no labels or scores" if plan.without_scores else "")
     )
-    if failures:
-        click.echo(f"Error: {len(failures)} failed:", err=True)
-        for failure in failures:
-            click.echo(f"  {failure}", err=True)
-    return 1 if failures else 0
-
-
-def _attempt(job: Job, settings: RefineSettings, remarks: Counter[str]) -> str | None:
-    """Do one job and count its remarks. Returns None, or one line that says what is wrong with which file."""
-    try:
-        remarks.update(refine_file(job, settings))
-    except Exception as error:  # whatever it is, one bad file must not cost the other 999
-        text = " ".join(str(error).split()) or type(error).__name__
-        known = isinstance(error, (ValueError, TypeError, OSError))
-        text = text if known else f"{type(error).__name__}: {text}"
-        return text if str(job.image) in text or str(job.scores) in text else f"{job.image}: {text}"
-    return None
+    return report_failures(failures)

@@ -88,7 +88,7 @@ def test_any_number_of_labels(emulated: ModuleType, labels: int, dtype: Any) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kinds", [("diagonal", "potts"), ("matrix", "diagonal"), ("potts", "matrix")])
-@pytest.mark.parametrize("labels", [1, 3, 21, 33, 130])
+@pytest.mark.parametrize("labels", [3, 21, 33, 130])
 def test_compatibilities(emulated: ModuleType, kinds: tuple[str, str], labels: int, dtype: Any) -> None:
     Gradients(Model(emulated, labels, dtype, kinds, iterations=3)).check()
 
@@ -205,10 +205,9 @@ def test_finite_differences(emulated: ModuleType, log_output: bool, kinds: tuple
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("labels", [21, 130])
-def test_each_image_has_the_bits_of_its_run_alone(emulated: ModuleType, labels: int, dtype: Any) -> None:
+def test_each_image_has_the_bits_of_its_run_alone(emulated: ModuleType, dtype: Any) -> None:
     """And compatibilities get the sum of the images', in double."""
-    gradients = Gradients(Model(emulated, labels, dtype, ("matrix", "potts"), iterations=3))
+    gradients = Gradients(Model(emulated, 21, dtype, ("matrix", "potts"), iterations=3))
     together = gradients.cuda()
     alone = [gradients.cuda(slice(image, image + 1)) for image in range(BATCH)]
     for name, array in together.items():

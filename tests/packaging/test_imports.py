@@ -21,6 +21,18 @@ for name in deeplab_crf.__all__:
             continue
         raise AssertionError(f"{name} came without torch")
     getattr(deeplab_crf, name)
+
+import deeplab_crf.models
+assert "v2-resnet101-aspp" in deeplab_crf.models.VARIANTS
+for name in deeplab_crf.models.__all__:
+    if name not in ("VARIANTS", "Variant", "get_variant"):
+        try:
+            getattr(deeplab_crf.models, name)
+        except ImportError as error:
+            assert f'{name} needs torch, which is not installed: pip install "deeplab-crf[torch]"' == str(error), error
+            continue
+        raise AssertionError(f"{name} came without torch")
+
 generator = np.random.default_rng(0)
 image = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
 scores = generator.normal(size=(4, 12, 16))
