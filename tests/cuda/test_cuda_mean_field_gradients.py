@@ -160,6 +160,10 @@ def test_fixed_point_and_tolerance(emulated: ModuleType, log_output: bool, kinds
     assert steps[0] != steps[1]
     assert steps.min() > 1
     assert steps.max() < 60
+    grad, q = gradients.grad, gradients.trace
+    total = (grad if log_output else grad * q).sum(2, keepdims=True)
+    first = q * total - (grad if log_output else grad * q)
+    np.testing.assert_allclose(moves[0], np.abs(first).max((1, 2)), rtol=1e-5)
     for image, step in enumerate(steps):
         assert moves[step, image] <= 1e-4
         assert (moves[:step, image] > 1e-4).all()

@@ -10,9 +10,9 @@ constexpr int kTile = 32;
 // Tiles of a side, the last one short.
 DEEPLAB_CRF_HOST_DEVICE int64_t tiles_of(int64_t length) { return (length + kTile - 1) / kTile; }
 
-// One tile of 32 x 32 a block, through shared memory: both sides are read and written in the order of their memory. `columns` of few
-// labels make short tiles, whose rows follow one another in `out`, so writes stay whole. Bytes an element: one in, one out; 15.8 MB
-// each for 187,500 x 21 floats, 7.3 us at 4.3 TB/s. Repeats bit for bit: the minimum of the wrong places has no order.
+// One tile of 32 x 32 a block, through shared memory: both sides are read and written in the order of their memory. `columns` of
+// few labels make short tiles, whose rows follow one another in `out`, so writes stay whole. Bytes an element: one in, one
+// out; 15.8 MB each for 187,500 x 21 floats, 7.3 us at 4.3 TB/s. Repeats bit for bit: the minimum of the wrong places has no order.
 template <class T>
 __global__ void __launch_bounds__(kThreads) transpose_tile(TransposeArguments<T> a) {
   __shared__ T tile[kTile][kTile + 1];  // one more, or a column of the tile would lie in one bank
@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(kThreads) transpose_tile(TransposeArguments<T>
     const T value = in[i * a.row_stride + j * a.column_stride];
     tile[i][j] = a.factor * value;
     if (a.first_wrong != nullptr && !(value - value == T(0))) {
-      atomicMin(a.first_wrong,
-                static_cast<unsigned long long>((image * a.columns + first_column + j) * a.rows + first_row + i));
+      atomicMin(a.first_wrong, static_cast<unsigned long long>((image * a.columns + first_column + j) * a.rows + first_row + i));
     }
   }
   __syncthreads();

@@ -1,5 +1,5 @@
-// Scores in the layout that mean field takes, the labels of a point side by side, and back; see mean_field/pack_labels.h. Plain C++: no
-// CUDA header.
+// Scores in the layout that mean field takes, the labels of a point side by side, and back; see mean_field/pack_labels.h. Plain
+// C++: no CUDA header.
 #pragma once
 
 #include <cstdint>
