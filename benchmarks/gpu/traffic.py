@@ -111,10 +111,30 @@ GRADIENTS: dict[str, Account] = {
     "dot_rows": lambda s: Traffic(
         2 * s.points * s.row + 8 * s.corners, 2 * s.corners * s.padded, 4 * s.corners * s.channels
     ),
+    "propagate_adjoint": lambda s: Traffic(
+        s.points * (3 * s.row + s.padded) + 8 * s.all_corners,
+        s.all_corners * s.padded,
+        s.channels * (2 * s.all_corners + 10 * s.points),
+    ),
+    "gather_beliefs": lambda s: Traffic(s.points * (s.row + s.padded)),
+    "add_corner_gradients": lambda s: Traffic(
+        s.points * (s.row + s.padded) + 16 * s.corners, 2 * s.corners * s.padded, 4 * s.corners * s.channels
+    ),
+    "add_label_products": lambda s: Traffic(
+        s.points * s.row + 8 * s.corners, s.corners * s.padded, 2 * s.channels * (s.corners + s.points)
+    ),
+    "add_outer_products": lambda s: Traffic(
+        s.points * s.row + 8 * s.corners,
+        s.corners * s.padded,
+        2 * s.channels * (s.corners + s.channels * s.points),
+    ),
+    "sum_dots": lambda s: Traffic(4 * s.points),
     "embed_gradients": lambda s: Traffic(4 * s.points * (3 * s.dims + 1), flops=s.points * 3 * (s.dims + 1) ** 2),
 }
 # Of one block, of a thread for each image, or with nothing to move where all is well.
-SMALL = frozenset({"measure_coordinates", "choose_layout", "begin_structure", "judge_changes", "spoil_images"})
+SMALL = frozenset(
+    {"measure_coordinates", "choose_layout", "begin_structure", "judge_changes", "spoil_images", "add_chunks"}
+)
 
 
 def bounding(traffic: Traffic, seconds: float, ceilings: Mapping[str, float]) -> str:
