@@ -13,9 +13,14 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 
 
+def on_host(values: Any) -> NDArray[np.float64]:
+    """An array, or a tensor of any device, in double precision."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "cpu") else values, np.float64)
+
+
 def scaled_error(got: ArrayLike, want: ArrayLike) -> float:
     """Largest difference, relative to the largest wanted magnitude (at least 1)."""
-    got_array, want_array = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    got_array, want_array = on_host(got), on_host(want)
     assert got_array.shape == want_array.shape
     if want_array.size == 0:
         return 0.0
@@ -24,8 +29,8 @@ def scaled_error(got: ArrayLike, want: ArrayLike) -> float:
 
 def relative_l2(got: ArrayLike, want: ArrayLike) -> float:
     """|got - want| / |want| in the Euclidean norm."""
-    want_array = np.asarray(want, np.float64)
-    return float(np.linalg.norm(np.asarray(got, np.float64) - want_array) / np.linalg.norm(want_array))
+    want_array = on_host(want)
+    return float(np.linalg.norm(on_host(got) - want_array) / np.linalg.norm(want_array))
 
 
 def features(points: int, dimensions: int, seed: int = 0, dtype: DTypeLike = np.float32) -> NDArray[Any]:

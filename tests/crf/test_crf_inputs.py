@@ -148,6 +148,7 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
+@pytest.mark.cpu_only  # its tensors are made before the device is known
 @pytest.mark.parametrize(("changes", "kind", "message"), CALLS, ids=[message[:50] for *_, message in CALLS])
 def test_calls(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)):
@@ -163,6 +164,7 @@ def test_an_image_in_the_wrong_range_is_told_once() -> None:
         crf(LOGITS, image)  # a second warning would be an error
 
 
+@pytest.mark.cpu_only  # its tensors are made before the device is known
 @pytest.mark.parametrize(
     ("kernel", "image"),
     [

@@ -175,7 +175,7 @@ def test_plot_shows_both_curves(tmp_path: Any) -> None:
         np.testing.assert_allclose(
             energies.lines[image].get_ydata(), diagnosis.free_energy[:, image] / (HEIGHT * WIDTH)
         )
-        np.testing.assert_allclose(changes.lines[image].get_ydata(), 100 * diagnosis.label_changes[:, image])
+        np.testing.assert_allclose(changes.lines[image].get_ydata(), 100 * diagnosis.label_changes[:, image].cpu())
         assert list(changes.lines[image].get_xdata()) == [1, 2, 3, 4]
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000

@@ -331,6 +331,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.cpu_only  # its tensors are made before the device is known
 @pytest.mark.parametrize(("call", "kind", "message"), ERRORS, ids=[message[:40] for _, _, message in ERRORS])
 def test_errors(call: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)):
