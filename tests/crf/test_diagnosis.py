@@ -173,7 +173,7 @@ def test_plot_shows_both_curves(tmp_path: Any) -> None:
     energies, changes = figure.axes
     for image in range(2):
         np.testing.assert_allclose(
-            energies.lines[image].get_ydata(), diagnosis.free_energy[:, image] / (HEIGHT * WIDTH)
+            energies.lines[image].get_ydata(), diagnosis.free_energy[:, image].cpu() / (HEIGHT * WIDTH)
         )
         np.testing.assert_allclose(changes.lines[image].get_ydata(), 100 * diagnosis.label_changes[:, image].cpu())
         assert list(changes.lines[image].get_xdata()) == [1, 2, 3, 4]
