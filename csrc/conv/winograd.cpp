@@ -31,8 +31,8 @@ std::vector<AxisTile> make_tiles(const Axis& axis) {
   for (int64_t phase = 0; phase < std::min(axis.dilation, axis.out); ++phase) {
     const int64_t outputs = (axis.out - phase + axis.dilation - 1) / axis.dilation;
     for (int64_t first = 0; first < outputs; first += kLargestTile) {
-      tiles.push_back({static_cast<int32_t>(phase + first * axis.dilation),
-                       static_cast<int32_t>(std::min<int64_t>(kLargestTile, outputs - first))});
+      tiles.push_back(
+          {phase + first * axis.dilation, static_cast<int>(std::min<int64_t>(kLargestTile, outputs - first))});
     }
   }
   std::stable_sort(tiles.begin(), tiles.end(), [](const AxisTile& a, const AxisTile& b) { return a.size > b.size; });

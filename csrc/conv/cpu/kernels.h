@@ -14,8 +14,8 @@ namespace deeplab_crf::conv {
 
 // One tile of outputs along one axis: outputs start, start + dilation, ..., `size` of them.
 struct AxisTile {
-  int32_t start;
-  int32_t size;
+  int64_t start;
+  int size;
 };
 
 // The matrices of one chunk of tiles. Matrix (i, j), of point i along the rows and j along the columns, has a row for each pair of a
