@@ -67,12 +67,14 @@ void transpose(uintptr_t in, const std::tuple<int64_t, int64_t, int64_t>& shape,
 }
 
 void register_winograd(py::module_& module) {
-  module.def("winograd_weights_size", [](const ShapeFields& shape) { return conv::winograd_weights_size(make_shape(shape)); },
-             py::arg("shape"));
-  module.def("winograd_workspace_size",
-             [](const ShapeFields& shape) { return conv::winograd_workspace_size(make_shape(shape)); }, py::arg("shape"));
-  module.def("winograd_products", [](const ShapeFields& shape) { return conv::winograd_products(make_shape(shape)); },
-             py::arg("shape"));
+  module.def(
+      "winograd_weights_size", [](const ShapeFields& shape) { return conv::winograd_weights_size(make_shape(shape)); },
+      py::arg("shape"));
+  module.def(
+      "winograd_workspace_size", [](const ShapeFields& shape) { return conv::winograd_workspace_size(make_shape(shape)); },
+      py::arg("shape"));
+  module.def(
+      "winograd_products", [](const ShapeFields& shape) { return conv::winograd_products(make_shape(shape)); }, py::arg("shape"));
   module.def(
       "winograd_transform",
       [](const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out, int threads) {
@@ -94,10 +96,11 @@ void register_winograd(py::module_& module) {
 }
 
 void register_direct(py::module_& module) {
-  module.def("direct_weights_size", [](const ShapeFields& shape) { return conv::direct_weights_size(make_shape(shape)); },
-             py::arg("shape"));
-  module.def("direct_products", [](const ShapeFields& shape) { return conv::direct_products(make_shape(shape)); },
-             py::arg("shape"));
+  module.def(
+      "direct_weights_size", [](const ShapeFields& shape) { return conv::direct_weights_size(make_shape(shape)); },
+      py::arg("shape"));
+  module.def(
+      "direct_products", [](const ShapeFields& shape) { return conv::direct_products(make_shape(shape)); }, py::arg("shape"));
   module.def(
       "direct_pack",
       [](const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out, int threads) {
@@ -116,16 +119,16 @@ void register_direct(py::module_& module) {
 }
 
 void register_shifted(py::module_& module) {
-  module.def("shifted_weights_size",
-             [](const ShapeFields& shape, const std::vector<BranchFields>& branches) {
-               return make_sum(shape, branches).weights_size();
-             },
-             py::arg("shape"), py::arg("branches"));
-  module.def("shifted_products",
-             [](const ShapeFields& shape, const std::vector<BranchFields>& branches) {
-               return make_sum(shape, branches).padded_products();
-             },
-             py::arg("shape"), py::arg("branches"));
+  module.def(
+      "shifted_weights_size",
+      [](const ShapeFields& shape, const std::vector<BranchFields>& branches) { return make_sum(shape, branches).weights_size(); },
+      py::arg("shape"), py::arg("branches"));
+  module.def(
+      "shifted_products",
+      [](const ShapeFields& shape, const std::vector<BranchFields>& branches) {
+        return make_sum(shape, branches).padded_products();
+      },
+      py::arg("shape"), py::arg("branches"));
   module.def(
       "shifted_pack",
       [](const ShapeFields& shape, const std::vector<BranchFields>& branches, uintptr_t out, int threads) {

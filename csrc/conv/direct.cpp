@@ -105,9 +105,7 @@ void pack_direct_weights(const Shape& shape, const float* weight, const int64_t*
   });
 }
 
-int64_t direct_products(const Shape& shape) {
-  return shape.batch * products_along(shape.rows) * products_along(shape.columns);
-}
+int64_t direct_products(const Shape& shape) { return shape.batch * products_along(shape.rows) * products_along(shape.columns); }
 
 void direct(const Shape& given, const float* x, const float* packed, const Epilogue& epilogue, float* out, int threads) {
   const Shape shape = flattened(given);

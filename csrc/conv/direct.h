@@ -1,6 +1,7 @@
-// Direct convolution of any kernel, stride, padding and dilation: for a run of outputs along a row, one product of pixels with a panel
-// of weights for each tap, over the outputs whose tap falls inside the map and no others; then the epilogue. A 1 x 1 convolution of
-// stride 1 is one product over all pixels. No copies of the input, no workspace. The same bits for any number of threads and any batch.
+// Direct convolution of any kernel, stride, padding and dilation: for a run of outputs along a row, one product of pixels with a
+// panel of weights for each tap, over the outputs whose tap falls inside the map and no others; then the epilogue. A 1 x 1
+// convolution of stride 1 is one product over all pixels. No copies of the input, no workspace. The same bits for any number of
+// threads and any batch.
 #pragma once
 
 #include <cstdint>

@@ -98,8 +98,7 @@ void ShiftedSum::pack_panel(const TapRow& row, int64_t panel, float* to) const {
 void ShiftedSum::pack_weights(float* packed, int threads) const {
   const int64_t panel_size = shape_.channels * product_kernels().panel_width;
   for (const TapRow& row : rows_) {
-    parallel_for(threads, panels_of(row),
-                 [&](int64_t panel) { pack_panel(row, panel, packed + row.begin + panel * panel_size); });
+    parallel_for(threads, panels_of(row), [&](int64_t panel) { pack_panel(row, panel, packed + row.begin + panel * panel_size); });
   }
 }
 

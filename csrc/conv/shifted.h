@@ -2,10 +2,10 @@
 // shifts afterwards. Stride 1.
 //
 // out[y, x] = sum over offsets (dy, dx) of W_(dy, dx) in[y + dy, x + dx]. Taps of all branches that have an offset in common (the
-// centres of all rates) are one. For an output row and each dy, the pixels of input row y + dy are multiplied with the weights of all
-// dx side by side, (C, dx K), and the products are added where they belong. The dx sorted, those that a pixel needs are neighbours:
-// what falls outside the map is not computed, and the lanes are full however few filters there are. No workspace; the same bits for
-// any number of threads and any batch.
+// centres of all rates) are one. For an output row and each dy, the pixels of input row y + dy are multiplied with the weights of
+// all dx side by side, (C, dx K), and the products are added where they belong. The dx sorted, those that a pixel needs are
+// neighbours: what falls outside the map is not computed, and the lanes are full however few filters there are. No workspace; the
+// same bits for any number of threads and any batch.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,9 @@
 // The one-dimensional minimal filtering algorithms F(m, 3), m = 1..4, that Winograd convolution is made of (Winograd 1980; Lavin &
 // Gray 2016), as compile-time matrices for host and device.
 //
-// y = A^T [(G g) * (D d)]: m outputs y_i = sum_k g_k d_(i+k) of a 3-tap correlation from m + 2 inputs and m + 2 products, one at each
-// point: 0, 1, infinity, -1, 2, -2, of which F(m, 3) takes the first m + 2. G does not depend on m, so tiles of all sizes share one
-// set of transformed weights, and a smaller tile just uses fewer of its matrices.
+// y = A^T [(G g) * (D d)]: m outputs y_i = sum_k g_k d_(i+k) of a 3-tap correlation from m + 2 inputs and m + 2 products, one at
+// each point: 0, 1, infinity, -1, 2, -2, of which F(m, 3) takes the first m + 2. G does not depend on m, so tiles of all sizes
+// share one set of transformed weights, and a smaller tile just uses fewer of its matrices.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ struct DataMatrix {
   float at[Tile + 2][Tile + 2];
 };
 
-// Row i: the coefficients of prod_(q != p) (z - q), ascending, over the finite points q of F(Tile, 3), divided by the value at p and
-// by kScale; at infinity, of the product over all of them.
+// Row i: the coefficients of prod_(q != p) (z - q), ascending, over the finite points q of F(Tile, 3), divided by the value at p
+// and by kScale; at infinity, of the product over all of them.
 template <int Tile>
 constexpr DataMatrix<Tile> make_data_matrix() {
   DataMatrix<Tile> d{};

@@ -31,8 +31,7 @@ std::vector<AxisTile> make_tiles(const Axis& axis) {
   for (int64_t phase = 0; phase < std::min(axis.dilation, axis.out); ++phase) {
     const int64_t outputs = (axis.out - phase + axis.dilation - 1) / axis.dilation;
     for (int64_t first = 0; first < outputs; first += kLargestTile) {
-      tiles.push_back(
-          {phase + first * axis.dilation, static_cast<int>(std::min<int64_t>(kLargestTile, outputs - first))});
+      tiles.push_back({phase + first * axis.dilation, static_cast<int>(std::min<int64_t>(kLargestTile, outputs - first))});
     }
   }
   std::stable_sort(tiles.begin(), tiles.end(), [](const AxisTile& a, const AxisTile& b) { return a.size > b.size; });
@@ -131,8 +130,7 @@ class Convolution {
     const ProductKernels& kernels = product_kernels();
     const int64_t width = kernels.panel_width;
     const int64_t used = std::min(width, shape_.filters - panel * width);
-    const float* weights =
-        transformed_ + (i * kMaxPoints + j) * weight_matrix_stride(shape_) + panel * shape_.channels * width;
+    const float* weights = transformed_ + (i * kMaxPoints + j) * weight_matrix_stride(shape_) + panel * shape_.channels * width;
     kernels.multiply(inputs.data + inputs.begin[i][j], inputs.stride, rows, weights, shape_.channels,
                      outputs.data + outputs.begin[i][j] + panel * width, outputs.stride,
                      static_cast<int>((used + kernels.lanes - 1) / kernels.lanes), false);

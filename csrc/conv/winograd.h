@@ -1,7 +1,7 @@
-// Winograd convolution F(m x m, 3 x 3) over the phases of a dilated convolution: outputs whose coordinates agree modulo the dilation
-// depend on inputs of one phase only, so a 3 x 3 convolution of any dilation is dilation^2 ordinary ones, and each is cut into tiles of
-// up to 4 x 4 outputs (toom_cook.h): 2.25 products an output and channel instead of 9, and fewer sums of zeros in the small phases of
-// large dilations, whose tiles are as small as they are. Stride 1, any padding.
+// Winograd convolution F(m x m, 3 x 3) over the phases of a dilated convolution: outputs whose coordinates agree modulo the
+// dilation depend on inputs of one phase only, so a 3 x 3 convolution of any dilation is dilation^2 ordinary ones, and each is cut
+// into tiles of up to 4 x 4 outputs (toom_cook.h): 2.25 products an output and channel instead of 9, and fewer sums of zeros in the
+// small phases of large dilations, whose tiles are as small as they are. Stride 1, any padding.
 //
 // For a chunk of tiles: (1) the 36 matrices of transformed inputs; (2) each times its matrix of weights; (3) outputs, with the
 // epilogue. float32 error about 1e-5 of the largest output (docs/convolution.md). The same bits for any number of threads and any

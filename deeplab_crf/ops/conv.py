@@ -44,13 +44,13 @@ def dilated_conv2d(
 ) -> Tensor:
     """``activation(conv2d(x, weight, bias) + residual)`` in one go.
 
-    x: (B, C, H, W) or (C, H, W), contiguous or channels_last; weight: (K, C, kh, kw); bias: (K,); residual: of the result's shape; all
-    of one dtype. stride, padding, dilation: one number or (rows, columns). activation: None or "relu". Returns (B, K, OH, OW) or
-    (K, OH, OW), channels_last if the input or the weight is. Differentiable, any number of times, in all tensors.
+    x: (B, C, H, W) or (C, H, W), contiguous or channels_last; weight: (K, C, kh, kw); bias: (K,); residual: of the result's shape;
+    all of one dtype. stride, padding, dilation: one number or (rows, columns). activation: None or "relu". Returns (B, K, OH, OW)
+    or (K, OH, OW), channels_last if the input or the weight is. Differentiable, any number of times, in all tensors.
 
     float32 on the CPU is computed by what is fastest (`set_conv_algorithm`; exact to 1e-5 of the largest value with "torch" and
-    "direct", to 1e-4 with "winograd"); everything else by torch. Transformed weights are kept (docs/convolution.md). Raises RuntimeError
-    where torch.nn.functional.conv2d does, and for a residual of another shape; ValueError for another activation.
+    "direct", to 1e-4 with "winograd"); everything else by torch. Transformed weights are kept (docs/convolution.md). Raises
+    RuntimeError where torch.nn.functional.conv2d does, and for a residual of another shape; ValueError for another activation.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be None or "relu"; got {activation!r}')
@@ -65,11 +65,9 @@ def dilated_conv2d(
     return result.squeeze(0) if single else result
 
 
-def aspp_sum(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, rates: Sequence[int]
-) -> Tensor:
-    """``sum over i of conv2d(x, weights[i], biases[i], padding=p_i, dilation=rates[i])`` with the padding ``p_i = rates[i] (k - 1) / 2``
-    that keeps the size: DeepLabV2's head, in one pass over the input.
+def aspp_sum(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, rates: Sequence[int]) -> Tensor:
+    """``sum over i of conv2d(x, weights[i], biases[i], padding=p_i, dilation=rates[i])`` with the padding ``p_i = rates[i] (k - 1)
+    / 2`` that keeps the size: DeepLabV2's head, in one pass over the input.
 
     x: (B, C, H, W) or (C, H, W); weights: (K, C, k, k) each, k odd; biases: (K,) each, or None. Returns (B, K, H, W) or (K, H, W).
     Algorithms, layouts, derivatives and errors are those of `dilated_conv2d`.
@@ -112,7 +110,9 @@ def _by_torch(
 class _Native:
     """One convolution by a kernel: arguments that stay alive, and the result on its way back to the layout of the input."""
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, size: Sequence[int]) -> None:
+    def __init__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, size: Sequence[int]
+    ) -> None:
         self.format = result_format(x, weight)
         self.threads = torch.get_num_threads()
         self.x = x.contiguous(memory_format=torch.channels_last)
@@ -143,7 +143,13 @@ def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool
     )
     workspace = torch.empty(_native.winograd_workspace_size(shape))
     return _native.winograd(
-        shape, address(call.x), address(transformed), call.epilogue(relu), address(call.out), address(workspace), call.threads
+        shape,
+        address(call.x),
+        address(transformed),
+        call.epilogue(relu),
+        address(call.out),
+        address(workspace),
+        call.threads,
     )
 
 
@@ -217,7 +223,9 @@ def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if output is not None:
         grad = grad * (output > 0)
     needed = ctx.needs_input_grad
-    gradients = _convolution_gradients(grad, x, weight, ctx.geometry, (needed[0], needed[1], ctx.has_bias and needed[2]))
+    gradients = _convolution_gradients(
+        grad, x, weight, ctx.geometry, (needed[0], needed[1], ctx.has_bias and needed[2])
+    )
     return (*gradients, grad if ctx.has_residual and needed[3] else None, *[None] * 5)
 
 
@@ -244,9 +252,7 @@ def _geometries(weights: Sequence[Tensor], rates: Sequence[int]) -> list[Geometr
     return geometries
 
 
-def _check_sum(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int]
-) -> list[Geometry]:
+def _check_sum(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int]) -> list[Geometry]:
     geometries = _geometries(weights, rates)
     for i, (weight, geometry) in enumerate(zip(weights, geometries, strict=True)):
         check_convolution(x, weight, biases[i] if biases else None, geometry)
@@ -258,10 +264,15 @@ def _check_sum(
     return geometries
 
 
-def _sum_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str) -> Tensor:
+def _sum_cpu(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
+) -> Tensor:
     geometries = _check_sum(x, weights, biases, rates)
     size = x.shape[2:]
-    shapes = [kernel_shape(x, *pair, geometry) for pair, geometry in zip([(w, size) for w in weights], geometries, strict=True)]
+    shapes = [
+        kernel_shape(x, *pair, geometry)
+        for pair, geometry in zip([(w, size) for w in weights], geometries, strict=True)
+    ]
     if x.dtype == torch.float32 and x.numel() > 0:
         branches = [
             (address(weight), weight.stride(), *shape[3:]) for weight, shape in zip(weights, shapes, strict=True)
@@ -273,7 +284,11 @@ def _sum_cpu(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rat
 
 
 def _shifted(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], problem: tuple[Shape, list[Any]]
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    rates: Sequence[int],
+    problem: tuple[Shape, list[Any]],
 ) -> Tensor:
     bias = torch.stack(list(biases)).sum(dim=0) if biases else None
     call = _Native(x, weights[0], bias, None, x.shape[2:])
@@ -283,7 +298,9 @@ def _shifted(
         _native.shifted_weights_size(*problem),
         lambda out: _native.shifted_pack(*problem, address(out), call.threads),
     )
-    _native.shifted_sum(*problem, address(call.x), address(packed), call.epilogue(False), address(call.out), call.threads)
+    _native.shifted_sum(
+        *problem, address(call.x), address(packed), call.epilogue(False), address(call.out), call.threads
+    )
     return call.result()
 
 

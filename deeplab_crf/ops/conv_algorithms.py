@@ -1,8 +1,8 @@
 """Which algorithm a convolution takes: the user's word, and where there is none a cost model fitted to measurements.
 
 "torch": torch's own convolution, then the epilogue. "direct": products of pixels with taps, taps outside the map left out (1e-6).
-"winograd": F(4x4, 3x3) and smaller tiles over the phases (1e-5); 3x3, stride 1. "shifted": products first, shifts afterwards, for sums
-with few filters. Errors are relative to the largest output, in float32; docs/convolution.md has the measurements.
+"winograd": F(4x4, 3x3) and smaller tiles over the phases (1e-5); 3x3, stride 1. "shifted": products first, shifts afterwards, for
+sums with few filters. Errors are relative to the largest output, in float32; docs/convolution.md has the measurements.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ _policy = "auto"
 def set_conv_algorithm(name: str = "auto", *, forbid: Sequence[str] = ()) -> None:
     """How `dilated_conv2d` and `aspp_sum` compute from now on, in all threads.
 
-    name: "auto", by cost; or one of "torch", "direct", "winograd", "shifted": that one wherever it can, else torch. forbid: algorithms
-    that "auto" is not to take. Raises ValueError for other names and for "torch" forbidden, which is what is left when nothing else is.
+    name: "auto", by cost; or one of "torch", "direct", "winograd", "shifted": that one wherever it can, else torch. forbid:
+    algorithms that "auto" is not to take. Raises ValueError for other names and for "torch" forbidden, which is what is left when
+    nothing else is.
     """
     global _policy
     _policy = _make_policy(name, forbid)
@@ -57,8 +58,8 @@ def _make_policy(name: str, forbid: Sequence[str]) -> str:
     return "-".join([name, *sorted(set(forbidden))])
 
 
-# Costs are in products of one input channel with one filter, at the speed of our kernels: 115 a nanosecond with 512-bit vectors on one
-# core of Zen 5. Torch's 3x3 is as fast a product; its 1x1 took 2.1 to 3.4 times as long there (MKL).
+# Costs are in products of one input channel with one filter, at the speed of our kernels: 115 a nanosecond with 512-bit vectors on
+# one core of Zen 5. Torch's 3x3 is as fast a product; its 1x1 took 2.1 to 3.4 times as long there (MKL).
 _TORCH_POINTWISE = 1.5
 # Where taps fall outside, torch leaves them out with channels_last only, and loses some of its speed.
 _TORCH_CLIPPED = 1.2
@@ -66,7 +67,7 @@ _TORCH_CLIPPED = 1.2
 _WINOGRAD_ELEMENT = 50
 # Looking whether a weight has changed, and what a call costs in any case.
 _FINGERPRINT = 30
-_CALL = 4_000_000
+_CALL = 1_000_000
 # With less depth or width than a few vectors our kernels' registers stay empty.
 _FEW = 16
 

@@ -28,7 +28,9 @@ def pair(value: int | Sequence[int], name: str) -> list[int]:
     if len(values) == 1:
         values *= 2
     if len(values) != 2 or not all(isinstance(v, int) for v in values):
-        raise RuntimeError(f"expected {name} to be a single integer value or a list of 2 values, but got {name}={value}")
+        raise RuntimeError(
+            f"expected {name} to be a single integer value or a list of 2 values, but got {name}={value}"
+        )
     return values
 
 
@@ -39,7 +41,9 @@ def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
     if x.ndim != 4:
         raise RuntimeError(f"Expected 3D (unbatched) or 4D (batched) input, but got input of size: {list(x.shape)}")
     if min(weight.shape) == 0:
-        raise RuntimeError(f"weight should have at least one element along each axis, but got size {list(weight.shape)}")
+        raise RuntimeError(
+            f"weight should have at least one element along each axis, but got size {list(weight.shape)}"
+        )
     if x.shape[1] != weight.shape[1]:
         raise RuntimeError(
             f"Given groups=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have {weight.shape[1]} "

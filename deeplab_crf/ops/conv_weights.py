@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from deeplab_crf.ops.tensors import address
 
 _lock = threading.Lock()
 # Of each (first) weight: layout -> (fingerprints, packed).
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_packed: Any = WeakTensorKeyDictionary()  # has no annotations
 
 
 def packed_weights(weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]) -> Tensor:
@@ -42,7 +43,7 @@ def packed_weights(weights: Sequence[Tensor], layout: Hashable, size: int, pack:
 def forget_weights() -> int:
     """Drops every packed weight; the next calls make them again. Returns the bytes that were held."""
     with _lock:
-        held = sum(out.nbytes for layouts in _packed.values() for _, out in layouts.values())
+        held: int = sum(out.nbytes for layouts in _packed.values() for _, out in layouts.values())
         _packed.clear()
     return held
 

@@ -89,9 +89,7 @@ def no_second_derivative(name: str) -> Callable[..., Any]:
 def _autocast_kernel(name: str, device_type: str, cast: Callable[[str, Tensor], Tensor]) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
         with torch.autocast(device_type, enabled=False):
-            return getattr(torch.ops.deeplab_crf, name)(
-                *[_cast(argument, device_type, cast) for argument in arguments]
-            )
+            return getattr(torch.ops.deeplab_crf, name)(*[_cast(argument, device_type, cast) for argument in arguments])
 
     return kernel
 

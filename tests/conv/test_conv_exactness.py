@@ -14,7 +14,8 @@ from deeplab_crf.ops.conv import chosen_algorithm  # noqa: E402
 
 BOUNDS = {"torch": 1e-5, "direct": 1e-5, "shifted": 1e-5, "winograd": 1e-4}
 
-# One off from the edges of tiles (4 outputs a phase), packs (4, 8, 16 lanes), panels (8, 16, 64 filters) and blocks of rows (6, 48).
+# One off from the edges of tiles (4 outputs a phase), packs (4, 8, 16 lanes), panels (8, 16, 64 filters) and blocks of rows (6,
+# 48).
 SIZES = [
     Sizes(1, 1, 1, 1, 1),
     Sizes(2, 5, 7, 13, 9, padding=(2, 2), dilation=(2, 2)),
@@ -41,7 +42,7 @@ OTHER_SIZES = [
 @pytest.mark.parametrize("algorithm", ["auto", "torch", "direct", "winograd"])
 @pytest.mark.parametrize("sizes", [*SIZES, *OTHER_SIZES], ids=str)
 def test_against_float64(sizes: Sizes, algorithm: str, layout: torch.memory_format) -> None:
-    x, weight, bias = tensors(sizes)
+    x, weight, _ = tensors(sizes)
     want = expected(x, weight, **sizes.geometry())
     x = x.to(memory_format=layout)
     with conv_algorithm(algorithm):
@@ -87,9 +88,7 @@ def test_aspp_sum(
     parts = [tensors(Sizes(2, 20, filters, height, width), seed) for seed in range(len(rates))]
     x = parts[0][0]
     weights, biases = [part[1] for part in parts], [part[2] for part in parts]
-    want = sum(
-        expected(x, w, b, padding=r, dilation=r) for w, b, r in zip(weights, biases, rates, strict=True)
-    )
+    want = sum(expected(x, w, b, padding=r, dilation=r) for w, b, r in zip(weights, biases, rates, strict=True))
     with conv_algorithm(algorithm):
         got = aspp_sum(x.to(memory_format=layout), weights, biases, rates)
         without = aspp_sum(x.to(memory_format=layout), weights, None, rates)
@@ -121,7 +120,9 @@ def test_same_bits_for_any_threads_and_batch(algorithm: str) -> None:
             torch.set_num_threads(threads)
             with conv_algorithm(algorithm):
                 results.append(dilated_conv2d(x, weight, bias, padding=2, dilation=2))
-                results.append(torch.cat([dilated_conv2d(image[None], weight, bias, padding=2, dilation=2) for image in x]))
+                results.append(
+                    torch.cat([dilated_conv2d(image[None], weight, bias, padding=2, dilation=2) for image in x])
+                )
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)

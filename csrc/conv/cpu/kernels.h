@@ -18,8 +18,8 @@ struct AxisTile {
   int size;
 };
 
-// The matrices of one chunk of tiles. Matrix (i, j), of point i along the rows and j along the columns, has a row for each pair of a
-// row tile that has point i and a column tile that has point j; tiles come in descending size, so that these are the first
+// The matrices of one chunk of tiles. Matrix (i, j), of point i along the rows and j along the columns, has a row for each pair of
+// a row tile that has point i and a column tile that has point j; tiles come in descending size, so that these are the first
 // row_counts[i] and column_counts[j].
 struct TileMatrices {
   float* data;
@@ -54,7 +54,8 @@ struct ProductKernels {
 
 struct WinogradKernels {
   // Rows of the matrices of D d D^T for the tiles of one row tile. x: one image. zeros: (C) zeros, read outside the map.
-  void (*transform_input)(const Shape& shape, const float* x, const float* zeros, const TileRow& tiles, const TileMatrices& matrices);
+  void (*transform_input)(const Shape& shape, const float* x, const float* zeros, const TileRow& tiles,
+                          const TileMatrices& matrices);
   // Outputs A^T m A of the tiles of one row tile, with the epilogue, whose residual is, like out, that of the image. False if
   // anything before the epilogue was not finite.
   bool (*transform_output)(const Shape& shape, const TileMatrices& matrices, const TileRow& tiles, const Epilogue& epilogue,

@@ -20,8 +20,8 @@ constexpr int kVectors = 2;
 constexpr int kRows = 6;
 constexpr int64_t kPanelWidth = kVectors * kLanes;
 
-// c (Rows, Vectors packs) (+)= a (Rows, depth) b (depth, Vectors packs). 2 Rows Vectors lanes flops for Vectors + Rows loads a step;
-// sums run over the depth in ascending order.
+// c (Rows, Vectors packs) (+)= a (Rows, depth) b (depth, Vectors packs). 2 Rows Vectors lanes flops for Vectors + Rows loads a
+// step; sums run over the depth in ascending order.
 template <int Rows, int Vectors>
 void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c, int64_t c_stride, bool accumulate) {
   P sums[Rows][Vectors];
@@ -61,8 +61,8 @@ void multiply_rows(const float* a, int64_t a_stride, int64_t rows, const float* 
   }
 }
 
-void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, float* c, int64_t c_stride, int vectors,
-              bool accumulate) {
+void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, float* c, int64_t c_stride,
+              int vectors, bool accumulate) {
   switch (vectors) {
     case 1:
       return multiply_rows<1>(a, a_stride, rows, b, depth, c, c_stride, accumulate);

@@ -57,8 +57,9 @@ int64_t first_input(const conv::Axis& axis, const conv::AxisTile& tile) { return
 // One tile of Rows x Columns outputs: (Rows + 2)(Columns + 2) loads and stores a pack of channels, and for 4 x 4 about 240 flops a
 // channel.
 template <int Rows, int Columns>
-void transform_input_tile(const conv::Shape& shape, const float* x, const float* zeros, const conv::AxisTile& row, int64_t row_index,
-                          const conv::AxisTile& column, int64_t column_index, const conv::TileMatrices& matrices) {
+void transform_input_tile(const conv::Shape& shape, const float* x, const float* zeros, const conv::AxisTile& row,
+                          int64_t row_index, const conv::AxisTile& column, int64_t column_index,
+                          const conv::TileMatrices& matrices) {
   constexpr int kHeight = Rows + 2, kWidth = Columns + 2;
   const int64_t channels = shape.channels;
   const float* from[kHeight][kWidth];
@@ -193,7 +194,8 @@ bool transform_output(const conv::Shape& shape, const conv::TileMatrices& matric
   P finite = P::zero();
   for (int64_t b = 0; b < tiles.num_columns; ++b) {
     for_sizes(tiles.row.size, tiles.columns[b].size, [&]<int Rows, int Columns>() {
-      finite = finite + transform_output_tile<Rows, Columns>(shape, matrices, tiles.row, tiles.index, tiles.columns[b], b, epilogue, out);
+      finite = finite +
+               transform_output_tile<Rows, Columns>(shape, matrices, tiles.row, tiles.index, tiles.columns[b], b, epilogue, out);
     });
   }
   return first_lane(across_lanes<kLanes / 2>(finite, Sum{})) == 0;
@@ -217,10 +219,10 @@ void transform_weights(const conv::Shape& shape, const float* weight, const int6
       }
       float* to = u + (panel * shape.channels + c) * panel_width + k - panel * panel_width;
       for (int i = 0; i < kMaxPoints; ++i) {
-        apply<kWeights, conv::kTaps>(
-            [&](int x) DEEPLAB_CRF_INLINE_LAMBDA { return half[i][x]; },
-            [&](int j, P value) DEEPLAB_CRF_INLINE_LAMBDA { value.store(to + (i * kMaxPoints + j) * matrix_stride); },
-            Sequence<kMaxPoints>{});
+        apply<kWeights, conv::kTaps>([&](int x) DEEPLAB_CRF_INLINE_LAMBDA { return half[i][x]; },
+                                     [&](int j, P value)
+                                         DEEPLAB_CRF_INLINE_LAMBDA { value.store(to + (i * kMaxPoints + j) * matrix_stride); },
+                                     Sequence<kMaxPoints>{});
       }
     }
   }
