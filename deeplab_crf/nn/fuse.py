@@ -18,7 +18,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
     - BatchNorm behind a convolution is folded into its weight and bias, in float64.
     - Convolutions of 3x3 and stride 1, and of 1x1, with 16 channels or more, become `DilatedConv2d`, with the residual that is
-    added and   the ReLU that follows merged; what our kernels do not win stays torch's.
+      added and the ReLU that follows merged; what our kernels do not win stays torch's.
     - Sums of parallel dilated convolutions over one input (DeepLabV2's head) become one `ASPPSum`.
     - Weights are laid out channels_last, so that everything after the first convolution is.
 

@@ -23,10 +23,10 @@ class FusionReport:
 
     def __str__(self) -> str:
         merged = [what for parts in self.replaced.values() for what in parts]
+        residuals, relus = merged.count("residual"), merged.count("relu")
         lines = [
-            f"{len(self.folded)} BatchNorms folded; {len(self.replaced)} convolutions replaced, with {merged.count('residual')}
-            residuals " f"and {merged.count('relu')} ReLUs; {len(self.sums)} sums of {sum(map(len, self.sums))} convolutions made
-            one"
+            f"{len(self.folded)} BatchNorms folded; {len(self.replaced)} convolutions replaced, with {residuals} residuals and "
+            f"{relus} ReLUs; {len(self.sums)} sums of {sum(map(len, self.sums))} convolutions made one"
         ]
         lines += [f"left: {name}: {reason}" for name, reason in self.left.items()]
         lines += [f"not traced: {name or 'the network'}: {error}" for name, error in self.untraced.items()]
