@@ -53,6 +53,16 @@ int64_t row_size(const Shape& shape, int64_t column_tiles) {
   return kMaxPoints * kMaxPoints * column_tiles * (input_stride(shape) + output_stride(shape));
 }
 
+// Rows of tiles in a chunk. What is written and read of the transformed inputs and outputs, C + K a tile, is to stay in a near cache;
+// what is read of the weights for each chunk, C K, is to be little beside it.
+int64_t chunk_rows(const Shape& shape, int64_t rows, int64_t column_tiles) {
+  const int64_t balance = shape.channels * shape.filters / (shape.channels + shape.filters);
+  const int64_t tiles = std::clamp(balance, kFewestTiles, kMostTiles);
+  const int64_t most = std::max<int64_t>(1, tiles / std::max<int64_t>(1, column_tiles));
+  const int64_t chunks = std::max<int64_t>(1, (rows + most - 1) / most);
+  return (rows + chunks - 1) / chunks;
+}
+
 struct RowTile {
   int64_t image;
   AxisTile tile;
@@ -74,13 +84,9 @@ class Convolution {
 
   bool run() {
     const int64_t rows = static_cast<int64_t>(rows_.size());
-    const int64_t most = chunk_rows(shape_, static_cast<int64_t>(columns_.size()));
+    const int64_t most = chunk_rows(shape_, rows, static_cast<int64_t>(columns_.size()));
     for (int64_t begin = 0; begin < rows; begin += most) run_chunk(begin, std::min(rows, begin + most));
     return finite_;
-  }
-
-  static int64_t chunk_rows(const Shape& shape, int64_t column_tiles) {
-    return std::max<int64_t>(1, kWinogradWorkspace / std::max<int64_t>(1, row_size(shape, column_tiles)));
   }
 
  private:
@@ -156,7 +162,7 @@ int64_t winograd_weights_size(const Shape& shape) { return kMaxPoints * kMaxPoin
 int64_t winograd_workspace_size(const Shape& shape) {
   const int64_t columns = static_cast<int64_t>(make_tiles(shape.columns).size());
   const int64_t rows = shape.batch * static_cast<int64_t>(make_tiles(shape.rows).size());
-  return input_stride(shape) + std::min(rows, Convolution::chunk_rows(shape, columns)) * row_size(shape, columns);
+  return input_stride(shape) + chunk_rows(shape, rows, columns) * row_size(shape, columns);
 }
 
 int64_t winograd_products(const Shape& shape) { return shape.batch * products_along(shape.rows) * products_along(shape.columns); }

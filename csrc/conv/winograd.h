@@ -16,9 +16,9 @@ namespace deeplab_crf::conv {
 
 // Elements of the transformed weights: 36 (K', C), K' the filters rounded up to whole panels.
 int64_t winograd_weights_size(const Shape& shape);
-// Elements of the workspace, at most about kWinogradWorkspace or what one row of tiles needs.
+// Elements of the workspace: 36 (C + K + padding) for each tile of a chunk, which has kMostTiles tiles or one row of them.
 int64_t winograd_workspace_size(const Shape& shape);
-constexpr int64_t kWinogradWorkspace = int64_t{6} << 20;
+constexpr int64_t kFewestTiles = 32, kMostTiles = 160;
 // Products an input channel and filter, for the cost of the whole.
 int64_t winograd_products(const Shape& shape);
 

@@ -27,6 +27,7 @@ from deeplab_crf.ops.conv_shapes import (
 from deeplab_crf.ops.conv_weights import packed_weights
 from deeplab_crf.ops.library import register_operator
 from deeplab_crf.ops.tensors import address
+from deeplab_crf.workspace import borrowed_parts
 
 ACTIVATIONS = (None, "relu")
 
@@ -141,16 +142,11 @@ def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool
         _native.winograd_weights_size(shape),
         lambda out: _native.winograd_transform(shape, address(weight), weight.stride(), address(out), call.threads),
     )
-    workspace = torch.empty(_native.winograd_workspace_size(shape))
-    return _native.winograd(
-        shape,
-        address(call.x),
-        address(transformed),
-        call.epilogue(relu),
-        address(call.out),
-        address(workspace),
-        call.threads,
-    )
+    # Not from torch: what its allocator gives back to the system and takes again costs more to clear than to use.
+    with borrowed_parts([4 * _native.winograd_workspace_size(shape)]) as (workspace,):
+        return _native.winograd(
+            shape, address(call.x), address(transformed), call.epilogue(relu), address(call.out), workspace, call.threads
+        )
 
 
 def _direct(weight: Tensor, call: _Native, shape: Shape, relu: bool) -> None:

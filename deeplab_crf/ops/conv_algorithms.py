@@ -99,7 +99,8 @@ def _costs(shape: Shape, possible: Sequence[str]) -> dict[str, float]:
     full = batch * rows[1] * columns[1] * taps
     inside = _native.direct_products(shape)
     pointwise = taps == 1
-    costs = {"torch": inside * channels * filters * (_TORCH_POINTWISE if pointwise else 1.0)}
+    slow = pointwise and rows[3] == columns[3] == 1
+    costs = {"torch": inside * channels * filters * (_TORCH_POINTWISE if slow else 1.0)}
     if min(channels, filters) < _FEW:
         return costs
     ours = _CALL + _FINGERPRINT * taps * channels * filters
