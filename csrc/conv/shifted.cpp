@@ -31,8 +31,6 @@ ShiftedSum::ShiftedSum(const Shape& shape, const std::vector<Branch>& branches) 
     for (int64_t ky = 0; ky < rows.kernel; ++ky) {
       for (int64_t kx = 0; kx < columns.kernel; ++kx) {
         const int64_t dy = ky * rows.dilation - rows.padding, dx = kx * columns.dilation - columns.padding;
-        // Offsets beyond the map touch no pixel.
-        if (dy >= shape.rows.in || -dy >= shape.rows.out || dx >= shape.columns.in || -dx >= shape.columns.out) continue;
         offsets[dy][dx].push_back({b, ky, kx});
       }
     }
@@ -71,7 +69,8 @@ int64_t ShiftedSum::padded_products() const {
       if (pixels.first_column >= pixels.last_column) continue;
       columns += (pixels.end - pixels.begin) * (divide_up(pixels.last_column, lanes) - pixels.first_column / lanes) * lanes;
     }
-    products += columns * (std::min(shape_.rows.out, shape_.rows.in - row.dy) - std::max<int64_t>(0, -row.dy));
+    const int64_t height = std::min(shape_.rows.out, shape_.rows.in - row.dy) - std::max<int64_t>(0, -row.dy);
+    products += columns * std::max<int64_t>(0, height);
   }
   return shape_.batch * products;
 }

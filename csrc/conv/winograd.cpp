@@ -53,8 +53,8 @@ int64_t row_size(const Shape& shape, int64_t column_tiles) {
   return kMaxPoints * kMaxPoints * column_tiles * (input_stride(shape) + output_stride(shape));
 }
 
-// Rows of tiles in a chunk. What is written and read of the transformed inputs and outputs, C + K a tile, is to stay in a near cache;
-// what is read of the weights for each chunk, C K, is to be little beside it.
+// Rows of tiles in a chunk. What is written and read of the transformed inputs and outputs, C + K a tile, is to stay in a near
+// cache; what is read of the weights for each chunk, C K, is to be little beside it.
 int64_t chunk_rows(const Shape& shape, int64_t rows, int64_t column_tiles) {
   const int64_t balance = shape.channels * shape.filters / (shape.channels + shape.filters);
   const int64_t tiles = std::clamp(balance, kFewestTiles, kMostTiles);

@@ -145,7 +145,13 @@ def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool
     # Not from torch: what its allocator gives back to the system and takes again costs more to clear than to use.
     with borrowed_parts([4 * _native.winograd_workspace_size(shape)]) as (workspace,):
         return _native.winograd(
-            shape, address(call.x), address(transformed), call.epilogue(relu), address(call.out), workspace, call.threads
+            shape,
+            address(call.x),
+            address(transformed),
+            call.epilogue(relu),
+            address(call.out),
+            workspace,
+            call.threads,
         )
 
 
@@ -290,7 +296,7 @@ def _shifted(
     call = _Native(x, weights[0], bias, None, x.shape[2:])
     packed = packed_weights(
         weights,
-        ("shifted", *rates, *x.shape[2:], *map(id, weights[1:])),
+        ("shifted", *rates, *map(id, weights[1:])),
         _native.shifted_weights_size(*problem),
         lambda out: _native.shifted_pack(*problem, address(out), call.threads),
     )
