@@ -11,6 +11,8 @@ namespace {
 // Outputs of one task, at most, and the width of the widest panel: 12 KB of sums.
 constexpr int64_t kRun = 48;
 constexpr int64_t kWidestPanel = 64;
+// Floats that stay in the second-level cache beside a run of pixels.
+constexpr int64_t kNearCache = int64_t{1} << 17;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -110,12 +112,15 @@ int64_t direct_products(const Shape& shape) { return shape.batch * products_alon
 void direct(const Shape& given, const float* x, const float* packed, const Epilogue& epilogue, float* out, int threads) {
   const Shape shape = flattened(given);
   const int64_t rows = shape.batch * shape.rows.out, runs = divide_up(shape.columns.out, kRun);
-  // A panel is used for all rows before the next one is fetched.
-  parallel_for(threads, panels_of(shape.filters) * rows * runs, [&](int64_t task) {
-    const int64_t run = task % runs, row = task / runs % rows;
+  const int64_t panels = panels_of(shape.filters), all = rows * runs;
+  // Where the weights stay in a near cache, a run of pixels is used for all panels before the next one is fetched; else a panel for
+  // all pixels.
+  const bool runs_first = direct_weights_size(shape) <= kNearCache;
+  parallel_for(threads, panels * all, [&](int64_t task) {
+    const int64_t place = runs_first ? task / panels : task % all, run = place % runs, row = place / runs;
     convolve(shape, x, packed, epilogue, out,
              {row / shape.rows.out, row % shape.rows.out, run * shape.columns.out / runs, (run + 1) * shape.columns.out / runs,
-              task / runs / rows});
+              runs_first ? task % panels : task / all});
   });
 }
 

@@ -5,6 +5,7 @@ Inputs, (B, C, H, W), may have any strides; the kernels work on channels_last, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from deeplab_crf.ops.conv_shapes import (
 )
 from deeplab_crf.ops.conv_weights import packed_weights
 from deeplab_crf.ops.library import register_operator
-from deeplab_crf.ops.tensors import address
+from deeplab_crf.ops.tensors import address, empty_rows
 from deeplab_crf.workspace import borrowed_parts
 
 ACTIVATIONS = (None, "relu")
@@ -108,6 +109,19 @@ def _by_torch(
     return out.contiguous(memory_format=result_format(x, weight))
 
 
+# Bytes from which glibc asks the system anew for each result, and pages are worth being huge.
+_LARGE = 32 * 2**20
+
+
+def _empty_result(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
+    if 4 * math.prod(shape) < _LARGE:
+        return torch.empty(tuple(shape), memory_format=layout)
+    if layout == torch.contiguous_format:
+        return empty_rows(shape, torch.float32)
+    batch, filters, height, width = shape
+    return empty_rows((batch, height, width, filters), torch.float32).permute(0, 3, 1, 2)
+
+
 class _Native:
     """One convolution by a kernel: arguments that stay alive, and the result on its way back to the layout of the input."""
 
@@ -119,9 +133,7 @@ class _Native:
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.bias = None if bias is None else bias.contiguous()
         self.residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
-        self.out = torch.empty(
-            (x.shape[0], weight.shape[0], *size), dtype=torch.float32, memory_format=torch.channels_last
-        )
+        self.out = _empty_result((x.shape[0], weight.shape[0], *size), torch.channels_last)
 
     def epilogue(self, relu: bool) -> tuple[int, int, bool]:
         return (address(self.bias), address(self.residual), relu)
@@ -130,7 +142,7 @@ class _Native:
         if self.format == torch.channels_last:
             return self.out
         batch, filters, height, width = self.out.shape
-        out = torch.empty(self.out.shape)
+        out = _empty_result(self.out.shape, torch.contiguous_format)
         _native.transpose_planes(address(self.out), (batch, height * width, filters), address(out), self.threads)
         return out
 
