@@ -29,6 +29,10 @@ void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t de
     for (int v = 0; v < Vectors; ++v) sums[r][v] = accumulate ? P::load(c + r * c_stride + v * kLanes) : P::zero();
   }
   for (int64_t k = 0; k < depth; ++k) {
+    if (k % 16 == 0) {
+      // The next rows: each is too short for the processor to see where it leads.
+      for (int r = 0; r < Rows; ++r) __builtin_prefetch(a + (Rows + r) * a_stride + k);
+    }
     P weights[Vectors];
     for (int v = 0; v < Vectors; ++v) weights[v] = P::load(b + k * kPanelWidth + v * kLanes);
     for (int r = 0; r < Rows; ++r) {
