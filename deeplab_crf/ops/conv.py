@@ -20,6 +20,7 @@ from deeplab_crf.ops.conv_shapes import (
     Shape,
     check_convolution,
     check_residual,
+    is_channels_last,
     kernel_shape,
     output_size,
     pair,
@@ -95,7 +96,7 @@ def chosen_algorithm(
     geometry = Geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
     shape = kernel_shape(x, weight, output_size(x, weight.shape[2:], geometry), geometry)
     native = x.dtype == torch.float32 and x.device.type == "cpu"
-    return choose_algorithm(shape, conv_algorithms.get_conv_algorithm()) if native else "torch"
+    return choose_algorithm(shape, conv_algorithms.get_conv_algorithm(), is_channels_last(x)) if native else "torch"
 
 
 def _by_torch(
@@ -130,9 +131,9 @@ class _Native:
     ) -> None:
         self.format = result_format(x, weight)
         self.threads = torch.get_num_threads()
-        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.x = _channels_last(x, self.threads)
         self.bias = None if bias is None else bias.contiguous()
-        self.residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
+        self.residual = None if residual is None else _channels_last(residual, self.threads)
         self.out = _empty_result((x.shape[0], weight.shape[0], *size), torch.channels_last)
 
     def epilogue(self, relu: bool) -> tuple[int, int, bool]:
@@ -145,6 +146,15 @@ class _Native:
         out = _empty_result(self.out.shape, torch.contiguous_format)
         _native.transpose_planes(address(self.out), (batch, height * width, filters), address(out), self.threads)
         return out
+
+
+def _channels_last(values: Tensor, threads: int) -> Tensor:
+    if not values.is_contiguous() or values.is_contiguous(memory_format=torch.channels_last):
+        return values.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = values.shape
+    out = _empty_result(values.shape, torch.channels_last)
+    _native.transpose_planes(address(values), (batch, channels, height * width), address(out), threads)
+    return out
 
 
 def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool) -> bool:
@@ -192,7 +202,7 @@ def _conv_cpu(
     size = _check(x, weight, bias, residual, geometry)
     if x.dtype == torch.float32:
         shape = kernel_shape(x, weight, size, geometry)
-        algorithm = choose_algorithm(shape, policy)
+        algorithm = choose_algorithm(shape, policy, is_channels_last(x))
         if algorithm == "direct":
             call = _Native(x, weight, bias, residual, size)
             _direct(weight, call, shape, relu)

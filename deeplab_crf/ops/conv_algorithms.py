@@ -65,6 +65,8 @@ _TORCH_POINTWISE = 1.5
 _TORCH_CLIPPED = 1.2
 # An element of the transformed input or output: written, read, and the transforms.
 _WINOGRAD_ELEMENT = 50
+# An element of an input or result that is copied to the other layout.
+_COPY = 60
 # Looking whether a weight has changed, and what a call costs in any case.
 _FINGERPRINT = 30
 _CALL = 1_000_000
@@ -73,15 +75,19 @@ _FEW = 16
 
 
 @lru_cache(maxsize=4096)
-def choose_algorithm(shape: Shape, policy: str) -> str:
-    """One of "torch", "direct", "winograd"."""
+def choose_algorithm(shape: Shape, policy: str, channels_last: bool) -> str:
+    """One of "torch", "direct", "winograd". channels_last: whether tensors lie as the kernels want them."""
     name, *forbidden = policy.split("-")
     if min(shape[0], shape[3][1], shape[4][1]) == 0:
         return "torch"
     possible = _possible(shape)
     if name != "auto":
         return name if name in possible else "torch"
-    costs = {algorithm: cost for algorithm, cost in _costs(shape, possible).items() if algorithm not in forbidden}
+    costs = {
+        algorithm: cost
+        for algorithm, cost in _costs(shape, possible, channels_last).items()
+        if algorithm not in forbidden
+    }
     return min(costs, key=lambda algorithm: costs[algorithm])
 
 
@@ -92,7 +98,7 @@ def _possible(shape: Shape) -> list[str]:
     return ["torch", "direct", "winograd"] if winograd else ["torch", "direct"]
 
 
-def _costs(shape: Shape, possible: Sequence[str]) -> dict[str, float]:
+def _costs(shape: Shape, possible: Sequence[str], channels_last: bool) -> dict[str, float]:
     """Of "auto"'s candidates."""
     batch, channels, filters, rows, columns = shape
     taps = rows[2] * columns[2]
@@ -104,6 +110,8 @@ def _costs(shape: Shape, possible: Sequence[str]) -> dict[str, float]:
     if min(channels, filters) < _FEW:
         return costs
     ours = _CALL + _FINGERPRINT * taps * channels * filters
+    if not channels_last:
+        ours += _COPY * batch * (channels * rows[0] * columns[0] + filters * rows[1] * columns[1])
     clipped = inside < 0.6 * full
     if clipped:
         costs["torch"] *= _TORCH_CLIPPED
