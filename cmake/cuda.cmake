@@ -6,8 +6,10 @@ endif()
 
 set(DEEPLAB_CRF_CUDA_SOURCES
     csrc/support/cuda/device.cu csrc/support/cuda/device_algorithms.cu csrc/lattice/cuda/build.cu csrc/lattice/cuda/filter.cu
-    csrc/lattice/cuda/gradients.cu csrc/mean_field/cuda/inference.cu)
-set(DEEPLAB_CRF_CUDA_PLAIN_SOURCES csrc/bindings/cuda.cpp csrc/lattice/cuda/structure.cpp)
+    csrc/lattice/cuda/gradients.cu csrc/mean_field/cuda/inference.cu csrc/mean_field/cuda/gradients.cu
+    csrc/mean_field/cuda/pack_labels.cu)
+set(DEEPLAB_CRF_CUDA_PLAIN_SOURCES csrc/bindings/cuda/module.cpp csrc/bindings/cuda/lattice.cpp csrc/bindings/cuda/mean_field.cpp
+                                   csrc/lattice/cuda/structure.cpp)
 # They decide on the last bit which vertices exist, as csrc/lattice/cpu/embed.cpp does: no contraction to fused multiply-adds.
 set(DEEPLAB_CRF_CUDA_EXACT_SOURCES csrc/lattice/cuda/build.cu csrc/lattice/cuda/gradients.cu)
 
@@ -85,7 +87,9 @@ function(deeplab_crf_add_emulated)
   pybind11_add_module(_emulated MODULE NO_EXTRAS ${DEEPLAB_CRF_CUDA_PLAIN_SOURCES})
   target_link_libraries(_emulated PRIVATE deeplab_crf_emulated)
   target_compile_definitions(_emulated PRIVATE DEEPLAB_CRF_CUDA_MODULE=_emulated)
-  add_executable(emulation_test tests/cuda/emulation_test.cpp)
-  target_link_libraries(emulation_test PRIVATE deeplab_crf_emulated)
-  add_custom_target(emulated DEPENDS _emulated emulation_test)
+  foreach(program emulation_test units_test)
+    add_executable(${program} tests/cuda/${program}.cpp)
+    target_link_libraries(${program} PRIVATE deeplab_crf_emulated)
+  endforeach()
+  add_custom_target(emulated DEPENDS _emulated emulation_test units_test)
 endfunction()

@@ -1,12 +1,13 @@
 """Fully connected CRFs on the permutohedral lattice, fast. See README.md.
 
-Names are loaded when they are first used: importing the package costs nothing but this file.
+Names are loaded when they are first used: importing the package costs next to nothing.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from deeplab_crf._lazy import load_name
 
 __version__ = "0.1.0"
 
@@ -21,7 +22,7 @@ _HOMES = {
     "MeanField": "deeplab_crf.core.mean_field",
     "MeanFieldResult": "deeplab_crf.core.mean_field",
     "PermutohedralLattice": "deeplab_crf.core.lattice",
-    "dense_crf": "deeplab_crf.core.dense_crf",
+    "dense_crf": "deeplab_crf.inference",
     "ImageCRF": "deeplab_crf.core.dense_crf",
     "get_num_threads": "deeplab_crf.core.threads",
     "set_num_threads": "deeplab_crf.core.threads",
@@ -49,7 +50,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from deeplab_crf.core.dense_crf import ImageCRF, dense_crf
+    from deeplab_crf.core.dense_crf import ImageCRF
     from deeplab_crf.core.info import native_info
     from deeplab_crf.core.lattice import PermutohedralLattice
     from deeplab_crf.core.mean_field import Energy, MeanField, MeanFieldResult
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from deeplab_crf.crf.error_report import ErrorReport, error_report
     from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter
     from deeplab_crf.crf.losses import DenseCRFLoss
+    from deeplab_crf.inference import dense_crf
     from deeplab_crf.kernels import Bilateral, Gaussian, PairwiseKernel
     from deeplab_crf.ops.conv import aspp_sum, dilated_conv2d
     from deeplab_crf.ops.conv_algorithms import conv_algorithm, get_conv_algorithm, set_conv_algorithm
@@ -106,17 +108,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(home), name)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ImportError(f'{name} needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
-    globals()[name] = value
-    return value
+    return load_name(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

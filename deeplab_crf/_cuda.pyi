@@ -32,6 +32,10 @@ _Build = tuple[int, int, int]
 # Lattice, its d, norm_in, norm_out, kind (0 Potts, 1 diagonal, 2 matrix), compat, workspace of a filter of L channels.
 _Term = tuple[_Lattice, int, int, int, int, int, int]
 
+# Lattice, its d, norm_in, norm_out, kind, compat, then the addresses, or 0, that receive its gradients: compat_gradient,
+# norm_in_gradient, norm_out_gradient, weight_gradient.
+_GradientTerm = tuple[_Lattice, int, int, int, int, int, int, int, int, int]
+
 class _BuildInfo(TypedDict):
     architectures: str
     compiler: str
@@ -49,6 +53,21 @@ class _MeanFieldOptions(TypedDict):
     steps: int
     changes: int
     state: int
+
+class _GradientOptions(TypedDict):
+    order: int
+    iterations: int
+    trace: int
+    trace_fixed: bool
+    output: int
+    log_output: bool
+    grad_output: int
+    grad_unary: int
+    grad_start: int
+    tolerance: float
+    steps: int
+    moves: int
+    workspace: int
 
 HEADER_SIZE: int
 KEY_WORDS: tuple[int, int, int]
@@ -104,6 +123,29 @@ def lattice_filter_f64(
     """out = L values, or L^T values; both (B, N, C), which may be the same. The same bits every time, and for each image those that
     it has alone."""
 
+def lattice_filter_f16(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None: ...
+def lattice_filter_bf16(
+    queue: _Queue,
+    lattice: _Lattice,
+    shape: _Triple,
+    values: int,
+    out: int,
+    channels: int,
+    workspace: int,
+    transpose: bool,
+) -> None:
+    """lattice_filter_f32 of float16 or bfloat16 values and out; weights and workspace are float32, and so are all sums: out is what
+    lattice_filter_f32 gives, rounded once."""
+
 def lattice_filter_weight_gradient_f32(
     queue: _Queue,
     lattice: _Lattice,
@@ -138,6 +180,11 @@ def lattice_embed_gradient_f64(
 ) -> None:
     """grad_features (B, N, d) from grad_weights (B, N, d+1), contiguous: exact within the simplex of each point."""
 
+def transpose_f32(queue: _Queue, values: _Features, out: int, factor: float, first_wrong: int) -> None: ...
+def transpose_f64(queue: _Queue, values: _Features, out: int, factor: float, first_wrong: int) -> None:
+    """out, contiguous, = factor * values, (B, rows, columns) of any strides. first_wrong: uint64 or 0; out: the smallest
+    (b * columns + j) * rows + i of a value that is not finite; all ones if there is none."""
+
 def mean_field_workspace_f32(shape: _Triple) -> int: ...
 def mean_field_workspace_f64(shape: _Triple) -> int:
     """Elements of T for beliefs. shape: (B, N, L)."""
@@ -156,3 +203,22 @@ def mean_field_f64(
     L) or 0; Q_t goes to slot t % trace_slots, the last one excepted. beliefs: workspace. With a tolerance over 0 also, else
     0: steps int32 (B), the iterations that each image took; changes (iterations, B), the largest moves of its probabilities;
     state int32 (B + 1), workspace. Nothing waits for the device: an image that has stopped is left alone."""
+
+def mean_field_gradient_workspace_f32(shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions) -> int: ...
+def mean_field_gradient_workspace_f64(shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions) -> int:
+    """Bytes of the workspace that `mean_field_gradient_f64` needs with these arguments, whatever is said of a workspace there."""
+
+def mean_field_gradient_f32(
+    queue: _Queue, shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions
+) -> None: ...
+def mean_field_gradient_f64(
+    queue: _Queue, shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions
+) -> None:
+    """Gradients of mean field (B, N, L), of one without damping. At most 16 terms; their gradients: compat_gradient like compat,
+    summed over the images; norm_in_gradient and norm_out_gradient (B, N); weight_gradient (B, N, d+1). All are written.
+
+    trace: (iterations, B, N, L), or with trace_fixed (B, N, L), one Q for all iterations. output, grad_output, grad_unary (B, N,
+    L): the result, Q or with log_output log Q; the gradient in it; out, that in unary. grad_start (B, N, L), or 0 where Q_0 was
+    softmax(-unary). workspace: aligned to 256 bytes. With a tolerance over 0 also, else 0: steps int32 (B), the steps that each
+    image took; moves (iterations + 1, B), the largest entries of their adjoints. Nothing waits for the device: an image whose
+    adjoint has none over the tolerance is left alone."""

@@ -6,8 +6,8 @@ normalise symmetrically (and clip probabilities at 1e-5 before the logarithm).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
@@ -81,3 +81,16 @@ def get_preset(name: str) -> Preset:
         return PRESETS[name]
     except (KeyError, TypeError):
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}") from None
+
+
+def choose_model(
+    preset: str | None, kernels: Sequence[Kernel] | None, iterations: int | None, normalization: str | None
+) -> Preset:
+    """The preset of that name (None: "pydensecrf") with what is given beside it in place of its own."""
+    base = get_preset("pydensecrf" if preset is None else preset)
+    return replace(
+        base,
+        kernels=base.kernels if kernels is None else tuple(kernels),
+        iterations=base.iterations if iterations is None else iterations,
+        normalization=base.normalization if normalization is None else normalization,
+    )

@@ -25,7 +25,7 @@ _DEFAULT = get_preset("pydensecrf")
 
 @dataclass(frozen=True)
 class RefineSettings:
-    """How to refine. kernels to threads: as `deeplab_crf.dense_crf` takes them; threads None is the package's default.
+    """How to refine. kernels to device: as `deeplab_crf.dense_crf` takes them; threads None is the package's default.
 
     scores_are, key, num_labels, ignore_label: as `deeplab_crf.data.scores.read_scores` takes them. align_corners: how
     coarse scores are upsampled, see `fit_to_image`.
@@ -38,6 +38,7 @@ class RefineSettings:
     damping: float = 0.0
     tolerance: float = 0.0
     threads: int | None = None
+    device: str = "cpu"
     scores_are: str | None = None
     key: str | None = None
     num_labels: int | None = None
@@ -184,7 +185,7 @@ def _refine(
     given: dict[str, Any] = {scores.kind: scores.values}
     if scores.kind == "labels":
         given |= {"num_labels": len(scores.class_ids), "ignore_label": UNSURE, "confidence": settings.confidence}
-    return deeplab_crf.dense_crf(
+    result: NDArray[np.floating] = deeplab_crf.dense_crf(
         image,
         **given,
         kernels=settings.kernels,
@@ -193,4 +194,6 @@ def _refine(
         damping=settings.damping,
         tolerance=settings.tolerance,
         threads=settings.threads,
+        device=settings.device,
     )
+    return result

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from emulated import build_emulated, load_emulated
@@ -55,6 +56,24 @@ def neutral_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     yield folder
     os.chdir(before)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that use the fixture `device` run on each of them."""
+    if "device" in metafunc.fixturenames:
+        from devices import device_names
+
+        alone = metafunc.definition.get_closest_marker("cpu_only") is not None
+        metafunc.parametrize("device", ["cpu"] if alone else device_names(metafunc.config), indirect=True)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The device to run on, a `Device` of tests/devices.py."""
+    from devices import running_on
+
+    with running_on(request.param, request.module, lambda: request.getfixturevalue("emulated")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,14 @@ on a GPU."""
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from native_batch import address
+from native_batch import KernelGradient, address
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -16,13 +18,27 @@ Array = NDArray[Any]
 # The default stream of the first device.
 QUEUE = (0, 0)
 
+# What memory holds that nobody has written to, and bytes behind a workspace that nobody may write to.
+POISON, GUARD = 0xC3, 256
+
+
+_LIBC = ctypes.CDLL(None)
+_LIBC.free.argtypes = [ctypes.c_void_p]
+
 
 def poisoned(count: int, dtype: Any) -> Array:
-    """Memory with nothing good in it, aligned to 256 bytes as torch's is."""
+    """Memory with nothing good in it, aligned to 256 bytes as torch's is. It ends where its allocation does, so that
+    AddressSanitizer sees the first step too far."""
     dtype = np.dtype(dtype)
-    memory = np.full(count * dtype.itemsize + 256, 0xC3, np.uint8)
-    begin = -address(memory) % 256
-    return memory[begin : begin + count * dtype.itemsize].view(dtype)
+    begin = ctypes.c_void_p()
+    if count == 0 or _LIBC.posix_memalign(ctypes.byref(begin), 256, count * dtype.itemsize) != 0:
+        return np.empty(count, dtype)
+    assert begin.value is not None
+    memory = (ctypes.c_ubyte * (count * dtype.itemsize)).from_address(begin.value)
+    weakref.finalize(memory, _LIBC.free, begin.value)
+    array = np.frombuffer(memory, np.uint8)
+    array[:] = POISON
+    return array.view(dtype)
 
 
 @dataclass
@@ -69,10 +85,11 @@ class CudaLattices:
         return np.diff(self.structure[begin : begin + self.shape[0] + 1]).tolist()
 
     def filter(self, values: Array, *, transpose: bool = False) -> Array:
-        """L values, or L^T values, (B, N, C)."""
-        out = poisoned(values.size, self.dtype).reshape(values.shape)
+        """L values, or L^T values, (B, N, C). Of uint16: the bits of bfloat16."""
+        out = poisoned(values.size, values.dtype).reshape(values.shape)
         workspace = self.workspace(values.shape[2])
-        self._native("lattice_filter")(
+        suffix = "bf16" if values.dtype == np.uint16 else f"f{8 * values.itemsize}"
+        getattr(self.module, f"lattice_filter_{suffix}")(
             QUEUE,
             self.addresses,
             self.shape,
@@ -187,8 +204,51 @@ class CudaMeanField:
         run(QUEUE, unary.shape, address(unary), address(out), terms, options)
         return out, trace, steps, changes
 
+    def gradient(
+        self,
+        module: ModuleType,
+        out: Array,
+        trace: Array,
+        grad: Array,
+        asked: list[KernelGradient],
+        *,
+        start: bool = False,
+    ) -> tuple[Array, Array | None, Array, Array]:
+        """Gradients in the unary energies and, if asked for, in the start; with a tolerance the steps (B) and moves (T + 1, B).
+        The arrays of ``asked`` are filled. trace: (T, B, N, L), or one Q."""
+        grad_unary = poisoned(out.size, out.dtype).reshape(out.shape)
+        grad_start = poisoned(out.size, out.dtype).reshape(out.shape) if start else None
+        steps = poisoned(len(out), np.int32)
+        moves = poisoned((self.iterations + 1) * len(out), out.dtype).reshape(-1, len(out))
+        terms = [
+            (*self._term(kernel)[:6], *map(address, (wanted.compat, wanted.norm_in, wanted.norm_out, wanted.weights)))
+            for kernel, wanted in zip(self.kernels, asked, strict=True)
+        ]
+        options = {
+            "order": address(self.order),
+            "iterations": self.iterations,
+            "trace": address(trace),
+            "trace_fixed": trace.ndim == 3,
+            "output": address(out),
+            "log_output": self.log_output,
+            "grad_output": address(grad),
+            "grad_unary": address(grad_unary),
+            "grad_start": address(grad_start),
+            "tolerance": self.tolerance,
+            "steps": address(steps),
+            "moves": address(moves),
+            "workspace": 0,
+        }
+        suffix = f"f{8 * out.dtype.itemsize}"
+        size = getattr(module, f"mean_field_gradient_workspace_{suffix}")(out.shape, terms, options)
+        workspace = poisoned(size + GUARD, np.uint8)
+        run = getattr(module, f"mean_field_gradient_{suffix}")
+        run(QUEUE, out.shape, terms, {**options, "workspace": address(workspace)})
+        assert (workspace[size:] == POISON).all()
+        return grad_unary, grad_start, steps, moves
+
     @staticmethod
-    def _term(kernel: CudaKernel, values: Array) -> tuple[Any, ...]:
+    def _term(kernel: CudaKernel, values: Array | None = None) -> tuple[Any, ...]:
         lattices = kernel.lattices
         return (
             lattices.addresses,

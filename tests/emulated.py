@@ -22,7 +22,8 @@ def tool(name: str) -> str | None:
 
 def build_emulated(folder: Path) -> Path:
     """The folder with the module and the program emulation_test: what DEEPLAB_CRF_EMULATED names, or else built in ``folder``,
-    which takes a quarter of a minute. Skips where the sources or the tools are missing."""
+    which takes a quarter of a minute, with the sanitizers that DEEPLAB_CRF_SANITIZE names. Skips where the sources or the tools
+    are missing."""
     built = os.environ.get("DEEPLAB_CRF_EMULATED")
     if built:
         return Path(built)
@@ -35,6 +36,7 @@ def build_emulated(folder: Path) -> Path:
         *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
         *("-DSKBUILD_PROJECT_VERSION=0", "-DDEEPLAB_CRF_CUDA=OFF", "-DDEEPLAB_CRF_EMULATED=ON"),
         *("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"),
+        f"-DDEEPLAB_CRF_SANITIZE={os.environ.get('DEEPLAB_CRF_SANITIZE', '')}",
     ]
     for command in (configure, [cmake, "--build", str(folder), "--target", "emulated"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -55,13 +55,15 @@ struct KeyLayout {
   int shift[geometry::kMaxDimensions];
   int64_t minimum[geometry::kMaxDimensions];
 
-  // Fields that hold every integer of [low_i, high_i].
+  // Fields that hold every integer of [low_i, high_i]. A range that is reversed or wider than 64 bits can hold gets some field too,
+  // since a device has nobody to throw at: who calls has checked the ranges.
   DEEPLAB_CRF_HOST_DEVICE KeyLayout(int dims, const int64_t* low, const int64_t* high) : dims(dims) {
     int used = 0;
     words = 1;
     for (int i = 0; i < dims; ++i) {
+      const uint64_t range = low[i] < high[i] ? static_cast<uint64_t>(high[i]) - static_cast<uint64_t>(low[i]) : 0;
       int bits = 1;
-      while ((high[i] - low[i]) >> bits) ++bits;
+      while (bits < 64 && range >> bits) ++bits;
       if (used + bits > 64) {
         ++words;
         used = 0;

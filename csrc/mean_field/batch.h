@@ -15,11 +15,6 @@ namespace deeplab_crf {
 constexpr int kForwardBuffers = 2;
 constexpr int gradient_buffers(bool refilters) { return refilters ? 3 : 2; }
 
-// Elements of a compatibility.
-constexpr int64_t compat_size(Compatibility kind, int64_t labels) {
-  return kind == Compatibility::kMatrix ? labels * labels : kind == Compatibility::kDiagonal ? labels : 1;
-}
-
 // KernelTerm for B images.
 //   norm_in, norm_out  (B, N) or null
 //   values             images_side_by_side() times the workspaces of a KernelTerm (GradientTerm) with max_rows

@@ -12,6 +12,11 @@ namespace deeplab_crf {
 
 enum class Compatibility { kPotts = 0, kDiagonal = 1, kMatrix = 2 };
 
+// Elements of a compatibility.
+constexpr int64_t compat_size(Compatibility kind, int64_t labels) {
+  return kind == Compatibility::kMatrix ? labels * labels : kind == Compatibility::kDiagonal ? labels : 1;
+}
+
 // One pairwise kernel.
 //   norm_in, norm_out  (N) or null
 //   compat             kPotts: one weight w, the energy gets -w K Q; kDiagonal: (L) and kMatrix: (L, L) row-major, it gets

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 import click
 
 from deeplab_crf.cli.bench import bench
+from deeplab_crf.cli.convert import convert
 from deeplab_crf.cli.demo import demo
 from deeplab_crf.cli.info import info
 from deeplab_crf.cli.refine import refine
+from deeplab_crf.cli.segment import segment
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 @click.version_option(package_name="deeplab-crf", prog_name="deeplab-crf")
 def group() -> None:
-    """Dense CRF: make coarse segmentations follow the edges of the photograph."""
+    """DeepLab and its dense CRF: segment photographs, and make coarse segmentations follow their edges."""
 
 
-for command in (refine, demo, info, bench):
+for command in (segment, refine, convert, demo, info, bench):
     group.add_command(command)
 
 

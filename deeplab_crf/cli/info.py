@@ -11,7 +11,7 @@ import click
 
 import deeplab_crf
 
-PACKAGES = ("numpy", "pillow", "click", "torch", "pydensecrf", "pydensecrf2")
+PACKAGES = ("numpy", "pillow", "click", "torch", "safetensors", "h5py", "pydensecrf", "pydensecrf2")
 
 
 @click.command()
@@ -47,7 +47,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     else:
         gpu = f"not usable ({'built' if cuda['built'] else 'not built'}): {cuda['why']}. {cuda['cure']}"
     if cuda["built"]:
-        gpu += f"; no operator uses it yet; built by {cuda['compiler']} for {cuda['architectures']}"
+        gpu += f"; built by {cuda['compiler']} for {cuda['architectures']}"
     rows = {
         "deeplab-crf": native["version"],
         "compiler": native["compiler"],

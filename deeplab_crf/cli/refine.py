@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,8 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
-from deeplab_crf.cli.interrupts import remembered_interrupts
+from deeplab_crf.cli.jobs import attempt_all, report_failures
 from deeplab_crf.data.scores import KINDS
+from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
 from deeplab_crf.presets import PRESETS, get_preset
 from deeplab_crf.refine import Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
@@ -38,6 +38,14 @@ def _ignore_label(_context: click.Context, _option: click.Parameter, value: str)
         raise click.BadParameter(f"{value!r} is neither a class id nor none") from None
 
 
+def _device(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    try:
+        find_device(value)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
 _CRF_OPTIONS = (
     click.option("--preset", type=click.Choice(list(PRESETS)), default="pydensecrf", show_default=True, metavar="NAME",
                  help=f"Published settings: {', '.join(PRESETS)}. The options below change single values."),
@@ -56,6 +64,8 @@ _CRF_OPTIONS = (
     click.option("--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
                  help="Stop when no probability changes by more; 0 runs all iterations."),
     click.option("--threads", type=click.IntRange(1), help="Default: all cores, or DEEPLAB_CRF_NUM_THREADS."),
+    click.option("--device", callback=_device, metavar="cpu|cuda|cuda:N", default="cpu", show_default=True,
+                 help="Where to compute; cuda needs torch and a build with CUDA, see deeplab-crf info."),
 )  # fmt: skip
 
 _INPUT_OPTIONS = (
@@ -158,17 +168,11 @@ def _refine_one(job: Job, settings: RefineSettings, overwrite: bool) -> int:
 def _refine_folders(plan: Plan, settings: RefineSettings, overwrite: bool) -> int:
     """Every job, failures kept for the end. Exit status 1 if there were any."""
     jobs = [job for job in plan.jobs if overwrite or not job.finished]
-    failures = [f"{path}: no image has this stem" for path in plan.without_image]
     remarks: Counter[str] = Counter()
-    progress = click.progressbar(
-        jobs, label="refine", file=sys.stderr, item_show_func=lambda job: job.image.name if job else ""
+    failures = [f"{path}: no image has this stem" for path in plan.without_image]
+    failures += attempt_all(
+        jobs, lambda job: remarks.update(refine_file(job, settings)), "refine", lambda job: (job.image, job.scores)
     )
-    with remembered_interrupts() as check_interrupts, progress as bar:
-        for job in bar:
-            failure = _attempt(job, settings, remarks)
-            if failure is not None:
-                failures.append(failure)
-            check_interrupts()
     done = len(plan.jobs) - len(failures) + len(plan.without_image)
     skipped = len(plan.jobs) - len(jobs)
     for remark, count in remarks.items():
@@ -178,20 +182,4 @@ def _refine_folders(plan: Plan, settings: RefineSettings, overwrite: bool) -> in
         + (f", {skipped} of them before (--overwrite redoes them)" if skipped else "")
         + (f"; {len(plan.without_scores)} images have no labels or scores" if plan.without_scores else "")
     )
-    if failures:
-        click.echo(f"Error: {len(failures)} failed:", err=True)
-        for failure in failures:
-            click.echo(f"  {failure}", err=True)
-    return 1 if failures else 0
-
-
-def _attempt(job: Job, settings: RefineSettings, remarks: Counter[str]) -> str | None:
-    """Do one job and count its remarks. Returns None, or one line that says what is wrong with which file."""
-    try:
-        remarks.update(refine_file(job, settings))
-    except Exception as error:  # whatever it is, one bad file must not cost the other 999
-        text = " ".join(str(error).split()) or type(error).__name__
-        known = isinstance(error, (ValueError, TypeError, OSError))
-        text = text if known else f"{type(error).__name__}: {text}"
-        return text if str(job.image) in text or str(job.scores) in text else f"{job.image}: {text}"
-    return None
+    return report_failures(failures)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,31 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from deeplab_crf.core.arrays import FloatArray, as_real_array, check_dtype
 from deeplab_crf.core.image_points import ImagePoints
 from deeplab_crf.core.mean_field import MeanField, MeanFieldResult
-from deeplab_crf.core.scores import LabelOptions, energies, exactly_one, num_labels_of
+from deeplab_crf.core.scores import (
+    LabelOptions,
+    check_batch,
+    check_label_kind,
+    check_scores_shape,
+    energies,
+    exactly_one,
+    num_labels_of,
+)
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, PairwiseKernel, check_normalization
-from deeplab_crf.presets import get_preset
+from deeplab_crf.presets import Preset, get_preset
 
-DEFAULT_KERNELS: tuple[Kernel, ...] = (Gaussian(), Bilateral())
-DEFAULT_ITERATIONS = 5
-DEFAULT_NORMALIZATION = "symmetric"
+_DEFAULTS = get_preset("pydensecrf")
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What is asked of `dense_crf` beside image and scores. model: kernels, iterations and normalization. The rest as there."""
+
+    model: Preset
+    labels: LabelOptions
+    damping: float
+    tolerance: float
+    threads: int | None
+    dtype: np.dtype[Any]
 
 
 class ImageCRF:
@@ -35,8 +54,8 @@ class ImageCRF:
         num_labels: int,
         *,
         shape: tuple[int, int] | None = None,
-        kernels: Sequence[Kernel] = DEFAULT_KERNELS,
-        normalization: str = DEFAULT_NORMALIZATION,
+        kernels: Sequence[Kernel] = _DEFAULTS.kernels,
+        normalization: str = _DEFAULTS.normalization,
         threads: int | None = None,
         dtype: DTypeLike = np.float32,
     ) -> None:
@@ -47,10 +66,8 @@ class ImageCRF:
         if pixels is None and shape is None:
             raise ValueError("image must be given, or shape=(H, W) if no kernel looks at colours; got neither")
         height, width = pixels.shape[:2] if pixels is not None else shape or (0, 0)
-        if shape is not None and (height, width) != tuple(shape):
-            raise ValueError(
-                f"image must have the scores' size {shape[0]} x {shape[1]} (H x W); got {height} x {width}"
-            )
+        if shape is not None:
+            check_image_size((height, width), shape)
         self.height, self.width = int(height), int(width)
         self._points = ImagePoints(self.height, self.width, self._dtype, threads)
         self.mean_field = MeanField(
@@ -66,31 +83,13 @@ class ImageCRF:
     def _features(self, kernel: Kernel, pixels: NDArray[Any] | None) -> NDArray[Any]:
         """The kernel's features ``(d, N)``, in the order of the walk."""
         if isinstance(kernel, PairwiseKernel):
-            return self._given_features(kernel)
-        if not isinstance(kernel, Gaussian | Bilateral):
-            raise TypeError(f"kernels must be Gaussian, Bilateral or PairwiseKernel; got {type(kernel).__name__}")
+            array = as_real_array(kernel.features, "features")
+            return self._points.walked(features_first(array, self.height, self.width))
+        check_kernel(kernel, pixels is not None)
         if isinstance(kernel, Gaussian):
             return self._points.position_features(kernel.widths_xy)
-        if pixels is None:
-            raise ValueError("image must be given for a Bilateral kernel; got None")
+        assert pixels is not None  # check_kernel
         return self._points.colour_features(kernel.widths_xy, pixels, kernel.widths_channels(pixels.shape[2]))
-
-    def _given_features(self, kernel: PairwiseKernel) -> NDArray[Any]:
-        array = as_real_array(kernel.features, "features")
-        size = (self.height, self.width)
-        points = self.height * self.width
-        if array.ndim == 3 and array.shape[1:] == size:
-            array = array.reshape(array.shape[0], -1)
-        elif array.ndim == 3 and array.shape[:2] == size:
-            array = array.reshape(points, -1).T
-        elif array.ndim == 2 and array.shape[0] == points:
-            array = array.T
-        elif array.ndim != 2 or array.shape[1] != points:
-            raise ValueError(
-                f"features must have shape ({points}, d), (d, {points}), (d, {size[0]}, {size[1]}) or ({size[0]}, {size[1]}, d); "
-                f"got {array.shape}"
-            )
-        return self._points.walked(array)
 
     def infer(
         self,
@@ -99,16 +98,16 @@ class ImageCRF:
         probabilities: ArrayLike | None = None,
         unary: ArrayLike | None = None,
         labels: ArrayLike | None = None,
-        iterations: int = DEFAULT_ITERATIONS,
+        iterations: int = _DEFAULTS.iterations,
         damping: float = 0.0,
         tolerance: float = 0.0,
         confidence: float = 0.7,
         ignore_label: int | None = 255,
     ) -> FloatArray:
         """Probabilities ``(L, H, W)`` for one image's scores; the arguments are those of `dense_crf`."""
-        source, array = exactly_one(
-            {"logits": logits, "probabilities": probabilities, "unary": unary, "labels": labels}
-        )
+        scores = {"logits": logits, "probabilities": probabilities, "unary": unary, "labels": labels}
+        source = exactly_one(scores)
+        array = as_real_array(scores[source], source)  # type: ignore[arg-type]  # is not None
         count = self.mean_field.num_labels
         expected = (self.height, self.width) if source == "labels" else (count, self.height, self.width)
         if array.shape != expected:
@@ -123,13 +122,50 @@ class ImageCRF:
         return result.probabilities.T.reshape(self.height, self.width, -1).transpose(2, 0, 1)
 
 
+def check_image_shape(shape: Sequence[int]) -> None:
+    """Raises ValueError unless this is the shape of one image."""
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise ValueError(
+            f"image must have shape (H, W) or (H, W, channels) and at least one pixel; got shape {tuple(shape)}"
+        )
+
+
+def check_image_size(size: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raises ValueError unless the image's size (H, W) is that of the scores."""
+    if tuple(size) != tuple(wanted):
+        raise ValueError(
+            f"image must have the scores' size {wanted[0]} x {wanted[1]} (H x W); got {size[0]} x {size[1]}"
+        )
+
+
+def check_kernel(kernel: Kernel, has_image: bool) -> None:
+    """Raises unless this is a kernel, and one that the arguments suffice for."""
+    if not isinstance(kernel, Gaussian | Bilateral | PairwiseKernel):
+        raise TypeError(f"kernels must be Gaussian, Bilateral or PairwiseKernel; got {type(kernel).__name__}")
+    if isinstance(kernel, Bilateral) and not has_image:
+        raise ValueError("image must be given for a Bilateral kernel; got None")
+
+
+def features_first(features: Any, height: int, width: int) -> Any:
+    """The features of a `PairwiseKernel`, an array or a tensor, as ``(d, N)``."""
+    points, shape = height * width, tuple(features.shape)
+    if len(shape) == 3 and shape[1:] == (height, width):
+        return features.reshape(shape[0], -1)
+    if len(shape) == 3 and shape[:2] == (height, width):
+        return features.reshape(points, -1).T
+    if len(shape) == 2 and shape[0] == points:
+        return features.T
+    if len(shape) == 2 and shape[1] == points:
+        return features
+    raise ValueError(
+        f"features must have shape ({points}, d), (d, {points}), (d, {height}, {width}) or ({height}, {width}, d); got {shape}"
+    )
+
+
 def _check_image(image: ArrayLike) -> NDArray[Any]:
     """The image as ``(H, W, channels)``."""
     array = as_real_array(image, "image")
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(
-            f"image must have shape (H, W) or (H, W, channels) and at least one pixel; got shape {array.shape}"
-        )
+    check_image_shape(array.shape)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("image must be finite; got NaN or inf")
     if array.dtype == bool:
@@ -137,81 +173,36 @@ def _check_image(image: ArrayLike) -> NDArray[Any]:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def dense_crf(
-    image: ArrayLike | None,
-    *,
-    logits: ArrayLike | None = None,
-    probabilities: ArrayLike | None = None,
-    unary: ArrayLike | None = None,
-    labels: ArrayLike | None = None,
-    kernels: Sequence[Kernel] | None = None,
-    iterations: int | None = None,
-    normalization: str | None = None,
-    preset: str | None = None,
-    num_labels: int | None = None,
-    confidence: float = 0.7,
-    ignore_label: int | None = 255,
-    damping: float = 0.0,
-    tolerance: float = 0.0,
-    threads: int | None = None,
-    dtype: DTypeLike = np.float32,
-) -> FloatArray:
-    """Refine what a network says about an image with a fully connected CRF (Kraehenbuehl & Koltun, NIPS 2011).
+def refine_arrays(image: ArrayLike | None, scores: Mapping[str, ArrayLike | None], what: Refinement) -> FloatArray:
+    """`dense_crf` on the CPU."""
+    source = exactly_one(scores)
+    array = as_real_array(scores[source], source)  # type: ignore[arg-type]  # is not None
+    batched = check_scores_shape(source, array.shape)
+    if source == "labels":
+        check_label_kind(array.dtype.kind in "biu", array.dtype)
+    count = num_labels_of(source, array, what.labels)
 
-    image: ``(H, W)`` or ``(H, W, channels)``, any integer or float dtype; None if no kernel is `Bilateral`.
-    Exactly one of
-      logits: raw scores ``(L, H, W)``; the energies are ``-logits``.
-      probabilities: ``(L, H, W)`` in 0..1; the energies are ``-log(max(p, 1e-5))``.
-      unary: energies ``(L, H, W)``, negative log probabilities, lower is better.
-      labels: a label map ``(H, W)`` of 0..num_labels-1, trusted with probability ``confidence``; ``ignore_label`` marks pixels
-        that nobody is sure about (None: there is no such label).
-    Any float dtype and strides. A leading batch dimension on scores and image refines each image by itself.
-
-    kernels (default ``Gaussian(), Bilateral()``), iterations (5), normalization ("symmetric"): the model, or those of a
-    ``preset`` (see `PRESETS`); what is given beside a preset wins. damping, tolerance: see `MeanField.inference`. threads: None
-    takes `get_num_threads`. dtype: float32, or float64 for everything in double precision.
-
-    Returns probabilities of the scores' shape (``(L, H, W)`` for labels), a view whose memory runs label by label within a pixel.
-    Raises ValueError or TypeError that names the argument for wrong shapes, NaN, inf, and values out of range.
-    """
-    source, array = exactly_one({"logits": logits, "probabilities": probabilities, "unary": unary, "labels": labels})
-    single = 2 if source == "labels" else 3
-    if array.ndim not in (single, single + 1) or array.size == 0:
-        shape = "(H, W)" if source == "labels" else "(labels, H, W)"
-        raise ValueError(
-            f"{source} must have shape {shape}, or that behind a batch dimension, and must not be empty; got shape {array.shape}"
-        )
-    chosen = get_preset(preset) if preset is not None else None
-    if kernels is None:
-        kernels = chosen.kernels if chosen else DEFAULT_KERNELS
-    if iterations is None:
-        iterations = chosen.iterations if chosen else DEFAULT_ITERATIONS
-    if normalization is None:
-        normalization = chosen.normalization if chosen else DEFAULT_NORMALIZATION
-    count = num_labels_of(source, array, LabelOptions(num_labels, confidence, ignore_label))
-
-    def refine(one_image: ArrayLike | None, scores: NDArray[Any]) -> FloatArray:
+    def refine(one_image: ArrayLike | None, one: NDArray[Any]) -> FloatArray:
         crf = ImageCRF(
             one_image,
             count,
-            shape=(scores.shape[-2], scores.shape[-1]),
-            kernels=kernels,
-            normalization=normalization,
-            threads=threads,
-            dtype=dtype,
+            shape=(one.shape[-2], one.shape[-1]),
+            kernels=what.model.kernels,
+            normalization=what.model.normalization,
+            threads=what.threads,
+            dtype=what.dtype,
         )
         return crf.infer(
-            **{source: scores},
-            iterations=iterations,
-            damping=damping,
-            tolerance=tolerance,
-            confidence=confidence,
-            ignore_label=ignore_label,
+            **{source: one},
+            iterations=what.model.iterations,
+            damping=what.damping,
+            tolerance=what.tolerance,
+            confidence=what.labels.confidence,
+            ignore_label=what.labels.ignore_label,
         )
 
-    if array.ndim == single:
+    if not batched:
         return refine(image, array)
     images = [None] * len(array) if image is None else as_real_array(image, "image")
-    if len(images) != len(array):
-        raise ValueError(f"image must hold a batch of {len(array)} images as {source} does; got {len(images)}")
-    return np.stack([refine(one_image, scores) for one_image, scores in zip(images, array, strict=True)])
+    check_batch(source, len(array), len(images))
+    return np.stack([refine(one_image, one) for one_image, one in zip(images, array, strict=True)])

@@ -21,12 +21,13 @@ def native_info() -> dict[str, Any]:
             "compiled": list(build["isa_compiled"]),
         },
         "threads": get_num_threads(),
-        "cuda": _cuda_info(build["cuda_built"]),
+        "cuda": cuda_info(),
     }
 
 
-def _cuda_info(built: bool) -> dict[str, Any]:
+def cuda_info() -> dict[str, Any]:
     """What there is of the CUDA engine; ``architectures`` and ``compiler`` are None where it was not built."""
+    built: bool = _native.build_info()["cuda_built"]
     facts: dict[str, Any] = {"built": built, "usable": False, "devices": 0, "architectures": None, "compiler": None}
     if not built:
         why = "no CUDA compiler was found when this was installed"

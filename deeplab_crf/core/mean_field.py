@@ -26,10 +26,8 @@ from deeplab_crf.core.threads import resolve_threads
 from deeplab_crf.kernels import check_normalization
 from deeplab_crf.workspace import borrowed_parts
 
-_POTTS, _DIAGONAL, _MATRIX = 0, 1, 2
-
 # klDivergence's guard against log 0 (pydensecrf's constant).
-_SMALLEST_PROBABILITY = 1e-20
+SMALLEST_BELIEF = 1e-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +69,13 @@ class _Term:
     lattice: PermutohedralLattice
     norm_in: FloatArray | None
     norm_out: FloatArray | None
-    kind: int
     compat: FloatArray
 
     def message_energy(self, messages: FloatArray) -> FloatArray:
         """What messages ``(N, L)`` add to the energies."""
-        if self.kind == _MATRIX:
+        if self.compat.ndim == 2:
             return messages @ self.compat.T
-        return messages * (-self.compat if self.kind == _POTTS else self.compat)
+        return messages * (-self.compat if self.compat.ndim == 0 else self.compat)
 
 
 def pack_unary(
@@ -109,11 +106,59 @@ def pack_unary(
     )
     if bad >= 0:
         label, point = divmod(bad, points)
-        raise ValueError(
-            f"{name} must be finite in {target}; got {array[label, point]} at label {label}, point {point}. "
-            "Clip probabilities away from 0 before taking the logarithm, and check the network's output"
-        )
+        raise not_finite(name, target, array[label, point], label, point)
     return packed.T
+
+
+def not_finite(name: str, dtype: np.dtype[Any], value: Any, label: int, point: int) -> ValueError:
+    """The error for energies, or what they come from, that are NaN or infinite."""
+    return ValueError(
+        f"{name} must be finite in {dtype}; got {value} at label {label}, point {point}. "
+        "Clip probabilities away from 0 before taking the logarithm, and check the network's output"
+    )
+
+
+def engine_rows(
+    array: ArrayLike,
+    shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    name: str,
+    *,
+    copy: bool = False,
+    check_finite: bool = True,
+    threads: int | None = None,
+) -> FloatArray:
+    """``(L, N)`` input of this shape as C-contiguous ``(N, L)`` of the engine's dtype."""
+    given = as_real_array(array, name)
+    if given.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}; got shape {given.shape}")
+    fits = given.dtype == dtype and given.T.flags.c_contiguous and given.flags.aligned
+    if not copy and fits and (not check_finite or np.isfinite(given).all()):
+        return given.T
+    return pack_unary(given, dtype=dtype, name=name, threads=threads).T
+
+
+def check_compat(compat: ArrayLike, num_labels: int, dtype: np.dtype[Any]) -> FloatArray:
+    """A compatibility of the engine's dtype, contiguous: ``()`` for Potts, ``(L,)`` or ``(L, L)``."""
+    array = as_real_array(compat, "compat").astype(dtype, order="C")
+    if not np.isfinite(array).all():
+        raise ValueError("compat must be finite; got NaN or inf")
+    if array.shape not in ((), (num_labels,), (num_labels, num_labels)):
+        raise ValueError(
+            f"compat must be a number, or an array of shape ({num_labels},) or ({num_labels}, {num_labels}); "
+            f"got shape {array.shape}"
+        )
+    return array
+
+
+def check_steps(iterations: int, damping: float, tolerance: float) -> None:
+    """Raises ValueError for what `MeanField.inference` cannot run."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer) or iterations < 0:
+        raise ValueError(f"iterations must be a whole number >= 0; got {iterations!r}")
+    if not 0 <= damping < 1:
+        raise ValueError(f"damping must be in [0, 1); got {damping!r}")
+    if not (tolerance >= 0 and math.isfinite(tolerance)):
+        raise ValueError(f"tolerance must be finite and >= 0 (0: run all iterations); got {tolerance!r}")
 
 
 class MeanField:
@@ -122,7 +167,8 @@ class MeanField:
     num_points: N. num_labels: L. dtype: float32 or float64, for lattices, energies and probabilities. threads: None takes
     `get_num_threads` at each call. order: int32 ``(N,)``, a permutation in which the engine walks the points; features and
     lattices of `add_kernel` are then in this order, unaries and probabilities stay in the order of the points. For images,
-    `tile_order` saves a tenth to a fifth of the time.
+    `tile_order` saves a tenth to a fifth of the time. touch_origin: lattices made of features have the vertices around zero
+    features too, though no point may touch them, as in pydensecrf where N is no multiple of four.
     """
 
     def __init__(
@@ -133,6 +179,7 @@ class MeanField:
         dtype: DTypeLike = np.float32,
         threads: int | None = None,
         order: NDArray[np.int32] | None = None,
+        touch_origin: bool = False,
     ) -> None:
         for name, value in (("num_points", num_points), ("num_labels", num_labels)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -142,6 +189,7 @@ class MeanField:
         self.dtype = check_dtype(dtype)
         self._threads = threads
         self._order = None if order is None else _check_order(order, self.num_points)
+        self._touch_origin = touch_origin
         self._terms: list[_Term] = []
         if threads is not None:
             resolve_threads(threads)
@@ -168,47 +216,26 @@ class MeanField:
         normalization: "none", "before", "after" or "symmetric". Raises ValueError for wrong shapes, NaN or inf.
         """
         check_normalization(normalization)
-        kind, weights = self._check_compat(compat)
+        weights = check_compat(compat, self.num_labels, self.dtype)
         lattice = features if isinstance(features, PermutohedralLattice) else self._build_lattice(features)
         if lattice.num_points != self.num_points or lattice.dtype != self.dtype:
             raise ValueError(
                 f"features must be a lattice of {self.num_points} points in {self.dtype}; got {lattice.num_points} points in "
                 f"{lattice.dtype}"
             )
-        self._terms.append(_Term(lattice, *lattice.norms(normalization), kind, weights))
+        self._terms.append(_Term(lattice, *lattice.norms(normalization), weights))
 
     def _build_lattice(self, features: ArrayLike) -> PermutohedralLattice:
         array = as_real_array(features, "features")
         if array.ndim != 2 or array.shape[1] != self.num_points:
             raise ValueError(f"features must have shape (d, {self.num_points}); got shape {array.shape}")
-        return PermutohedralLattice(array.T.astype(self.dtype, copy=False), threads=self._threads)
+        rows = array.T.astype(self.dtype, copy=False)
+        return PermutohedralLattice(rows, threads=self._threads, touch_origin=self._touch_origin)
 
-    def _check_compat(self, compat: ArrayLike) -> tuple[int, FloatArray]:
-        array = as_real_array(compat, "compat").astype(self.dtype)
-        labels = self.num_labels
-        if not np.isfinite(array).all():
-            raise ValueError("compat must be finite; got NaN or inf")
-        if array.ndim == 0:
-            return _POTTS, array.reshape(1)
-        if array.shape == (labels,):
-            return _DIAGONAL, np.ascontiguousarray(array)
-        if array.shape == (labels, labels):
-            return _MATRIX, np.ascontiguousarray(array)
-        raise ValueError(
-            f"compat must be a number, or an array of shape ({labels},) or ({labels}, {labels}); got shape {array.shape}"
-        )
-
-    def _engine_layout(
-        self, array: ArrayLike, name: str, *, copy: bool = False, check_finite: bool = True
-    ) -> FloatArray:
-        """``(L, N)`` input as C-contiguous ``(N, L)`` of the engine's dtype."""
-        given = as_real_array(array, name)
-        if given.shape != (self.num_labels, self.num_points):
-            raise ValueError(f"{name} must have shape ({self.num_labels}, {self.num_points}); got shape {given.shape}")
-        fits = given.dtype == self.dtype and given.T.flags.c_contiguous and given.flags.aligned
-        if not copy and fits and (not check_finite or np.isfinite(given).all()):
-            return given.T
-        return pack_unary(given, dtype=self.dtype, name=name, threads=self._threads).T
+    def _rows(self, array: ArrayLike, name: str, *, copy: bool = False, check_finite: bool = True) -> FloatArray:
+        """See `engine_rows`."""
+        shape = (self.num_labels, self.num_points)
+        return engine_rows(array, shape, self.dtype, name, copy=copy, check_finite=check_finite, threads=self._threads)
 
     def inference(
         self,
@@ -227,17 +254,12 @@ class MeanField:
         moved by more; 0 does all iterations. With no kernels, or 0 iterations, Q is the start. check_finite: False spares the look
         for NaN and inf in energies that `pack_unary` has packed, and so has checked.
         """
-        if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer) or iterations < 0:
-            raise ValueError(f"iterations must be a whole number >= 0; got {iterations!r}")
-        if not 0 <= damping < 1:
-            raise ValueError(f"damping must be in [0, 1); got {damping!r}")
-        if not (tolerance >= 0 and math.isfinite(tolerance)):
-            raise ValueError(f"tolerance must be finite and >= 0 (0: run all iterations); got {tolerance!r}")
-        energies = self._engine_layout(unary, "unary", check_finite=check_finite)
+        check_steps(iterations, damping, tolerance)
+        energies = self._rows(unary, "unary", check_finite=check_finite)
         if q is None:
             result = np.empty((self.num_points, self.num_labels), self.dtype)
         else:
-            result = self._engine_layout(q, "q", copy=True)
+            result = self._rows(q, "q", copy=True)
         options = {
             "start_from_q": q is not None,
             "iterations": int(iterations),
@@ -257,8 +279,7 @@ class MeanField:
 
     def energy(self, unary: ArrayLike, q: ArrayLike) -> Energy:
         """The terms of the mean field objective at ``q`` ``(L, N)``; see `Energy`."""
-        energies = self._engine_layout(unary, "unary")
-        beliefs = self._engine_layout(q, "q")
+        energies, beliefs = self._rows(unary, "unary"), self._rows(q, "q")
         if self._order is not None:
             energies, beliefs = energies[self._order], beliefs[self._order]
         threads = resolve_threads(self._threads)
@@ -266,7 +287,7 @@ class MeanField:
         for term in self._terms:
             messages = term.lattice._filter(beliefs, term.norm_in, term.norm_out, transpose=False, threads=threads)
             pairwise += _dot(beliefs, term.message_energy(messages))
-        log_beliefs = np.log(np.maximum(beliefs, np.asarray(_SMALLEST_PROBABILITY, self.dtype)))
+        log_beliefs = np.log(np.maximum(beliefs, np.asarray(SMALLEST_BELIEF, self.dtype)))
         return Energy(_dot(beliefs, log_beliefs), _dot(energies, beliefs), pairwise)
 
 
@@ -294,7 +315,7 @@ def _native_term(term: _Term, values: tuple[int, int]) -> tuple[Any, ...]:
         term.lattice.native_view,
         address(term.norm_in),
         address(term.norm_out),
-        term.kind,
+        term.compat.ndim,  # 0 Potts, 1 diagonal, 2 matrix
         address(term.compat),
         *values,
     )

@@ -1,14 +1,18 @@
-"""What a network or a person says about each pixel, as unary energies."""
+"""What a network or a person says about each pixel, as unary energies.
+
+The rules are those of `dense_crf` on every device: what is annotated Any takes NumPy arrays and torch tensors alike.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from deeplab_crf.core.arrays import FloatArray, as_real_array
+from deeplab_crf.core.arrays import FloatArray
 from deeplab_crf.core.mean_field import pack_unary
 
 # Probabilities below it are raised to it before the logarithm (pydensecrf's default).
@@ -30,46 +34,90 @@ class LabelOptions:
     ignore_label: int | None
 
 
-def exactly_one(scores: dict[str, ArrayLike | None]) -> tuple[str, NDArray[Any]]:
-    """The one entry that is given, by name, as an array. Raises ValueError for none or several."""
+def exactly_one(scores: Mapping[str, Any]) -> str:
+    """The name of the one entry that is given. Raises ValueError for none or several."""
     given = [name for name, value in scores.items() if value is not None]
     if len(given) != 1:
         got = "none of them" if not given else " and ".join(given)
         raise ValueError(f"give exactly one of {', '.join(f'{name}=' for name in scores)}; got {got}")
-    value = scores[given[0]]
-    assert value is not None
-    return given[0], as_real_array(value, given[0])
+    return given[0]
 
 
-def num_labels_of(source: str, array: NDArray[Any], options: LabelOptions) -> int:
-    """The number of labels L that the scores speak of."""
+def check_scores_shape(source: str, shape: Sequence[int]) -> bool:
+    """Whether scores of this shape have a batch dimension. Raises ValueError where they fit neither way."""
+    single = 2 if source == "labels" else 3
+    if len(shape) not in (single, single + 1) or 0 in shape:
+        wanted = "(H, W)" if source == "labels" else "(labels, H, W)"
+        raise ValueError(
+            f"{source} must have shape {wanted}, or that behind a batch dimension, and must not be empty; got shape {tuple(shape)}"
+        )
+    return len(shape) > single
+
+
+def check_batch(source: str, count: int, images: int) -> None:
+    """Raises ValueError unless there are as many images as the ``count`` of ``source``."""
+    if images != count:
+        raise ValueError(f"image must hold a batch of {count} images as {source} does; got {images}")
+
+
+def check_label_kind(whole: bool, dtype: object) -> None:
+    """Raises TypeError unless labels are whole numbers."""
+    if not whole:
+        raise TypeError(f"labels must be whole numbers; got dtype {dtype}. Give scores as logits= or probabilities=")
+
+
+def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
+    """The number of labels L that the scores speak of, ``(..., L, H, W)``, or whole numbers for labels."""
     wish = options.num_labels
     if wish is not None and (isinstance(wish, bool) or not isinstance(wish, int | np.integer) or wish < 1):
         raise ValueError(f"num_labels must be a whole number >= 1; got {wish!r}")
     if source != "labels":
-        if wish is not None and wish != array.shape[-3]:
-            raise ValueError(f"num_labels must be the {array.shape[-3]} labels of {source}, or None; got {wish}")
-        return int(array.shape[-3])
-    _check_label_dtype(array)
+        if wish is not None and wish != scores.shape[-3]:
+            raise ValueError(f"num_labels must be the {scores.shape[-3]} labels of {source}, or None; got {wish}")
+        return int(scores.shape[-3])
     if wish is not None:
         return int(wish)
-    known = array if options.ignore_label is None else array[array != options.ignore_label]
-    if known.size == 0:
+    known = scores.reshape(-1) if options.ignore_label is None else scores[scores != options.ignore_label]
+    if len(known) == 0:
         raise ValueError(
             "labels must hold at least one pixel that is not ignore_label, or num_labels must be given; got neither"
         )
-    if known.min() < 0:
+    low, high = int(known.min()), int(known.max())
+    if low < 0:
+        raise ValueError(f"labels must be >= 0; got {low}. Set ignore_label for pixels that nobody is sure about")
+    return high + 1
+
+
+def check_probability_range(low: float, high: float) -> None:
+    """Raises ValueError unless probabilities from ``low`` to ``high`` are in 0..1, but for rounding."""
+    if low < -_PROBABILITY_SLACK or high > 1 + _PROBABILITY_SLACK:
         raise ValueError(
-            f"labels must be >= 0; got {known.min()}. Set ignore_label for pixels that nobody is sure about"
+            f"probabilities must be in 0..1; got {low:g}..{high:g}. Give a network's raw scores as logits=, energies as unary="
         )
-    return int(known.max()) + 1
 
 
-def _check_label_dtype(labels: NDArray[Any]) -> None:
-    if labels.dtype.kind not in "biu":
-        raise TypeError(
-            f"labels must be whole numbers; got dtype {labels.dtype}. Give scores as logits= or probabilities="
+def unsure_pixels(labels: Any, num_labels: int, options: LabelOptions) -> Any:
+    """Which ``labels`` are ``ignore_label``. Raises ValueError for others that are no label."""
+    unsure = labels != labels if options.ignore_label is None else labels == options.ignore_label
+    wrong = ~unsure & ((labels < 0) | (labels >= num_labels))
+    if wrong.any():
+        raise ValueError(
+            f"labels must be in 0..{num_labels - 1}, or ignore_label = {options.ignore_label}; got {int(labels[wrong][0])}. "
+            "Set num_labels, or ignore_label for pixels that nobody is sure about"
         )
+    return unsure
+
+
+def label_table(num_labels: int, confidence: float, dtype: np.dtype[Any]) -> FloatArray:
+    """Energies ``(L + 1, L)``, row by row of pixels of label 0, 1, ... and of those that nobody is sure about:
+    ``-log(confidence)`` for the label itself, ``-log((1 - confidence) / (L - 1))`` for the others, ``log L`` for all if unsure."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, both excluded; got {confidence!r}")
+    others = (1 - confidence) / max(num_labels - 1, 1)
+    table = np.full((num_labels + 1, num_labels), -np.log(others), dtype)
+    np.fill_diagonal(table, -np.log(confidence))
+    table[num_labels] = np.log(num_labels)
+    return table
 
 
 def energies(
@@ -77,41 +125,20 @@ def energies(
 ) -> FloatArray:
     """Unary energies ``(L, N)`` in the engine's layout from one image's scores: ``(L, H, W)``, or ``(H, W)`` for labels.
 
-    logits: negated. probabilities: ``-log(max(p, 1e-5))``. unary: as they are. labels: ``-log(confidence)`` for the pixel's
-    label, ``-log((1 - confidence) / (L - 1))`` for the others, ``log L`` for all where unsure.
+    logits: negated. probabilities: ``-log(max(p, 1e-5))``. unary: as they are. labels: see `label_table`.
     """
     if source == "labels":
-        return _label_energies(array, num_labels, options, dtype)
+        check_label_kind(array.dtype.kind in "biu", array.dtype)
+        table = label_table(num_labels, options.confidence, dtype)
+        flat = array.reshape(-1)
+        rows: FloatArray = table[np.where(unsure_pixels(flat, num_labels, options), num_labels, flat)]
+        return rows.T
     packed = pack_unary(
         array.reshape(array.shape[0], -1), dtype=dtype, name=source, negate=source == "logits", threads=threads
     )
     if source == "probabilities":
-        low, high = float(packed.min()), float(packed.max())
-        if low < -_PROBABILITY_SLACK or high > 1 + _PROBABILITY_SLACK:
-            raise ValueError(
-                f"probabilities must be in 0..1; got {low:g}..{high:g}. Give a network's raw scores as logits=, energies as unary="
-            )
+        check_probability_range(float(packed.min()), float(packed.max()))
         np.maximum(packed, packed.dtype.type(SMALLEST_PROBABILITY), out=packed)
         np.minimum(packed, packed.dtype.type(1), out=packed)
         np.negative(np.log(packed, out=packed), out=packed)
     return packed
-
-
-def _label_energies(labels: NDArray[Any], num_labels: int, options: LabelOptions, dtype: np.dtype[Any]) -> FloatArray:
-    _check_label_dtype(labels)
-    if not 0 < options.confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, both excluded; got {options.confidence!r}")
-    flat = labels.reshape(-1)
-    unsure = np.zeros(flat.shape, bool) if options.ignore_label is None else flat == options.ignore_label
-    wrong = ~unsure & ((flat < 0) | (flat >= num_labels))
-    if wrong.any():
-        raise ValueError(
-            f"labels must be in 0..{num_labels - 1}, or ignore_label = {options.ignore_label}; got {flat[wrong][0]}. "
-            "Set num_labels, or ignore_label for pixels that nobody is sure about"
-        )
-    others = (1 - options.confidence) / max(num_labels - 1, 1)
-    table = np.full((num_labels + 1, num_labels), -np.log(others), dtype)
-    np.fill_diagonal(table, -np.log(options.confidence))
-    table[num_labels] = np.log(num_labels)
-    packed: FloatArray = table[np.where(unsure, num_labels, flat)]
-    return packed.T

@@ -21,9 +21,10 @@ from deeplab_crf.crf.inputs import (
 )
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, replace_masked, walked_grid
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
-from deeplab_crf.ops.lattice import build_lattice, normalisation
+from deeplab_crf.ops.lattice import build_lattice, check_header, normalisation
 from deeplab_crf.ops.layout import pack_energies, unpack_scores
 from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, mean_field
+from deeplab_crf.ops.terms import check_finite
 from deeplab_crf.presets import get_preset
 
 TRAINABLE = ("weights", "compatibility", "bandwidths")
@@ -36,7 +37,8 @@ class CRFProblem(NamedTuple):
 
     unary: energies ``(B, N, L)``, pixels row by row. Per kernel: features ``(B, N, d)`` divided by their standard deviations,
     normalization, and compatibility (see `PairwiseTerm`). order: int32 ``(N,)``, the row of ``unary`` that each point of features
-    and mask stands for; None: the same. mask: bool ``(B, N)`` or None, False for points that take no part.
+    and mask stands for; None: the same. mask: bool ``(B, N)`` or None, False for points that take no part. max_vertices: of each
+    kernel, see `build_lattice`.
     """
 
     unary: Tensor
@@ -45,13 +47,14 @@ class CRFProblem(NamedTuple):
     compatibilities: tuple[Tensor, ...]
     order: Tensor | None
     mask: Tensor | None
+    max_vertices: int | None = None
 
     def terms(self) -> list[PairwiseTerm]:
         """The kernels on lattices, which are built here, with their norms."""
         mask = None if self.mask is None else self.mask.to(self.unary.dtype)
         result = []
         for features, mode, compatibility in zip(self.features, self.normalizations, self.compatibilities, strict=True):
-            lattice = build_lattice(features)
+            lattice = build_lattice(features, self.max_vertices)
             result.append(PairwiseTerm(lattice, *normalisation(lattice, mode, mask), compatibility))
         return result
 
@@ -78,6 +81,11 @@ class DenseCRF(nn.Module):
     damping in [0, 1), tolerance, and gradients: "store", "recompute" or "implicit", what training costs in memory and time; see
     `deeplab_crf.ops.mean_field.mean_field`. Of these only "implicit" goes with damping and a tolerance in training.
 
+    On CUDA tensors everything runs on the current stream of their device. max_vertices: None, or a bound of the vertices of each
+    kernel's lattices, all images of a call together (`vertices` counts them). With it a call on CUDA never waits for the device and
+    can be captured in a CUDA graph; NaN and inf in the input, and too small a bound, then show as NaN in the result instead of an
+    error, and `check` tells afterwards.
+
     Raises ValueError or TypeError that names the argument.
     """
 
@@ -102,6 +110,7 @@ class DenseCRF(nn.Module):
         damping: float = 0.0,
         tolerance: float = 0.0,
         gradients: str = "store",
+        max_vertices: int | None = None,
     ) -> None:
         super().__init__()
         check_normalization(normalization)
@@ -112,6 +121,7 @@ class DenseCRF(nn.Module):
             ("iterations", iterations, 0),
             ("spatial_dims", spatial_dims, 1),
             ("channels", channels, 1),
+            ("max_vertices", 1 if max_vertices is None else max_vertices, 1),
         ):
             _check_whole(value, least, name)
         if not 0 <= damping < 1:
@@ -127,7 +137,9 @@ class DenseCRF(nn.Module):
         self.damping, self.tolerance = float(damping), float(tolerance)
         self.spatial_dims, self.channels = spatial_dims, channels
         self.spacing = None if spacing is None else _check_spacing_values(spacing, spatial_dims)
+        self.max_vertices = max_vertices
         self._range_checked = False
+        self._headers: list[Tensor] = []
         self._add_numbers(chosen, compatibility, trainable)
 
     def _add_numbers(
@@ -202,9 +214,12 @@ class DenseCRF(nn.Module):
                 mask=problem.mask,
             )
         else:
+            terms = problem.terms()
+            if self.max_vertices is not None and not torch.compiler.is_compiling():
+                self._headers = [term.lattice.header() for term in terms]
             log_q = mean_field(
                 problem.unary,
-                problem.terms(),
+                terms,
                 self.iterations,
                 order=problem.order,
                 damping=self.damping,
@@ -215,6 +230,26 @@ class DenseCRF(nn.Module):
         copied = log_q.requires_grad and self.method == "lattice"
         scores = unpack_scores(log_q) if copied else log_q.transpose(1, 2)
         return scores.reshape(logits.shape).to(logits.dtype)
+
+    def check(self) -> None:
+        """After a call with ``max_vertices``: raises ValueError if the bound was too small, or the image or the bandwidths were not
+        finite. On CUDA this waits for the device; of a replayed CUDA graph it judges the last replay."""
+        for header in self._headers:
+            check_header(header)
+
+    def vertices(
+        self,
+        logits: Tensor,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        spacing: Tensor | Sequence[float] | None = None,
+    ) -> list[list[int]]:
+        """Vertices of each kernel's lattices, image by image, for the arguments of `forward`. A bound for ``max_vertices`` is the
+        largest sum over the images, and some more for other pictures: 10 to 50 %."""
+        problem = self.problem(logits, image, mask, spacing=spacing)._replace(max_vertices=None)
+        with torch.no_grad():
+            return [term.lattice.num_vertices() for term in problem.terms()]
 
     def problem(
         self,
@@ -252,9 +287,14 @@ class DenseCRF(nn.Module):
         if mask is not None:
             inside = gather_points(mask[:, None], pixels)[:, 0]
             features = [replace_masked(each, inside) for each in features]
-        # Only the CPU's packing looks for NaN: the exact method runs anywhere.
-        unary = -flat.transpose(1, 2) if exact else pack_energies(flat)
-        return CRFProblem(unary, tuple(features), self.normalizations, self._compatibilities(dtype), order, inside)
+        # Only the engine's packing looks for NaN: the exact method runs anywhere.
+        unary = -flat.transpose(1, 2) if exact else pack_energies(flat, check=self._may_wait(logits))
+        compatibilities = self._compatibilities(dtype)
+        if logits.is_cuda and self._may_wait(logits) and not torch.compiler.is_compiling():
+            check_finite(compatibilities)  # on the CPU the operator does
+        return CRFProblem(
+            unary, tuple(features), self.normalizations, compatibilities, order, inside, self.max_vertices
+        )
 
     def _features(self, positions: Tensor, colours: Tensor | None, pixels: Tensor | None, batch: int) -> list[Tensor]:
         """Features ``(B, N, d)`` of every kernel."""
@@ -276,6 +316,10 @@ class DenseCRF(nn.Module):
         agreements = self.compatibility.to(dtype).unbind()
         return tuple(-weight * agreement for weight, agreement in zip(weights, agreements, strict=True))
 
+    def _may_wait(self, logits: Tensor) -> bool:
+        """Whether the values of arguments are looked at: on CUDA that waits for the device."""
+        return self.max_vertices is None or not logits.is_cuda
+
     def _check(self, logits: Tensor, image: Tensor | None, mask: Tensor | None) -> None:
         expected = LayerShape(self.num_classes, self.spatial_dims, self.channels, any(self.bilateral))
         check_scores(logits, expected)
@@ -292,7 +336,8 @@ class DenseCRF(nn.Module):
         if torch.is_anomaly_enabled() and not bool(torch.isfinite(logits).all()):
             raise ValueError("logits must be finite; got NaN or inf")
         # Once: it reads the image, and on a device it waits for it.
-        if not self._range_checked and image is not None and any(self.bilateral) and image.is_floating_point():
+        watched = not self._range_checked and self._may_wait(logits)
+        if watched and image is not None and any(self.bilateral) and image.is_floating_point():
             self._range_checked = True
             message = image_range_warning(
                 image if logits.ndim > 3 else image[..., self.spatial_dims :], float(self.log_srgb.detach().min().exp())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deeplab_crf.ops.cuda.engine import is_capturing
 from deeplab_crf.ops.features import scaled_features
 
 # Tiles within tiles, as in core/image_points.py: lattice rows of the inner stay in the first-level cache, those of the outer in the
@@ -19,6 +21,12 @@ _INNER_TILE = 16
 
 # Grids of more points are made anew each time instead of kept.
 _LARGEST_KEPT = 2**22
+
+# Those on CUDA are kept for as long as the process lives, up to so many points in all (168 MB): kernels on other streams, and
+# captured graphs, may read one that has no owner in Python any more.
+_MOST_KEPT_ON_CUDA = 2**23
+_kept_on_cuda: dict[tuple[object, ...], Grid] = {}
+_keeping = threading.Lock()
 
 
 class Grid(NamedTuple):
@@ -36,6 +44,8 @@ def walked_grid(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Grid:
     plain = type(like) is Tensor and not torch.compiler.is_compiling()
     if not plain or math.prod(shape) > _LARGEST_KEPT:
         return _make_grid(tuple(shape), dtype, like.device)
+    if like.is_cuda:
+        return _kept_cuda_grid(tuple(shape), dtype, like.device)
     return _kept_grid(tuple(shape), dtype, like.device)
 
 
@@ -48,6 +58,22 @@ def _make_grid(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
 def _kept_grid(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Grid:
     with torch.inference_mode(False):  # what is made in inference mode could not be used in training later
         return _make_grid(shape, dtype, device)
+
+
+def _kept_cuda_grid(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Grid:
+    key = (shape, dtype, device)
+    grid = _kept_on_cuda.get(key)
+    if grid is not None:
+        return grid
+    with torch.inference_mode(False):
+        grid = _make_grid(shape, dtype, device)
+    if is_capturing():
+        return grid  # filled when the graph is replayed
+    torch.cuda.current_stream(device).synchronize()  # other streams will read it
+    with _keeping:
+        if sum(kept.order.numel() for kept in _kept_on_cuda.values()) + grid.order.numel() <= _MOST_KEPT_ON_CUDA:
+            _kept_on_cuda[key] = grid
+    return grid
 
 
 def tile_walk(shape: Sequence[int], device: torch.device) -> Tensor:

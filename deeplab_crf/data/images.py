@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deeplab_crf.data.files import atomic_write
 
@@ -33,13 +33,26 @@ def _open(path: Path) -> Image.Image:
     return picture
 
 
-def read_image(path: Path) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Read a photograph: (H, W, 3) uint8, or (H, W) where it is gray.
+def read_image(path: Path, *, turned: bool = False) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Read a photograph: (H, W, 3) uint8, or (H, W) where it is gray; see `picture_array`.
 
-    Transparency is dropped. 16-bit gray becomes float32 scaled to 0..255, so that colour widths mean the same for all.
-    EXIF rotation is not applied, as in Pillow, torchvision and the label images made with them.
+    turned: turn it upright where its EXIF says that it lies on its side. False by default, as in Pillow, torchvision and the label
+    images made with them.
     """
     picture = _open(path)
+    return picture_array(upright(picture) if turned else picture)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture as viewers show it, turned and mirrored as its EXIF says."""
+    return ImageOps.exif_transpose(picture)
+
+
+def picture_array(picture: Image.Image) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """(H, W, 3) uint8 in RGB, or (H, W) where the picture is gray, from any of Pillow's modes.
+
+    Transparency is dropped. 16-bit gray becomes float32 scaled to 0..255, so that colour widths mean the same for all.
+    """
     if picture.mode.startswith("I"):
         return (np.asarray(picture, dtype=np.float32) / np.float32(257)).clip(0, 255)
     gray = picture.mode in ("1", "L", "LA", "La")

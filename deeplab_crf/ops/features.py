@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeplab_crf.ops.cpu.layout import empty_rows
 from deeplab_crf.ops.library import register_operator
-from deeplab_crf.ops.tensors import check_shape, empty_rows, type_suffix
+from deeplab_crf.ops.tensors import check_shape, type_suffix
 
 
 def scaled_features(positions: Tensor, values: Tensor | None, index: Tensor | None, widths: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def _scale(positions: Tensor, values: Tensor | None, index: Tensor | None, width
 
 
 def _scale_by_torch(positions: Tensor, values: Tensor | None, index: Tensor | None, widths: Tensor) -> Tensor:
-    """The same on any device, for the exact method."""
+    """The same on any other device. CUDA divides as the CPU does, to the last bit."""
     _check(positions, values, index, widths)
     points = positions
     if values is not None:
@@ -100,4 +101,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_positions, grad_values, None, grad_widths
 
 
-register_operator("scaled_features", _scale, _scale_fake, _backward, _save, _scale_by_torch)
+register_operator("scaled_features", _scale, _scale_fake, _backward, _save, elsewhere=_scale_by_torch)

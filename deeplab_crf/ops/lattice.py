@@ -6,17 +6,18 @@ stay where they are. On the faces between simplices, a set of measure zero, it i
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deeplab_crf import _native
 from deeplab_crf.kernels import check_normalization
+from deeplab_crf.ops import cpu, cuda
 from deeplab_crf.ops.library import no_second_derivative, register_operator
-from deeplab_crf.ops.tensors import address, check_like, check_shape, type_suffix
-from deeplab_crf.workspace import borrowed_parts
+from deeplab_crf.ops.tensors import HALF_SUFFIXES, check_device, check_like, check_shape, type_suffix
 
 # Keeps 1 / s finite where no weight reaches a point (pydensecrf's constant).
 NORM_EPSILON = 1e-20
@@ -36,12 +37,39 @@ class Lattice(NamedTuple):
         result: Tensor = torch.ops.deeplab_crf.lattice_filter(values, *self, transpose)
         return result
 
+    def num_vertices(self) -> list[int]:
+        """Vertices of each image's lattice; their sum is what `build_lattice` takes as ``max_vertices``. On CUDA this waits for the
+        device, and raises ValueError as `check` does."""
+        counts: list[int] = kernels_of(self.rows).lattice.vertices_of(self.rows, self.structure)
+        return counts
 
-def build_lattice(features: Tensor) -> Lattice:
+    def check(self) -> None:
+        """Raises ValueError if the features were not finite or too large, or touched more vertices than ``max_vertices``. Needed
+        only on CUDA with ``max_vertices``, where nobody has looked yet; waits for the device."""
+        check_header(self.header())
+
+    def header(self) -> Tensor:
+        """A small copy of what `check` looks at, for `check_header`, so that the lattice itself need not be kept."""
+        result: Tensor = kernels_of(self.rows).lattice.header_of(self.structure)
+        return result
+
+
+def check_header(header: Tensor) -> None:
+    """`Lattice.check` for a `Lattice.header`."""
+    kernels_of(header).lattice.check_header(header)
+
+
+def build_lattice(features: Tensor, max_vertices: int | None = None) -> Lattice:
     """The lattices over ``features`` ``(B, N, d)``, float32 or float64 of any strides, d from 1 to 32, already divided by their
-    standard deviations. Raises ValueError or TypeError for other shapes and dtypes, NaN, inf, and values beyond 2^30 lattice
-    units."""
-    return Lattice(*torch.ops.deeplab_crf.lattice_build(features))
+    standard deviations.
+
+    max_vertices: a bound of the number of vertices of all images together, 1 to B·N·(d+1). On CUDA memory then follows the bound
+    and nothing waits for the device, so that the call can be captured in a CUDA graph; whether it sufficed is told by
+    `Lattice.check`, and where it did not, results are NaN. On the CPU it is checked at once.
+
+    Raises ValueError or TypeError for other shapes and dtypes, NaN, inf, and values beyond 2^30 lattice units (on CUDA with
+    max_vertices: `Lattice.check` does)."""
+    return Lattice(*torch.ops.deeplab_crf.lattice_build(features, max_vertices))
 
 
 def normalisation(lattice: Lattice, mode: str, mask: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
@@ -59,38 +87,41 @@ def normalisation(lattice: Lattice, mode: str, mask: Tensor | None = None) -> tu
     return (norm, mask) if mode == "before" else (mask, norm)
 
 
-def check_lattice(rows: Tensor, weights: Tensor, structure: Tensor, batch: int, num_points: int) -> None:
-    """Raises unless the three are a batch of lattices over ``batch`` images of ``num_points`` points, contiguous."""
+def check_lattice(
+    kernels: ModuleType, rows: Tensor, weights: Tensor, structure: Tensor, batch: int, num_points: int
+) -> None:
+    """Raises unless the three are a batch of lattices over ``batch`` images of ``num_points`` points, contiguous. kernels:
+    ops.cpu or ops.cuda."""
     for tensor, name in ((rows, "rows"), (structure, "structure")):
         if tensor.dtype != torch.int32 or not tensor.is_contiguous():
             raise TypeError(f"{name} must be contiguous int32 as lattice_build returns it; got {tensor.dtype}")
     if not weights.is_contiguous():
         raise ValueError(f"weights must be contiguous as lattice_build returns them; got strides {weights.stride()}")
     check_shape(weights, rows.shape, "weights")
-    points, dims, vertices = _native.lattice_sizes(address(structure), structure.numel())
-    if tuple(rows.shape) != (len(vertices), points, dims + 1):
+    check_device(weights, rows, "weights", "rows")
+    check_device(structure, rows, "structure", "rows")
+    kernels.lattice.check_lattice(rows, structure)
+    if tuple(rows.shape[:2]) != (batch, num_points):
         raise ValueError(
-            f"rows and structure must come from one lattice_build; got rows of shape {tuple(rows.shape)} and a structure for "
-            f"{(len(vertices), points, dims + 1)}"
-        )
-    if (len(vertices), points) != (batch, num_points):
-        raise ValueError(
-            f"values must have the lattice's {len(vertices)} images of {points} points; got {batch} images of {num_points} points"
+            f"values must have the lattice's {rows.shape[0]} images of {rows.shape[1]} points; "
+            f"got {batch} images of {num_points} points"
         )
 
 
-def _build(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    suffix = type_suffix(features.dtype, "features")
-    shape = _check_features(features)
-    builder = getattr(_native, f"LatticeBatch{suffix.upper()}")(
-        address(features), shape, tuple(features.stride()), torch.get_num_threads()
-    )
-    rows = torch.empty((shape[0], shape[1], shape[2] + 1), dtype=torch.int32)
-    weights = torch.empty(rows.shape, dtype=features.dtype)
-    builder.embed(address(rows), address(weights))
-    structure = torch.empty(builder.structure_size, dtype=torch.int32)
-    builder.connect(address(rows), address(structure))
-    return rows, weights, structure
+def kernels_of(tensor: Tensor) -> ModuleType:
+    """The package with the kernels of a tensor's device."""
+    return cuda if tensor.is_cuda else cpu
+
+
+def _build(kernels: ModuleType, features: Tensor, max_vertices: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    type_suffix(features.dtype, "features")
+    batch, points, dims = _check_features(features)
+    most = batch * points * (dims + 1)
+    if max_vertices is not None and max_vertices < 1:
+        raise ValueError(f"max_vertices must be a whole number from 1 to {most}, or None; got {max_vertices}")
+    bound = None if max_vertices is None else min(max_vertices, most)
+    result: tuple[Tensor, Tensor, Tensor] = kernels.lattice.build(features, bound)
+    return result
 
 
 def _check_features(features: Tensor) -> tuple[int, ...]:
@@ -104,7 +135,7 @@ def _check_features(features: Tensor) -> tuple[int, ...]:
     return tuple(features.shape)
 
 
-def _build_fake(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _build_fake(features: Tensor, max_vertices: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     batch, points, dims = features.shape
     shape = (batch, points, dims + 1)
     size = torch.library.get_ctx().new_dynamic_size()
@@ -112,66 +143,48 @@ def _build_fake(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows, features.new_empty(shape), structure
 
 
-def _save_features(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+def _save_features(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[0], output[2])
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(inputs[0])
 
 
-def _build_backward(ctx: Any, grad_rows: None, grad_weights: Tensor | None, grad_structure: None) -> Tensor | None:
+def _build_backward(
+    ctx: Any, grad_rows: None, grad_weights: Tensor | None, grad_structure: None
+) -> tuple[Tensor | None, None]:
     if grad_weights is None:
-        return None
-    result: Tensor = torch.ops.deeplab_crf.lattice_build_backward(grad_weights, *ctx.saved_tensors)
-    return result
+        return None, None
+    return torch.ops.deeplab_crf.lattice_build_backward(grad_weights, *ctx.saved_tensors), None
 
 
-def _embed_gradient(grad_weights: Tensor, features: Tensor) -> Tensor:
-    suffix = type_suffix(features.dtype, "features")
+def _embed_gradient(kernels: ModuleType, grad_weights: Tensor, features: Tensor) -> Tensor:
+    type_suffix(features.dtype, "features")
     batch, points, dims = _check_features(features)
     check_shape(grad_weights, (batch, points, dims + 1), "grad_weights")
     check_like(grad_weights, features, "grad_weights", "features")
-    grad_weights = grad_weights.contiguous()
-    result = torch.empty((batch, points, dims), dtype=features.dtype)
-    getattr(_native, f"lattice_embed_gradient_{suffix}")(
-        address(features),
-        (batch, points, dims),
-        tuple(features.stride()),
-        address(grad_weights),
-        address(result),
-        torch.get_num_threads(),
-    )
+    result: Tensor = kernels.lattice.embed_gradient(grad_weights, features)
     return result
 
 
-def _filter(values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor, transpose: bool = False) -> Tensor:
-    suffix, channels = _check_values(values, rows, weights, structure)
-    values = values.contiguous()
-    out = torch.empty_like(values)
-    if channels == 0:
-        return out
-    threads = torch.get_num_threads()
-    size = getattr(_native, f"lattice_filter_workspace_{suffix}")(address(structure), channels, threads)
-    with borrowed_parts([size * values.itemsize]) as (workspace,):
-        getattr(_native, f"lattice_filter_{suffix}")(
-            (address(rows), address(weights), address(structure)),
-            address(values),
-            address(out),
-            channels,
-            workspace,
-            transpose,
-            threads,
-        )
-    return out
+def _filter(
+    kernels: ModuleType, values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor, transpose: bool = False
+) -> Tensor:
+    half = values.dtype in HALF_SUFFIXES and weights.dtype == torch.float32
+    _check_values(kernels, values, rows, weights, structure, half=half)
+    if values.shape[2] == 0:
+        return torch.empty_like(values)
+    result: Tensor = kernels.lattice.filter_values(values, (rows, weights, structure), transpose)
+    return result
 
 
-def _check_values(values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor) -> tuple[str, int]:
-    """Suffix of the native functions and number of channels."""
+def _check_values(
+    kernels: ModuleType, values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor, *, half: bool = False
+) -> None:
     if values.ndim != 3:
         raise ValueError(f"values must have shape (B, N, C); got {tuple(values.shape)}")
-    suffix = type_suffix(values.dtype, "values")
-    check_like(values, weights, "values", "the lattice")
-    check_lattice(rows, weights, structure, values.shape[0], values.shape[1])
-    return suffix, values.shape[2]
+    type_suffix(values.dtype, "values", half=half)
+    (check_device if half else check_like)(values, weights, "values", "the lattice")
+    check_lattice(kernels, rows, weights, structure, values.shape[0], values.shape[1])
 
 
 def _filter_fake(values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor, transpose: bool = False) -> Tensor:
@@ -189,49 +202,34 @@ def _filter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         grad_values = torch.ops.deeplab_crf.lattice_filter(grad, *lattice, not ctx.transpose)
     if ctx.needs_input_grad[2]:
-        grad_weights = torch.ops.deeplab_crf.lattice_filter_weights_backward(grad, values, *lattice, ctx.transpose)
+        single = (tensor.to(lattice[1].dtype) for tensor in (grad, values))  # they may be half precision
+        grad_weights = torch.ops.deeplab_crf.lattice_filter_weights_backward(*single, *lattice, ctx.transpose)
     return grad_values, None, grad_weights, None, None
 
 
 def _filter_weights_gradient(
-    grad: Tensor, values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor, transpose: bool
+    kernels: ModuleType, grad: Tensor, values: Tensor, rows: Tensor, weights: Tensor, structure: Tensor, transpose: bool
 ) -> Tensor:
-    suffix, channels = _check_values(values, rows, weights, structure)
+    _check_values(kernels, values, rows, weights, structure)
     check_shape(grad, values.shape, "grad")
     check_like(grad, values, "grad", "values")
-    if channels == 0:
+    if values.shape[2] == 0:
         return torch.zeros_like(weights)
-    grad, values = grad.contiguous(), values.contiguous()
-    out = torch.empty_like(weights)
-    threads = torch.get_num_threads()
-    size = 2 * getattr(_native, f"lattice_filter_workspace_{suffix}")(address(structure), channels, threads)
-    with borrowed_parts([size * values.itemsize]) as (workspace,):
-        getattr(_native, f"lattice_filter_weight_gradient_{suffix}")(
-            (address(rows), address(weights), address(structure)),
-            address(values),
-            address(grad),
-            address(out),
-            channels,
-            workspace,
-            transpose,
-            threads,
-        )
-    return out
+    result: Tensor = kernels.lattice.filter_weights_gradient(grad, values, (rows, weights, structure), transpose)
+    return result
 
 
-def _norm(rows: Tensor, weights: Tensor, structure: Tensor, mask: Tensor | None, root: bool) -> Tensor:
-    """``(s + epsilon)^-1``, or its root, with s = L(mask); times the mask. On NumPy, like ops/features.py."""
-    values = torch.from_numpy(np.ones(rows.shape[:2], weights.numpy().dtype)) if mask is None else mask
-    check_shape(values, rows.shape[:2], "mask")
-    norm = _filter(values[..., None], rows, weights, structure)[..., 0]
-    sums = norm.numpy()
-    sums += sums.dtype.type(NORM_EPSILON)
-    np.reciprocal(sums, out=sums)
-    if root:
-        np.sqrt(sums, out=sums)
+def _norm(
+    kernels: ModuleType, rows: Tensor, weights: Tensor, structure: Tensor, mask: Tensor | None, root: bool
+) -> Tensor:
+    """``(s + epsilon)^-1``, or its root, with s = L(mask); times the mask."""
+    type_suffix(weights.dtype, "weights")
     if mask is not None:
-        sums *= mask.numpy()
-    return norm
+        check_shape(mask, rows.shape[:2], "mask")
+        check_like(mask, weights, "mask", "the lattice")
+    check_lattice(kernels, rows, weights, structure, rows.shape[0], rows.shape[1])
+    result: Tensor = kernels.lattice.norm(mask, (rows, weights, structure), NORM_EPSILON, root)
+    return result
 
 
 def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -250,24 +248,36 @@ def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, grad_weights, None, None, None
 
 
-register_operator("lattice_build", _build, _build_fake, _build_backward, _save_features)
+register_operator(
+    "lattice_build", partial(_build, cpu), _build_fake, _build_backward, _save_features, partial(_build, cuda)
+)
 register_operator(
     "lattice_build_backward",
-    _embed_gradient,
+    partial(_embed_gradient, cpu),
     lambda grad_weights, features: features.new_empty(features.shape),
     no_second_derivative("lattice_build"),
+    cuda=partial(_embed_gradient, cuda),
 )
-register_operator("lattice_filter", _filter, _filter_fake, _filter_backward, _save_filter)
+register_operator(
+    "lattice_filter",
+    partial(_filter, cpu),
+    _filter_fake,
+    _filter_backward,
+    _save_filter,
+    partial(_filter, cuda),
+)
 register_operator(
     "lattice_filter_weights_backward",
-    _filter_weights_gradient,
+    partial(_filter_weights_gradient, cpu),
     lambda grad, values, rows, weights, structure, transpose: weights.new_empty(weights.shape),
     no_second_derivative("lattice_filter in the features of its lattice"),
+    cuda=partial(_filter_weights_gradient, cuda),
 )
 register_operator(
     "lattice_norm",
-    _norm,
+    partial(_norm, cpu),
     lambda rows, weights, structure, mask, root: weights.new_empty(rows.shape[:2]),
     _norm_backward,
     _save_norm,
+    partial(_norm, cuda),
 )

@@ -1,6 +1,6 @@
 """The operators ``torch.ops.deeplab_crf``: their schemas, and how kernels, shapes, derivatives and autocast join them.
 
-A backend joins with ``LIBRARY.impl(name, kernel, "CUDA")`` for every name in `SCHEMAS` and nothing else.
+Every operator has a kernel for the CPU and one for CUDA, which joins where the CUDA engine was built.
 
 B images, N points, d features, C channels, L labels, M kernels, T iterations. Batches of lattices are (rows, weights,
 structure) as in _native.pyi; lists have one entry a kernel.
@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeplab_crf import _native
+
 _untyped: Any = torch.library  # Library has no annotations
 LIBRARY: Any = _untyped.Library("deeplab_crf", "DEF")
 
 # Norms without elements stand for ones. Gradients that are not needed have no elements.
 SCHEMAS = {
-    "pack_energies": "(Tensor logits) -> Tensor",
+    "pack_energies": "(Tensor logits, bool check=True) -> Tensor",
     "unpack_scores": "(Tensor scores) -> Tensor",
     "scaled_features": "(Tensor positions, Tensor? values, Tensor? index, Tensor widths) -> Tensor",
-    "lattice_build": "(Tensor features) -> (Tensor rows, Tensor weights, Tensor structure)",
+    "lattice_build": "(Tensor features, int? max_vertices=None) -> (Tensor rows, Tensor weights, Tensor structure)",
     "lattice_build_backward": "(Tensor grad_weights, Tensor features) -> Tensor",
     "lattice_filter": "(Tensor values, Tensor rows, Tensor weights, Tensor structure, bool transpose=False) -> Tensor",
     "lattice_filter_weights_backward": (
@@ -51,23 +53,34 @@ for _name, _schema in SCHEMAS.items():
     LIBRARY.define(_name + _schema)
 
 
+CUDA_BUILT: bool = _native.build_info()["cuda_built"]
+
+# What runs on CUDA, by operator; tests run the same on an emulation.
+CUDA_KERNELS: dict[str, Callable[..., Any]] = {}
+
+
 def register_operator(
     name: str,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[..., None] | None = None,
+    cuda: Callable[..., Any] | None = None,
     elsewhere: Callable[..., Any] | None = None,
     autocast: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
-    """Gives operator ``name`` its CPU kernel, the shapes of its results, its derivative and its behaviour under autocast.
+    """Gives operator ``name`` its kernels, the shapes of its results, its derivative and its behaviour under autocast.
 
-    elsewhere: what runs on devices that have no kernel; None: an error that says so. autocast: what becomes of a tensor under
-    autocast on a device type; None: half precision becomes float32, since 11 bits cannot keep to the precision that results are
-    promised in."""
+    cuda: its kernel on CUDA; None: what runs elsewhere. elsewhere: what runs on devices that have no kernel; None: an error that
+    says so. autocast: what becomes of a tensor under autocast on a device type; None: half precision becomes float32, since 11
+    bits cannot keep to the precision that results are promised in."""
     qualified = f"deeplab_crf::{name}"
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     LIBRARY.impl(name, cpu, "CPU")
+    if cuda is not None:
+        CUDA_KERNELS[name] = cuda
+        if CUDA_BUILT:
+            LIBRARY.impl(name, cuda, "CUDA")
     LIBRARY.impl(name, elsewhere or _no_backend(name), "CompositeExplicitAutograd")
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
@@ -109,10 +122,15 @@ def _no_backend(name: str) -> Callable[..., Any]:
 
     def kernel(*arguments: Any) -> None:
         tensors = (tensor for item in arguments for tensor in (item if isinstance(item, list) else [item]))
-        kinds = sorted({f"{tensor.device} ({tensor.layout})" for tensor in tensors if isinstance(tensor, Tensor)})
+        given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        kinds = sorted({f"{tensor.device} ({tensor.layout})" for tensor in given})
+        missing = any(tensor.is_cuda for tensor in given) and not CUDA_BUILT
+        cure = (
+            "install deeplab-crf from source where nvcc (12.0 or later) is found, move all" if missing else "Move all"
+        )
         raise NotImplementedError(
-            f"{name} has kernels for strided tensors on the CPU; got {', '.join(kinds)}. Move all of them to the CPU, or use "
-            'method="exact", which runs on any device'
+            f"{name} has kernels for strided tensors on the CPU{' and CUDA' if CUDA_BUILT else ''}; got {', '.join(kinds)}. "
+            f'{cure[0].upper()}{cure[1:]} of them to the CPU, or use method="exact", which runs on any device'
         )
 
     return kernel

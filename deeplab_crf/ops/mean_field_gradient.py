@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deeplab_crf import _native
+from deeplab_crf.ops import cpu, cuda
 from deeplab_crf.ops.library import no_second_derivative, register_operator
-from deeplab_crf.ops.tensors import address, check_like, check_shape, contiguous_rows, empty_rows, type_suffix
-from deeplab_crf.workspace import borrowed_parts
+from deeplab_crf.ops.tensors import check_like, check_shape, type_suffix
+from deeplab_crf.ops.terms import AdjointInputs, TermGradients, TermTensors
 
 # The kinds of tensors a kernel has gradients for: weights, norms_in, norms_out, compatibilities; their places among the arguments
 # of mean_field.
@@ -85,6 +87,7 @@ def mean_field_backward(ctx: Any, grad: Tensor | None, grad_trace: None) -> tupl
 
 
 def _gradient(
+    kernels: ModuleType,
     grad: Tensor,
     out: Tensor,
     trace: Tensor,
@@ -102,68 +105,39 @@ def _gradient(
     fixed_point: bool,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    suffix = type_suffix(out.dtype, "out")
-    batch, points, labels = out.shape
+    type_suffix(out.dtype, "out")
     check_shape(grad, out.shape, "grad")
     check_shape(trace, out.shape if fixed_point else (iterations, *out.shape), "trace")
     for tensor, name in ((grad, "grad"), (trace, "trace")):
         check_like(tensor, out, name, "out")
-    grad, out, trace = contiguous_rows(grad), out.contiguous(), trace.contiguous()
-    order = None if order is None else order.contiguous()
-    grad_unary = empty_rows(out.shape, out.dtype)
-    grad_start = empty_rows(out.shape, out.dtype) if from_start else out.new_empty(0)
-    gradients = _empty_gradients(weights, norms_in, norms_out, compatibilities, needed)
-    threads = torch.get_num_threads()
-    workspace_size = getattr(_native, f"mean_field_gradient_workspace_{suffix}")
-    terms, sizes, kept = [], [], []
-    for m, structure in enumerate(structures):
-        of_weights, of_norm_in, of_norm_out, of_compat = (address(tensors[m]) for tensors in gradients)
-        refilter = bool(of_weights or of_norm_out)
-        sizes.append(workspace_size(address(structure), labels, threads, refilter) * out.itemsize)
-        owned = [norms_in[m].contiguous(), norms_out[m].contiguous(), compatibilities[m].contiguous()]
-        kept.append(owned)
-        lattice = (address(rows[m]), address(weights[m]), address(structure))
-        term = (lattice, address(owned[0]), address(owned[1]), compatibilities[m].ndim, address(owned[2]))
-        terms.append((term, (of_compat, of_norm_in, of_norm_out, of_weights)))
-    options = {
-        "iterations": iterations,
-        "threads": threads,
-        "order": address(order),
-        "trace": address(trace),
-        "trace_fixed": fixed_point,
-        "tolerance": tolerance,
-        "output": address(out),
-        "log_output": log_output,
-        "grad_output": address(grad),
-        "grad_unary": address(grad_unary),
-        "grad_start": address(grad_start),
-    }
-    with borrowed_parts(sizes) as values:
-        described = [(*term, part, *targets) for (term, targets), part in zip(terms, values, strict=True)]
-        getattr(_native, f"mean_field_gradient_{suffix}")(batch, points, labels, described, options)
+    inputs = AdjointInputs(grad, out, trace, order, iterations, tolerance, log_output, from_start, fixed_point)
+    tensors = TermTensors(rows, weights, structures, norms_in, norms_out, compatibilities)
+    gradients = _empty_gradients(tensors, needed)
+    grad_unary, grad_start = kernels.mean_field_gradient.mean_field_gradient(inputs, tensors, gradients)
     return grad_unary, grad_start, *gradients
 
 
-def _empty_gradients(
-    weights: list[Tensor],
-    norms_in: list[Tensor],
-    norms_out: list[Tensor],
-    compatibilities: list[Tensor],
-    needed: list[bool],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Where the gradients go, per kind and kernel; without elements where not needed."""
-    weights_gradient, in_gradient, out_gradient, compatibility_gradient = (
-        [tensor.new_empty(tensor.shape if needed[4 * m + kind] else 0) for m, tensor in enumerate(tensors)]
-        for kind, tensors in enumerate((weights, norms_in, norms_out, compatibilities))
+def _empty_gradients(tensors: TermTensors, needed: list[bool]) -> TermGradients:
+    kinds = (tensors.weights, tensors.norms_in, tensors.norms_out, tensors.compatibilities)
+    return TermGradients(
+        *(
+            [tensor.new_empty(tensor.shape if needed[4 * m + kind] else 0) for m, tensor in enumerate(entries)]
+            for kind, entries in enumerate(kinds)
+        )
     )
-    return weights_gradient, in_gradient, out_gradient, compatibility_gradient
 
 
 def _gradient_fake(grad: Tensor, out: Tensor, trace: Tensor, *arguments: Any) -> tuple[Any, ...]:
-    _, weights, _, norms_in, norms_out, compatibilities, *_, from_start, _, needed = arguments
+    *lists, _, _, _, _, from_start, _, needed = arguments
     grad_start = out.new_empty(out.shape if from_start else 0)
-    gradients = _empty_gradients(weights, norms_in, norms_out, compatibilities, needed)
+    gradients = _empty_gradients(TermTensors(*lists), needed)
     return out.new_empty(out.shape), grad_start, *gradients
 
 
-register_operator("mean_field_backward", _gradient, _gradient_fake, no_second_derivative("mean_field"))
+register_operator(
+    "mean_field_backward",
+    partial(_gradient, cpu),
+    _gradient_fake,
+    no_second_derivative("mean_field"),
+    cuda=partial(_gradient, cuda),
+)

@@ -1,7 +1,7 @@
 """Drop-in replacement for pydensecrf: the same modules, names, signs and axis orders on top of this package's engine.
 
 Either change the import (``import deeplab_crf.pydensecrf.densecrf as dcrf``), or leave scripts as they are and call
-`install_as_pydensecrf` once, before the first of them imports pydensecrf.
+`install_as_pydensecrf` once, before the first of them imports pydensecrf. CRFs run on the CPU unless `set_device` says otherwise.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 
 from deeplab_crf.pydensecrf import densecrf, eigen, utils
+from deeplab_crf.pydensecrf._device import set_device
 
-__all__ = ["densecrf", "eigen", "install_as_pydensecrf", "utils"]
+__all__ = ["densecrf", "eigen", "install_as_pydensecrf", "set_device", "utils"]
 
 
 def install_as_pydensecrf() -> None:

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deeplab_crf.core.image_points import ImagePoints
-from deeplab_crf.core.lattice import PermutohedralLattice
-from deeplab_crf.core.mean_field import MeanField, pack_unary
+from deeplab_crf.core.mean_field import pack_unary
 from deeplab_crf.pydensecrf._checks import (
     check_finite,
     compatibility,
@@ -25,6 +24,7 @@ from deeplab_crf.pydensecrf._checks import (
     whole_number,
     widths,
 )
+from deeplab_crf.pydensecrf._device import make_mean_field
 
 __all__ = [
     "CONST_KERNEL",
@@ -132,10 +132,11 @@ class DenseCRF:
         self._num_labels = whole_number(nlabels, "nlabels", 1)
         self._grid: tuple[int, ...] = (self._num_points,)
         self._unary: Float32Array | None = None
-        self._mean_field = self._make_mean_field()
+        self._mean_field = make_mean_field(self._num_points, self._num_labels, self._walk())
 
-    def _make_mean_field(self) -> MeanField:
-        return MeanField(self._num_points, self._num_labels, dtype=np.float32)
+    def _walk(self) -> NDArray[np.int32] | None:
+        """The order in which the engine walks the points; None for their own."""
+        return None
 
     def _in_walk_order(self, features: Float32Array) -> Float32Array:
         """Features (d, N) in the order in which the engine walks the points."""
@@ -223,9 +224,7 @@ class DenseCRF:
         _member(KernelType, kernel, "kernel")
         mode = _ENGINE_NORMALIZATIONS[_member(NormalizationType, normalization, "normalization")]
         weights = compatibility(compat, self._num_labels)
-        # pydensecrf embeds points in blocks of four and fills the last one up with zero features. Their vertices exist.
-        lattice = PermutohedralLattice(features.T, touch_origin=self._num_points % 4 != 0)
-        self._mean_field.add_kernel(lattice, weights, normalization=mode)
+        self._mean_field.add_kernel(features, weights, normalization=mode)
 
     def _labels_first(self, array: NDArray[Any], name: str) -> NDArray[Any]:
         """``array`` (L, N) or (L, H, W) as (L, N)."""
@@ -260,8 +259,8 @@ class DenseCRF2D(DenseCRF):
         super().__init__(width * height, nlabels)
         self._grid = (height, width)
 
-    def _make_mean_field(self) -> MeanField:
-        return MeanField(self._num_points, self._num_labels, dtype=np.float32, order=self._points.order)
+    def _walk(self) -> NDArray[np.int32]:
+        return self._points.order
 
     def _in_walk_order(self, features: Float32Array) -> Float32Array:
         return self._points.walked(features)

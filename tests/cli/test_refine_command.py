@@ -16,6 +16,7 @@ from PIL import Image
 from samples import photo
 
 import deeplab_crf
+import deeplab_crf.cli.refine as cli_refine
 from deeplab_crf.cli import main
 from deeplab_crf.kernels import Bilateral, Gaussian
 from deeplab_crf.presets import get_preset
@@ -111,11 +112,12 @@ def test_every_setting_reaches_the_engine(pair: tuple[str, str, Path], monkeypat
         return np.zeros((3, HEIGHT, WIDTH), np.float32)
 
     monkeypatch.setattr(deeplab_crf, "dense_crf", spy)
+    monkeypatch.setattr(cli_refine, "find_device", lambda name: None)  # whatever this machine has
     image, labels, out = pair
     options = (
         "--preset deeplab-v2-vgg16 --gaussian-sxy 4,5 --gaussian-weight 6 --bilateral-sxy 70 --bilateral-srgb 7,8,9 "
         "--bilateral-weight 10 --iterations 11 --normalization before --damping 0.25 --tolerance 0.125 --threads 2 "
-        "--confidence 0.9 --num-labels 3 --ignore-label 1"
+        "--confidence 0.9 --num-labels 3 --ignore-label 1 --device cuda:1"
     )
     assert main(["refine", image, labels, "-o", str(out), *options.split()]) == 0
     gaussian, bilateral = seen.pop("kernels")
@@ -131,6 +133,7 @@ def test_every_setting_reaches_the_engine(pair: tuple[str, str, Path], monkeypat
         "damping": 0.25,
         "tolerance": 0.125,
         "threads": 2,
+        "device": "cuda:1",
     }
 
 

@@ -16,7 +16,10 @@ from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
 L, SIZE = 4, (18, 21)
 BACKEND = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's own, which differ from version to version
+pytestmark = [
+    pytest.mark.usefixtures("device"),
+    pytest.mark.filterwarnings("ignore"),  # torch's own, which differ from version to version
+]
 
 
 class Network(torch.nn.Module):

@@ -11,9 +11,12 @@ torch = pytest.importorskip("torch", reason="the layer needs torch")
 
 import crf_samples  # noqa: E402
 import samples  # noqa: E402
+from crf_samples import here  # noqa: E402
 
 from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
 from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("device")
 
 B, L, H, W = 2, 3, 5, 6
 WIDTHS = ((2.1, 1.7), (4.3, 3.1), (41.0, 37.0, 53.0))
@@ -36,7 +39,7 @@ def _image() -> torch.Tensor:
     crf, found = _layer("symmetric", "potts"), []
 
     def features(generator: torch.Generator) -> torch.Tensor:
-        image = 255 * torch.rand(B, 3, H, W, dtype=torch.float64, generator=generator)
+        image = 255 * here(torch.rand(B, 3, H, W, dtype=torch.float64, generator=generator, device="cpu"))
         found.append(image)
         return crf.problem(torch.zeros(B, L, H, W, dtype=torch.float64), image).features[1].detach()
 
@@ -75,6 +78,7 @@ def test_gradcheck(normalization: str, compatibility: str) -> None:
     _check(crf, lambda logits, image: (logits, image), (LOGITS, IMAGE))
 
 
+@pytest.mark.cpu_only  # others take as many seconds as it has entries; the tests above look along random directions there
 def test_gradcheck_entry_by_entry() -> None:
     crf = _layer("symmetric", "matrix")
     _check(crf, lambda logits, image: (logits, image), (LOGITS, IMAGE), fast=False)
@@ -131,7 +135,7 @@ def test_modes_agree_where_they_should(gradients: str) -> None:
 
 def test_a_gradient_step_lowers_the_loss() -> None:
     """Every parameter by itself: a wrong sign anywhere would raise it."""
-    target = torch.randint(0, L, (B, H, W), generator=torch.Generator().manual_seed(0))
+    target = here(torch.randint(0, L, (B, H, W), generator=torch.Generator("cpu").manual_seed(0), device="cpu"))
     crf = _layer("symmetric", "matrix")
 
     def loss() -> torch.Tensor:
@@ -150,7 +154,7 @@ def test_float32_gradients_agree_with_float64() -> None:
     results = []
     for dtype in (torch.float32, torch.float64):
         crf = _layer("symmetric", "matrix")
-        logits = LOGITS.to(dtype).requires_grad_()
+        logits = LOGITS.detach().to(dtype, copy=True).requires_grad_()
         (crf(logits, IMAGE.float()).exp()[:, 0]).mean().backward()
         results.append([logits.grad, *(parameter.grad for parameter in crf.parameters())])
     for got, want in zip(*results, strict=True):

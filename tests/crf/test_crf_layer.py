@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch", reason="the layer needs torch")
 
 import crf_samples  # noqa: E402
 import samples  # noqa: E402
+from crf_samples import here  # noqa: E402
+from devices import Device  # noqa: E402
 
 from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel, dense_crf, get_preset  # noqa: E402
 from deeplab_crf.core.image_points import tile_order  # noqa: E402
@@ -20,13 +22,15 @@ from deeplab_crf.crf.points import tile_walk  # noqa: E402
 from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
 from deeplab_crf.presets import PRESETS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZE = (37, 70)
 L = 5
 
 
 def _inputs(batch: int = 1, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     logits = np.stack([-samples.energies(L, SIZE[0] * SIZE[1], seed) for seed in range(batch)])
-    return torch.from_numpy(logits).reshape(batch, L, *SIZE).to(dtype), crf_samples.photos(batch, *SIZE)
+    return here(torch.from_numpy(logits)).reshape(batch, L, *SIZE).to(dtype), crf_samples.photos(batch, *SIZE)
 
 
 LOGITS, IMAGE = _inputs(3)
@@ -36,7 +40,7 @@ LOGITS, IMAGE = _inputs(3)
 def test_walk_is_that_of_the_numpy_door(shape: tuple[int, int]) -> None:
     walk = tile_walk(shape, torch.device("cpu"))
     assert walk.dtype == torch.int32
-    assert torch.equal(walk, torch.from_numpy(tile_order(*shape).copy()))
+    assert torch.equal(walk, here(torch.from_numpy(tile_order(*shape).copy())))
     volume = tile_walk((3, *shape), torch.device("cpu")).reshape(3, -1)
     assert torch.equal(volume - torch.arange(3)[:, None] * shape[0] * shape[1], walk.expand(3, -1))
 
@@ -45,8 +49,8 @@ def test_walk_is_that_of_the_numpy_door(shape: tuple[int, int]) -> None:
 def test_presets_agree_with_the_numpy_door(name: str) -> None:
     """Features bit for bit, so even on sparse lattices no vertex differs."""
     got = DenseCRF.from_preset(name, L)(LOGITS[:1], IMAGE[:1])
-    pixels = IMAGE[0].permute(1, 2, 0).byte().numpy()
-    want = dense_crf(pixels, logits=LOGITS[0].numpy(), preset=name)
+    pixels = IMAGE[0].permute(1, 2, 0).byte().cpu().numpy()
+    want = dense_crf(pixels, logits=LOGITS[0].cpu().numpy(), preset=name)
     assert samples.scaled_error(got[0].exp(), want) < 1e-5
 
 
@@ -62,8 +66,8 @@ def test_every_setting_agrees_with_the_numpy_door(normalization: str, compatibil
     crf = DenseCRF(L, kernels, 4, normalization=normalization, compatibility=compatibility)
     got = crf(LOGITS[:1].to(dtype), IMAGE[:1])
     want = dense_crf(
-        IMAGE[0].permute(1, 2, 0).numpy(),
-        logits=LOGITS[0].numpy(),
+        IMAGE[0].permute(1, 2, 0).cpu().numpy(),
+        logits=LOGITS[0].cpu().numpy(),
         kernels=kernels,
         iterations=4,
         normalization=normalization,
@@ -114,7 +118,7 @@ def test_kernels_without_colours_need_no_image() -> None:
 def test_other_channels(channels: int) -> None:
     image = torch.cat([IMAGE, IMAGE.flip(0)], 1)[:, :channels]
     got = DenseCRF(L, channels=channels)(LOGITS, image)
-    want = dense_crf(image[1].permute(1, 2, 0).numpy(), logits=LOGITS[1].numpy())
+    want = dense_crf(image[1].permute(1, 2, 0).cpu().numpy(), logits=LOGITS[1].cpu().numpy())
     assert samples.scaled_error(got[1].exp(), want) < 1e-5
 
 
@@ -145,21 +149,21 @@ def test_an_image_without_any_pixel() -> None:
 
 def test_volume_agrees_with_the_numpy_lattice() -> None:
     shape = (3, 6, 7)
-    logits = torch.from_numpy(-samples.energies(L, 3 * 6 * 7)).reshape(1, L, *shape)
+    logits = here(torch.from_numpy(-samples.energies(L, 3 * 6 * 7))).reshape(1, L, *shape)
     image = crf_samples.photos(3, 6, 7).transpose(0, 1)[None]
     spacing = np.array([1.5, 1.0, 4.0])
     grid = np.mgrid[:3, :6, :7].reshape(3, -1)[::-1] * spacing[:, None]
-    colours = image[0].flatten(1).numpy() / np.float32(13.0)
+    colours = image[0].flatten(1).cpu().numpy() / np.float32(13.0)
     features = [grid / [[3.0], [2.0], [5.0]], np.concatenate([grid / 20.0, colours])]
     twins = [
         PairwiseKernel(each.T.astype(np.float32), weight) for each, weight in zip(features, (2.0, 4.0), strict=True)
     ]
-    want = dense_crf(None, logits=logits[0].reshape(L, 1, -1).numpy(), kernels=twins, iterations=3)
+    want = dense_crf(None, logits=logits[0].reshape(L, 1, -1).cpu().numpy(), kernels=twins, iterations=3)
     kernels = (Gaussian((3, 2, 5), 2.0), Bilateral(20, 13, 4.0))
     crf = DenseCRF(L, kernels, 3, spatial_dims=3)
     for got in (
         crf(logits, image, spacing=spacing.tolist()),
-        crf(logits, image, spacing=torch.from_numpy(spacing)[None]),
+        crf(logits, image, spacing=here(torch.from_numpy(spacing))[None]),
         DenseCRF(L, kernels, 3, spatial_dims=3, spacing=tuple(spacing))(logits, image),
     ):
         assert got.shape == logits.shape
@@ -178,16 +182,20 @@ def test_points_of_a_grid_are_the_image() -> None:
 
 def test_points_may_come_in_any_order() -> None:
     crf = DenseCRF(L, (Gaussian((1, 1, 1, 1), 2.0),), spatial_dims=4)
-    points = torch.from_numpy(np.stack([samples.features(50, 4, seed) for seed in range(2)]))
+    points = here(torch.from_numpy(np.stack([samples.features(50, 4, seed) for seed in range(2)])))
     logits = crf_samples.normal(2, L, 50, dtype=torch.float32)
-    permuted = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    permuted = crf_samples.permutation(50)
     got = crf(logits[..., permuted], points[:, permuted])
     assert samples.scaled_error(got.exp(), crf(logits, points)[..., permuted].exp()) < 1e-5
 
 
 def test_tolerance_and_damping_reach_the_engine() -> None:
     want = dense_crf(
-        IMAGE[0].permute(1, 2, 0).numpy(), logits=LOGITS[0].numpy(), damping=0.4, tolerance=0.01, iterations=30
+        IMAGE[0].permute(1, 2, 0).cpu().numpy(),
+        logits=LOGITS[0].cpu().numpy(),
+        damping=0.4,
+        tolerance=0.01,
+        iterations=30,
     )
     got = DenseCRF(L, iterations=30, damping=0.4, tolerance=0.01)(LOGITS[:1], IMAGE[:1])
     assert samples.scaled_error(got[0].exp(), want) < 1e-5
@@ -277,8 +285,8 @@ def test_training_results_are_contiguous() -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_under_autocast() -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+def test_under_autocast(device: Device) -> None:
+    with torch.autocast(device.where.type, dtype=torch.bfloat16):
         got = DenseCRF(L)(LOGITS.bfloat16(), IMAGE)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, DenseCRF(L)(LOGITS.bfloat16(), IMAGE))

@@ -11,9 +11,13 @@ import samples
 
 torch = pytest.importorskip("torch", reason="the layer needs torch")
 
+from crf_samples import here  # noqa: E402
+
 from deeplab_crf import Bilateral, Gaussian  # noqa: E402
 from deeplab_crf.crf.crfasrnn import load_crfasrnn_state_dict  # noqa: E402
 from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("device")
 
 HEIGHT, WIDTH, LABELS = 9, 11, 4
 NAMES = ("spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix")
@@ -21,8 +25,8 @@ NAMES = ("spatial_ker_weights", "bilateral_ker_weights", "compatibility_matrix")
 
 def state(prefix: str = "crfrnn.") -> dict[str, Any]:
     """As `torch.save(model.state_dict())` leaves it; trained, so neither diagonal nor symmetric."""
-    generator = torch.Generator().manual_seed(0)
-    noise = [0.3 * torch.randn(LABELS, LABELS, generator=generator) for _ in NAMES]
+    generator = torch.Generator("cpu").manual_seed(0)
+    noise = [0.3 * here(torch.randn(LABELS, LABELS, generator=generator, device="cpu")) for _ in NAMES]
     scales = (3.0, 5.0, 1.0)
     return {
         prefix + name: scale * torch.eye(LABELS) + change
@@ -38,12 +42,12 @@ def layer(**options: Any) -> DenseCRF:
 def scores() -> tuple[Any, Any]:
     """Logits (1, L, H, W), float64, and the image (1, 3, H, W)."""
     logits = torch.tensor(-samples.energies(LABELS, HEIGHT * WIDTH, dtype=np.float64)).reshape(1, LABELS, HEIGHT, WIDTH)
-    return logits, torch.from_numpy(samples.photo(HEIGHT, WIDTH)).permute(2, 0, 1)[None]
+    return logits, here(torch.from_numpy(samples.photo(HEIGHT, WIDTH))).permute(2, 0, 1)[None]
 
 
 def crfrnn_forward(parameters: dict[str, Any], logits: np.ndarray, picture: np.ndarray, iterations: int) -> np.ndarray:
     """CrfRnn.forward of crfasrnn_pytorch (crfrnn.py), line by line, on the oracle's lattice: logits (L, N) to logits (L, N)."""
-    spatial, bilateral, compatibility = (parameters[f"crfrnn.{name}"].double().numpy() for name in NAMES)
+    spatial, bilateral, compatibility = (parameters[f"crfrnn.{name}"].double().cpu().numpy() for name in NAMES)
     spatial_filter = oracle.Lattice(oracle.gaussian_features(HEIGHT, WIDTH, 3.0, np.float64))
     bilateral_filter = oracle.Lattice(oracle.bilateral_features(picture, 160.0, 3.0, np.float64))
     cur_logits = logits
@@ -61,10 +65,12 @@ def test_computes_what_crfasrnn_pytorch_does(iterations: int) -> None:
     crf = layer(iterations=iterations)
     load_crfasrnn_state_dict(crf, state())
     logits, image = scores()
-    want = crfrnn_forward(state(), logits.reshape(LABELS, -1).numpy(), image[0].permute(1, 2, 0).numpy(), iterations)
+    want = crfrnn_forward(
+        state(), logits.reshape(LABELS, -1).cpu().numpy(), image[0].permute(1, 2, 0).cpu().numpy(), iterations
+    )
     want -= np.log(np.exp(want).sum(axis=0))  # ours are normalised
     # The layer keeps its matrices in float32.
-    assert samples.scaled_error(crf(logits, image).reshape(LABELS, -1).numpy(), want) < 1e-6
+    assert samples.scaled_error(crf(logits, image).reshape(LABELS, -1).cpu().numpy(), want) < 1e-6
 
 
 def test_untrained_parameters_are_the_preset() -> None:

@@ -13,10 +13,14 @@ import samples
 
 torch = pytest.importorskip("torch", reason="the layer needs torch")
 
+from crf_samples import here  # noqa: E402
+
 from deeplab_crf import Bilateral, Gaussian  # noqa: E402
 from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
 from deeplab_crf.crf.diagnosis import Diagnosis, diagnose, entropy, map_labels, marginals, plot_convergence  # noqa: E402
 from deeplab_crf.crf.error_report import error_report  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("device")
 
 HEIGHT, WIDTH, LABELS = 10, 20, 3  # wider than a tile of the walk
 KERNELS = (Gaussian(sxy=2.0, weight=1.5), Bilateral(sxy=8.0, srgb=25.0, weight=2.0, normalization="after"))
@@ -27,18 +31,18 @@ def scores(batch: int = 2, dtype: Any = torch.float64) -> tuple[Any, Any]:
     logits = np.stack([-samples.energies(LABELS, HEIGHT * WIDTH, seed) for seed in range(batch)])
     images = np.stack([samples.photo(HEIGHT, WIDTH, seed=seed) for seed in range(batch)])
     maps = torch.tensor(logits, dtype=dtype).reshape(batch, LABELS, HEIGHT, WIDTH)
-    return maps, torch.from_numpy(images).permute(0, 3, 1, 2)
+    return maps, here(torch.from_numpy(images)).permute(0, 3, 1, 2)
 
 
 def oracle_field(logits: Any, image: Any, method: str = "lattice", keep: Any = None) -> oracle.MeanField:
     """The layer of `KERNELS` on the pixels of one image that are kept."""
-    picture = image.permute(1, 2, 0).numpy()
-    keep = np.ones(HEIGHT * WIDTH, bool) if keep is None else keep.numpy().reshape(-1)
+    picture = image.permute(1, 2, 0).cpu().numpy()
+    keep = np.ones(HEIGHT * WIDTH, bool) if keep is None else keep.cpu().numpy().reshape(-1)
     positions = oracle.gaussian_features(HEIGHT, WIDTH, 2.0, np.float64)[keep]
     colours = oracle.bilateral_features(picture, 8.0, 25.0, np.float64)[keep]
     kind = oracle.Lattice if method == "lattice" else oracle.GaussianFilter
     kernels = [(kind(positions), 1.5, "symmetric"), (kind(colours), 2.0, "after")]
-    return oracle.MeanField(-logits.reshape(LABELS, -1).double().numpy()[:, keep], kernels)
+    return oracle.MeanField(-logits.reshape(LABELS, -1).double().cpu().numpy()[:, keep], kernels)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
@@ -64,7 +68,7 @@ def test_every_iteration_equals_the_oracle(method: str, damping: float) -> None:
             assert diagnosis.largest_moves[iteration, number].item() == pytest.approx(
                 np.abs(before - q).max(), rel=1e-9
             )
-        refined = diagnosis.logits[number].exp().reshape(LABELS, -1).numpy()
+        refined = diagnosis.logits[number].exp().reshape(LABELS, -1).cpu().numpy()
         assert samples.scaled_error(refined, q) < 1e-11
     assert (diagnosis.label_changes[0] > 0).all()  # there is something to see
     assert diagnosis.num_pixels.tolist() == [HEIGHT * WIDTH] * 2

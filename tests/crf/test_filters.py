@@ -11,7 +11,12 @@ import samples
 
 torch = pytest.importorskip("torch", reason="the filters need torch")
 
+from crf_samples import here  # noqa: E402
+from devices import Device  # noqa: E402
+
 from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("device")
 
 HEIGHT, WIDTH = 14, 17
 NORMALIZATIONS = ["none", "before", "after", "symmetric"]
@@ -20,17 +25,19 @@ NORMALIZATIONS = ["none", "before", "after", "symmetric"]
 def guide(batch: int = 1, dtype: Any = torch.float64) -> Any:
     """(B, 3, H, W) in 0..255."""
     pictures = np.stack([samples.photo(HEIGHT, WIDTH, seed=seed) for seed in range(batch)])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(dtype)
+    return here(torch.from_numpy(pictures)).permute(0, 3, 1, 2).to(dtype)
 
 
 def maps(batch: int = 1, size: tuple[int, int] = (HEIGHT, WIDTH), dtype: Any = torch.float64) -> Any:
     """(B, 2, h, w) normal deviates."""
-    return torch.randn(batch, 2, *size, generator=torch.Generator().manual_seed(4), dtype=dtype)
+    return here(
+        torch.randn(batch, 2, *size, generator=torch.Generator("cpu").manual_seed(4), dtype=dtype, device="cpu")
+    )
 
 
 def columns(tensor: Any) -> np.ndarray:
     """(C, H, W) as (N, C)."""
-    return tensor.detach().double().numpy().reshape(len(tensor), -1).T
+    return tensor.detach().double().cpu().numpy().reshape(len(tensor), -1).T
 
 
 # --------------------------------------------------------------------------------------------------------------------- points
@@ -46,7 +53,7 @@ def test_permutohedral_filter_equals_the_oracle(normalization: str, dtype: Any) 
     assert got.dtype == dtype
     for image in range(2):
         want = oracle.normalized_filter(oracle.Lattice(features[image], kind), values[image], normalization)
-        assert samples.scaled_error(got[image].numpy(), want) <= samples.TOLERANCE[np.dtype(kind)]
+        assert samples.scaled_error(got[image].cpu().numpy(), want) <= samples.TOLERANCE[np.dtype(kind)]
 
 
 def test_permutohedral_filter_of_one_set_of_points() -> None:
@@ -64,14 +71,14 @@ def test_permutohedral_filter_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_permutohedral_filter_gradients(normalization: str) -> None:
+def test_permutohedral_filter_gradients(device: Device, normalization: str) -> None:
     features = torch.tensor(samples.features(9, 2, dtype=np.float64), requires_grad=True)
     values = torch.tensor(samples.values(9, 2, dtype=np.float64), requires_grad=True)
 
     def run(columns: Any, points: Any) -> Any:
         return permutohedral_filter(columns, points, normalization=normalization)
 
-    assert torch.autograd.gradcheck(run, (values, features))
+    assert torch.autograd.gradcheck(run, (values, features), fast_mode=not device.is_reference)
     assert torch.autograd.gradgradcheck(lambda columns: run(columns, features.detach()), (values,))
 
 
@@ -94,7 +101,7 @@ def test_bilateral_filter_equals_the_oracle() -> None:
     pictures, values = guide(2), maps(2)
     got = bilateral_filter(values, pictures, (5.0, 7.0), (20.0, 30.0, 25.0))
     for image in range(2):
-        colours = pictures[image].permute(1, 2, 0).numpy()
+        colours = pictures[image].permute(1, 2, 0).cpu().numpy()
         lattice = oracle.Lattice(oracle.bilateral_features(colours, (5.0, 7.0), (20.0, 30.0, 25.0), np.float64))
         want = oracle.normalized_filter(lattice, columns(values[image]), "after")
         assert samples.scaled_error(columns(got[image]), want) <= 1e-12
@@ -102,10 +109,14 @@ def test_bilateral_filter_equals_the_oracle() -> None:
 
 def test_bilateral_filter_fills_in_from_what_is_known() -> None:
     values, picture = maps(), guide()
-    known = torch.rand(1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    known = here(
+        torch.rand(1, HEIGHT, WIDTH, generator=torch.Generator("cpu").manual_seed(5), dtype=torch.float64, device="cpu")
+    )
     known[known < 0.5] = 0
     got = bilateral_filter(values, picture, 5.0, 20.0, known=known)
-    lattice = oracle.Lattice(oracle.bilateral_features(picture[0].permute(1, 2, 0).numpy(), 5.0, 20.0, np.float64))
+    lattice = oracle.Lattice(
+        oracle.bilateral_features(picture[0].permute(1, 2, 0).cpu().numpy(), 5.0, 20.0, np.float64)
+    )
     weights = columns(known)
     want = lattice.apply(weights * columns(values[0])) / (lattice.apply(weights) + 1e-20)
     assert samples.scaled_error(columns(got[0]), want) <= 1e-12
@@ -130,7 +141,7 @@ def test_bilateral_upsampling_equals_the_oracle() -> None:
     means = torch.nn.functional.adaptive_avg_pool2d(picture, (5, 4))
     places = np.stack([np.tile(cols, 5), np.repeat(rows, 4)], axis=1)
     cells = np.concatenate([places / 6.0, columns(means[0]) / 20.0], axis=1)
-    pixels = oracle.bilateral_features(picture[0].permute(1, 2, 0).numpy(), 6.0, 20.0, np.float64)
+    pixels = oracle.bilateral_features(picture[0].permute(1, 2, 0).cpu().numpy(), 6.0, 20.0, np.float64)
     lattice = oracle.Lattice(np.concatenate([pixels, cells]))
     splatted = np.concatenate(
         [np.zeros((len(pixels), 3)), np.concatenate([columns(values[0]), np.ones((20, 1))], axis=1)]
@@ -143,7 +154,11 @@ def test_bilateral_upsampling_keeps_edges() -> None:
     """The map of an oblique edge, reduced eightfold, comes back sharper than by bilinear interpolation."""
     rows, cols = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
     truth = (rows + 0.4 * cols > 45).float()[None, None]
-    picture = 80 + 90 * truth + 3 * torch.randn(1, 3, 64, 80, generator=torch.Generator().manual_seed(6))
+    picture = (
+        80
+        + 90 * truth
+        + 3 * here(torch.randn(1, 3, 64, 80, generator=torch.Generator("cpu").manual_seed(6), device="cpu"))
+    )
     small = torch.nn.functional.adaptive_avg_pool2d(truth, (8, 10))
     ours = bilateral_filter(small, picture, 8.0, 20.0)
     bilinear = torch.nn.functional.interpolate(small, size=(64, 80), mode="bilinear")
@@ -168,16 +183,18 @@ def test_any_dtype_of_guide_and_values() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 5), (2, 3)])
-def test_bilateral_gradients(size: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(7)
+def test_bilateral_gradients(device: Device, size: tuple[int, int]) -> None:
+    generator = torch.Generator("cpu").manual_seed(7)
     values = maps(size=size).requires_grad_()
-    picture = (60 * torch.rand(1, 3, 4, 5, generator=generator, dtype=torch.float64)).requires_grad_()
-    known = (0.2 + torch.rand(1, *size, generator=generator, dtype=torch.float64)).requires_grad_()
+    picture = (
+        60 * here(torch.rand(1, 3, 4, 5, generator=generator, dtype=torch.float64, device="cpu"))
+    ).requires_grad_()
+    known = (0.2 + here(torch.rand(1, *size, generator=generator, dtype=torch.float64, device="cpu"))).requires_grad_()
 
     def run(columns: Any, colours: Any, weights: Any) -> Any:
         return bilateral_filter(columns, colours, 3.0, 25.0, known=weights)
 
-    assert torch.autograd.gradcheck(run, (values, picture, known))
+    assert torch.autograd.gradcheck(run, (values, picture, known), fast_mode=not device.is_reference)
 
 
 @pytest.mark.parametrize(

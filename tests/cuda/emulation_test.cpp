@@ -130,6 +130,17 @@ bool sort_and_sum() {
   return right && sums[0] == 0;
 }
 
+bool small_scratch_is_found() {
+  std::vector<int> in = numbers(1000), sums(1000);
+  std::vector<char> memory(algorithms_scratch_size(999, kQueue));
+  try {
+    device_exclusive_sum(in.data(), sums.data(), 1000, {memory.data(), static_cast<int64_t>(memory.size())}, kQueue);
+  } catch (const CudaError& error) {
+    return std::string(error.what()).find("too small for 1000 elements") != std::string::npos;
+  }
+  return false;
+}
+
 int run() {
   int failures = 0;
   const auto check = [&](const char* name, bool right) {
@@ -149,6 +160,7 @@ int run() {
   }
   emulation::set_thread_order(0);
   check("sort and sum", sort_and_sum());
+  check("a scratch memory that is too small", small_scratch_is_found());
   return failures == 0 ? 0 : 1;
 }
 

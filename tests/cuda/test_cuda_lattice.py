@@ -131,6 +131,18 @@ def test_equal_images_share_no_vertex(emulated: ModuleType) -> None:
     assert together.num_vertices == [vertices] * 16
 
 
+@pytest.mark.parametrize("points", [1, 2, 3])
+def test_equal_images_that_meet_in_the_table(emulated: ModuleType, points: int) -> None:
+    """The hash keeps equal keys of different images apart in a table at most half full. In one that is all but full, because the
+    bound is too small, a search comes by them: they count as vertices of their own."""
+    one = features(1, points, 2)
+    each = CudaLattices(emulated, one).check()
+    batch = 512 // each
+    full = CudaLattices(emulated, np.repeat(one, batch, axis=0), max_vertices=256)
+    with pytest.raises(ValueError, match=rf"got 256, and there are {batch * each}\. Give"):
+        full.check()
+
+
 @pytest.fixture
 def thread_order(emulated: ModuleType) -> Iterator[Any]:
     yield emulated.set_thread_order
@@ -162,55 +174,6 @@ def test_numbers_of_first_touch(emulated: ModuleType) -> None:
     assert (np.diff(first) > 0).all()
 
 
-@pytest.mark.parametrize("spare", [0, 1, 1000])
-def test_a_bound_instead_of_the_number_of_vertices(emulated: ModuleType, spare: int) -> None:
-    many, inputs, grad = features(2, 300, 5), values(2, 300, 21), values(2, 300, 21, seed=2)
-    free = CudaLattices(emulated, many)
-    bounded = CudaLattices(emulated, many, max_vertices=free.check() + spare)
-    assert bounded.check() == free.check()
-    assert bounded.num_vertices == free.num_vertices
-    np.testing.assert_array_equal(bounded.filter(inputs), free.filter(inputs))
-    np.testing.assert_array_equal(bounded.weight_gradient(inputs, grad), free.weight_gradient(inputs, grad))
-
-
-@pytest.mark.parametrize("missing", [1, 100, 1900])
-def test_a_bound_that_is_too_small_is_never_silent(emulated: ModuleType, missing: int) -> None:
-    many = features(2, 300, 5)
-    vertices = CudaLattices(emulated, many).check()
-    short = CudaLattices(emulated, many, max_vertices=vertices - missing)
-    with pytest.raises(
-        ValueError, match=f"max_vertices must not be less than the vertices .*; got {vertices - missing}, and there are"
-    ):
-        short.check()
-    assert np.isnan(short.weights).any()
-    assert np.isnan(short.filter(values(2, 300, 21))).any()
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_features_that_are_not_finite(emulated: ModuleType, bad: float) -> None:
-    many = features(3, 600, 2)
-    many[1, 507, 1] = many[2, 3, 0] = bad
-    with pytest.raises(
-        ValueError, match=rf"image 1: features must be finite; got {bad} at point 507, dimension 1\. Check"
-    ):
-        CudaLattices(emulated, many)
-    bounded = CudaLattices(emulated, many, max_vertices=10000)
-    with pytest.raises(ValueError, match="features must be finite"):
-        bounded.check()
-    assert np.isnan(bounded.weights[1, 507]).all()
-    assert np.isnan(bounded.filter(values(3, 600, 1))[1, 507]).all()
-
-
-def test_features_that_are_too_large(emulated: ModuleType) -> None:
-    many = features(3, 50, 2)
-    many[1, 7] = 1e9
-    with pytest.raises(
-        ValueError, match=r"image 1: features must keep lattice coordinates below 2\^30; got 2\.\d+e\+09"
-    ):
-        CudaLattices(emulated, many)
-    assert np.isnan(CudaLattices(emulated, many, max_vertices=1000).filter(values(3, 50, 1))[1]).all()
-
-
 def test_arguments_out_of_range(emulated: ModuleType) -> None:
     size = emulated.structure_size
     with pytest.raises(ValueError, match="at least one image of one point; got 0 of 5"):
@@ -223,6 +186,13 @@ def test_arguments_out_of_range(emulated: ModuleType) -> None:
         emulated.lattice_build_workspace_f32((0, 0), (1, 5, 2), 3, 0)
     with pytest.raises(ValueError, match="max_vertices must not be negative"):
         emulated.lattice_build_workspace_f32((0, 0), (1, 5, 2), 1, -1)
+    for capacity in (0, -1, 2**30 + 1):
+        with pytest.raises(ValueError, match=rf"capacity must be 1 to 2\^30 vertices; got {capacity}"):
+            size((1, 5, 2), capacity)
+    with pytest.raises(ValueError, match=r"capacity must be 1 to 2\^30 vertices; got 1073741825"):
+        emulated.lattice_build_workspace_f32((0, 0), (1, 5, 2), 1, 2**30 + 1)
+    with pytest.raises(ValueError, match=r"capacity must be max_vertices, 7, as in lattice_embed; got 8"):
+        emulated.lattice_connect_f32((0, 0), (0, (1, 5, 2), (0, 0, 0)), 0, 0, 8, (1, 7, 0))
     lattices = CudaLattices(emulated, features(2, 50, 3))
     for length in (0, lattices.structure.size - 1, lattices.structure.size + 1):
         with pytest.raises(
@@ -231,3 +201,32 @@ def test_arguments_out_of_range(emulated: ModuleType) -> None:
             emulated.image_begin((2, 50, 3), length)
     with pytest.raises(ValueError, match="structure must be what lattice_build returned; got other integers"):
         emulated.check_header(address(np.zeros(16, np.int32)), 0)
+
+
+@pytest.mark.parametrize("channels", [-1, 2**24 + 1, 2**40])
+def test_channels_out_of_range(emulated: ModuleType, channels: int) -> None:
+    shape = (1, 5, 2)
+    lattice = (0, 0, 0, emulated.structure_size(shape, 7))
+    message = rf"channels \(or labels\) must be 0 to 2\^24 on CUDA; got {channels}"
+    with pytest.raises(ValueError, match=message):
+        emulated.lattice_filter_workspace_f32(shape, lattice[3], channels)
+    with pytest.raises(ValueError, match=message):
+        emulated.mean_field_workspace_f64((1, 5, channels))
+    for suffix in ("f32", "f64", "f16", "bf16"):
+        with pytest.raises(ValueError, match=message):
+            getattr(emulated, f"lattice_filter_{suffix}")((0, 0), lattice, shape, 0, 0, channels, 0, False)
+
+
+def test_more_threads_than_a_grid_has(emulated: ModuleType) -> None:
+    """Refused before anything is touched, not wrapped around to a few of them."""
+    shape = (1, 5, 2)
+    lattice = (0, 0, 0, emulated.structure_size(shape, 2**17 + 1))
+    with pytest.raises(ValueError, match=r"at most 549755813632 threads; got \d+\. Process fewer images, points or"):
+        emulated.lattice_filter_f32((0, 0), lattice, shape, 0, 0, 2**24, 0, False)
+
+
+def test_no_channels(emulated: ModuleType) -> None:
+    lattices, nothing = CudaLattices(emulated, features(2, 50, 3)), values(2, 50, 0)
+    for transpose in (False, True):
+        assert lattices.filter(nothing, transpose=transpose).shape == (2, 50, 0)
+        np.testing.assert_array_equal(lattices.weight_gradient(nothing, nothing, transpose=transpose), 0)

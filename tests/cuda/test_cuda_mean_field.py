@@ -7,62 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import samples
+from cuda_models import BATCH, DTYPES, POINTS, Model, random
 from cuda_native import CudaKernel, CudaLattices, CudaMeanField
-from native_batch import Kernel, Lattices, MeanField
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
-
-DTYPES = [np.float32, np.float64]
-BATCH, POINTS = 2, 300
-
-
-def random(*shape: int, dtype: Any, seed: int, scale: float = 1.0) -> Array:
-    return np.random.default_rng(seed).normal(0, scale, shape).astype(dtype)
-
-
-def compatibility(kind: str, labels: int, dtype: Any) -> Array:
-    shape = {"potts": (), "diagonal": (labels,), "matrix": (labels, labels)}[kind]
-    return np.asarray(np.random.default_rng(7).uniform(0.2, 1, shape) * (1 if kind == "potts" else -1), dtype)
-
-
-class Model:
-    """The same two kernels, of two and of five dimensions, for both engines."""
-
-    def __init__(
-        self, emulated: ModuleType, labels: int, dtype: Any, kinds: tuple[str, str] = ("potts", "potts"), **options: Any
-    ):
-        self.module, self.options = emulated, {"iterations": 4, **options}
-        self.watched = {key: self.options.pop(key) for key in ("damping", "tolerance") if key in self.options}
-        self.unary = random(BATCH, POINTS, labels, dtype=dtype, seed=3, scale=2.0)
-        self.features = [random(BATCH, POINTS, dims, dtype=dtype, seed=dims, scale=0.8) for dims in (2, 5)]
-        self.compat = [compatibility(kind, labels, dtype) for kind in kinds]
-        self.norms = [np.abs(random(BATCH, POINTS, dtype=dtype, seed=seed)) * 0.05 + 0.02 for seed in (8, 9, 10)]
-        self.norms = [(self.norms[0], None), (self.norms[1], self.norms[2])]
-
-    def cuda(self, start: Array | None = None, images: slice = slice(None)) -> tuple[Array, ...]:
-        kernels = []
-        for features, compat, norms in zip(self.features, self.compat, self.norms, strict=True):
-            chosen = [None if norm is None else norm[images] for norm in norms]
-            kernels.append(CudaKernel(CudaLattices(self.module, features[images]), compat, *chosen))
-        return CudaMeanField(kernels, **self.options, **self.watched).run(self.module, self.unary[images], start)
-
-    def cpu(self, start: Array | None = None) -> tuple[Array, Array, Any]:
-        kernels = [
-            Kernel(Lattices(features), compat, *norms)
-            for features, compat, norms in zip(self.features, self.compat, self.norms, strict=True)
-        ]
-        return MeanField(kernels, **self.options).run(self.unary, start, **self.watched)
-
-    def check(self, start: Array | None = None, tolerance: float = 1.0) -> tuple[Array, ...]:
-        """Output and trace as on the CPU."""
-        got, want = self.cuda(start), self.cpu(start)
-        bound = tolerance * samples.TOLERANCE[self.unary.dtype]
-        assert samples.scaled_error(got[0], want[0]) <= bound
-        if not self.watched.get("tolerance"):
-            assert samples.scaled_error(got[1], want[1]) <= bound
-        return got
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -157,3 +103,10 @@ def test_terms_that_do_not_fit(emulated: ModuleType) -> None:
         CudaMeanField([kernel] * 17, iterations=1).run(emulated, unary)
     with pytest.raises(ValueError, match="structure must be what lattice_build returned for 1 images of 33 points"):
         CudaMeanField([kernel], iterations=1).run(emulated, unary[:1])
+
+
+def test_no_labels(emulated: ModuleType) -> None:
+    kernel = CudaKernel(CudaLattices(emulated, random(2, 33, 2, dtype=np.float32, seed=0)), np.ones((), np.float32))
+    got = CudaMeanField([kernel], iterations=2, tolerance=0.1).run(emulated, np.empty((2, 33, 0), np.float32))
+    assert got[0].shape == (2, 33, 0)
+    assert got[2].tolist() == [1, 1]

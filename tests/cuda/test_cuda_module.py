@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from emulated import ROOT
 
 import deeplab_crf
 from deeplab_crf import _native
@@ -58,6 +59,17 @@ def test_the_stub_and_the_module_agree() -> None:
 def test_the_twins_of_both_precisions_agree() -> None:
     for name, parameters in FUNCTIONS.items():
         assert FUNCTIONS[name.replace("f32", "f64")] == parameters
+
+
+def test_no_call_of_cuda_allocates_or_copies() -> None:
+    """So that all of it can be captured in a graph. cudaStreamSynchronize is the debug switch's."""
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cu", ".cuh", ".cpp", ".h"}]
+    if not sources:
+        pytest.skip("reads the sources")
+    calls = {call for path in sources for call in re.findall(r"\b(cuda[A-Z]\w*)\(", path.read_text())}
+    devices = {"cudaGetDeviceCount", "cudaGetDevice", "cudaSetDevice"}
+    errors = {"cudaGetLastError", "cudaGetErrorString", "cudaGetErrorName"}
+    assert calls <= {*devices, *errors, "cudaMemsetAsync", "cudaStreamIsCapturing", "cudaStreamSynchronize"}
 
 
 def test_what_is_not_usable_comes_with_a_cure() -> None:

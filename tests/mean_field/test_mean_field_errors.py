@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import samples
-from numpy.typing import NDArray
+from dense_crf_errors import DENSE_CRF, changed, with_good_arguments
 
 import deeplab_crf
-from deeplab_crf import Bilateral, Gaussian, MeanField, PairwiseKernel, PermutohedralLattice, dense_crf
+from deeplab_crf import Bilateral, Gaussian, MeanField, PermutohedralLattice, dense_crf
 
 POINTS, LABELS = 60, 4
 FEATURES = samples.features(POINTS, 3).T
 UNARY = samples.energies(LABELS, POINTS)
-IMAGE = samples.photo(6, 10)
-SCORES = UNARY.reshape(LABELS, 6, 10)
-PROBABILITIES = np.full((LABELS, 6, 10), 1.0 / LABELS)
-HARD = SCORES.argmin(axis=0)
 
 Case = tuple[Callable[[], object], str]
 
@@ -31,13 +28,6 @@ def engine() -> MeanField:
     return result
 
 
-def changed(array: NDArray[Any], value: float, position: tuple[int, ...]) -> NDArray[Any]:
-    """A copy with one value replaced."""
-    result = np.array(array, dtype=np.float64 if array.dtype.kind != "f" else array.dtype)
-    result[position] = value
-    return result
-
-
 def infer(**arguments: Any) -> object:
     """inference with good arguments but for those given."""
     return engine().inference(**{"unary": UNARY, "iterations": 2, **arguments})
@@ -46,13 +36,6 @@ def infer(**arguments: Any) -> object:
 def add(features: Any = FEATURES, compat: Any = 1.0, **arguments: Any) -> object:
     """add_kernel with good arguments but for those given."""
     return engine().add_kernel(features, compat, **arguments)
-
-
-def refine(image: Any = IMAGE, **arguments: Any) -> object:
-    """dense_crf with good arguments but for those given."""
-    if not {"logits", "probabilities", "unary", "labels"} & set(arguments):
-        arguments["unary"] = SCORES
-    return dense_crf(image, **arguments)
 
 
 def far_features() -> object:
@@ -88,7 +71,7 @@ MODEL: dict[str, Case] = {
 INFERENCE: dict[str, Case] = {
     "unary of another size": (lambda: infer(unary=UNARY[:, :-1]), r"unary.*\(4, 60\).*\(4, 59\)"),
     "unary transposed": (lambda: infer(unary=UNARY.T), r"unary.*\(4, 60\).*\(60, 4\)"),
-    "unary of three axes": (lambda: infer(unary=SCORES), r"unary.*\(4, 60\).*\(4, 6, 10\)"),
+    "unary of three axes": (lambda: infer(unary=UNARY.reshape(LABELS, 6, 10)), r"unary.*\(4, 60\).*\(4, 6, 10\)"),
     "NaN unary": (lambda: infer(unary=changed(UNARY, np.nan, (1, 7))), "unary.*(nan|finite).*1.*7"),
     "packed NaN unary": (lambda: infer(unary=np.asfortranarray(changed(UNARY, np.nan, (1, 7)))), "unary.*(nan|finite)"),
     "infinite unary": (lambda: infer(unary=changed(UNARY, np.inf, (1, 7))), "unary.*(inf|finite)"),
@@ -122,64 +105,18 @@ KERNELS: dict[str, Case] = {
     "normalization": (lambda: Bilateral(normalization="mean"), "normalization.*'mean'"),
 }
 
-DENSE: dict[str, Case] = {
-    "no scores": (lambda: dense_crf(IMAGE), "(exactly )?one of.*logits.*probabilities.*unary.*labels"),
-    "two scores": (lambda: dense_crf(IMAGE, unary=SCORES, logits=SCORES), "one of.*(unary|logits).*"),
-    "sizes disagree": (lambda: refine(unary=SCORES[:, :, :-1]), "image.*6 x 9.*6 x 10"),
-    "transposed image": (lambda: refine(IMAGE.transpose(1, 0, 2)), "(unary|image).*6.*10"),
-    "batch against one": (lambda: refine(IMAGE[None], unary=SCORES), "(unary|image)"),
-    "batches disagree": (lambda: refine(IMAGE[None], unary=np.stack([SCORES, SCORES])), "(image|unary).*2"),
-    "image of one axis": (lambda: refine(IMAGE[:, 0, 0]), "image"),
-    "scores of two axes": (lambda: refine(unary=UNARY), r"unary.*\(4, 60\)"),
-    "NaN image": (lambda: refine(changed(IMAGE, np.nan, (2, 3, 1))), "image.*(nan|finite)"),
-    "infinite image": (lambda: refine(changed(IMAGE, np.inf, (2, 3, 1))), "image.*(inf|finite)"),
-    "text image": (lambda: refine(np.full((6, 10, 3), "a")), "image"),
-    "complex image": (lambda: refine(IMAGE.astype(np.complex64)), "image"),
-    "huge image values": (lambda: refine(changed(IMAGE, 1e35, (2, 3, 1))), "(image|features)"),
-    "empty image": (lambda: refine(IMAGE[:0], unary=SCORES[:, :0]), "(image|unary).*(empty|at least)"),
-    "image without channels": (lambda: refine(IMAGE[..., :0]), "image.*(empty|channel|at least)"),
-    "no classes": (lambda: refine(unary=SCORES[:0]), "unary.*(empty|label|class|at least)"),
-    "NaN unary": (lambda: refine(unary=changed(SCORES, np.nan, (1, 2, 3))), "unary.*(nan|finite)"),
-    "NaN logits": (lambda: refine(logits=changed(SCORES, np.nan, (1, 2, 3))), "logits.*(nan|finite)"),
-    "infinite logits": (lambda: refine(logits=changed(SCORES, np.inf, (1, 2, 3))), "logits.*(inf|finite)"),
-    "NaN probabilities": (
-        lambda: refine(probabilities=changed(PROBABILITIES, np.nan, (1, 2, 3))),
-        "probabilities.*(nan|finite)",
-    ),
-    "negative probabilities": (lambda: refine(probabilities=changed(PROBABILITIES, -0.5, (1, 2, 3))), "probabilities"),
-    "probabilities above one": (lambda: refine(probabilities=changed(PROBABILITIES, 7.0, (1, 2, 3))), "probabilities"),
-    "label too large": (lambda: refine(labels=changed(HARD, 4, (2, 3)).astype(int), num_labels=4), "labels.*4"),
-    "label negative": (lambda: refine(labels=changed(HARD, -3, (2, 3)).astype(int)), "labels.*-3"),
-    "labels not integers": (lambda: refine(labels=HARD.astype(float)), "labels.*(int|float)"),
-    "labels all ignored": (lambda: refine(labels=np.full((6, 10), 255)), "num_labels|labels"),
-    "labels of another size": (lambda: refine(labels=HARD[:-1]), "image.*5 x 10.*6 x 10"),
-    "labels NaN": (lambda: refine(labels=changed(HARD, np.nan, (2, 3))), "labels.*float64"),
-    "labels all negative": (lambda: refine(labels=np.full((6, 10), -3)), r"\blabels.*-3"),
-    "confidence zero": (lambda: refine(labels=HARD, confidence=0.0), "confidence.*0"),
-    "confidence above one": (lambda: refine(labels=HARD, confidence=1.5), "confidence.*1.5"),
-    "num_labels zero": (lambda: refine(labels=HARD, num_labels=0), "num_labels.*0"),
-    "num_labels fractional": (lambda: refine(labels=HARD, num_labels=4.5), "num_labels.*4.5"),
-    "num_labels disagrees": (lambda: refine(unary=SCORES, num_labels=7), "num_labels.*7"),
-    "unknown preset": (lambda: refine(preset="deeplab-v9"), "preset.*deeplab-v1-largefov.*'deeplab-v9'"),
-    "srgb of another length": (lambda: refine(kernels=(Bilateral(srgb=(1, 2)),)), "srgb.*3.*2"),
-    "compat of another length": (lambda: refine(kernels=(Gaussian(compat=np.ones(3)),)), "compat.*4.*3"),
-    "features of another size": (lambda: refine(kernels=(PairwiseKernel(FEATURES[:, 1:]),)), "features.*60"),
-    "not a kernel": (lambda: refine(kernels=(3.0,)), "kernels.*Gaussian"),
-    "unknown normalization": (lambda: refine(normalization="mean"), "normalization.*'mean'"),
-    "negative iterations": (lambda: refine(iterations=-2), "iterations.*-2"),
-    "damping of one": (lambda: refine(damping=1.0), "damping"),
-    "no threads": (lambda: refine(threads=0), "threads"),
-    "integer type": (lambda: refine(dtype=np.int32), "dtype.*float32.*float64"),
-}
-
 THREADS: dict[str, Case] = {
     "zero": (lambda: deeplab_crf.set_num_threads(0), "threads|n.*0"),
     "negative": (lambda: deeplab_crf.set_num_threads(-2), "-2"),
     "fraction": (lambda: deeplab_crf.set_num_threads(1.5), "1.5|integer"),  # type: ignore[arg-type]
 }
 
-TABLES = {"model": MODEL, "inference": INFERENCE, "kernels": KERNELS, "dense_crf": DENSE, "threads": THREADS}
+TABLES = {"model": MODEL, "inference": INFERENCE, "kernels": KERNELS, "threads": THREADS}
 ROWS = [pytest.param(table[row], id=f"{name}: {row}") for name, table in TABLES.items() for row in table]
+ROWS += [
+    pytest.param((partial(call, with_good_arguments(dense_crf)), match), id=f"dense_crf: {row}")
+    for row, (call, match) in DENSE_CRF.items()
+]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -21,6 +21,18 @@ for name in deeplab_crf.__all__:
             continue
         raise AssertionError(f"{name} came without torch")
     getattr(deeplab_crf, name)
+
+import deeplab_crf.models
+assert "v2-resnet101-aspp" in deeplab_crf.models.VARIANTS
+for name in deeplab_crf.models.__all__:
+    if name not in ("VARIANTS", "Variant", "get_variant"):
+        try:
+            getattr(deeplab_crf.models, name)
+        except ImportError as error:
+            assert f'{name} needs torch, which is not installed: pip install "deeplab-crf[torch]"' == str(error), error
+            continue
+        raise AssertionError(f"{name} came without torch")
+
 generator = np.random.default_rng(0)
 image = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
 scores = generator.normal(size=(4, 12, 16))
@@ -41,6 +53,35 @@ assert np.argmax(crf.inference(5), axis=0).shape == (192,)
 from deeplab_crf.cli import main
 assert main(["demo", "-o", sys.argv[1]]) == 0
 assert main(["info"]) == 0
+
+from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH
+for call in (
+    lambda: dense_crf(image, logits=scores, device="cuda"),
+    lambda: deeplab_crf.pydensecrf.set_device("cuda:1"),
+):
+    try:
+        call()
+    except ImportError as error:
+        assert "needs torch, which is not installed" in str(error), error
+        assert 'pip install "deeplab-crf[torch]"' in str(error), error
+    else:
+        raise AssertionError("CUDA without torch")
+assert main(["refine", str(PHOTOGRAPH), str(COARSE_LABELS), "-o", sys.argv[1] + "/out.png", "--device", "cuda"]) == 2
+"""
+
+ON_THE_CPU = """
+import sys
+import numpy as np
+from deeplab_crf import dense_crf
+from deeplab_crf.pydensecrf import densecrf, set_device
+
+scores = np.zeros((4, 12, 16), np.float32)
+image = np.zeros((12, 16, 3), np.uint8)
+dense_crf(image, logits=scores)
+dense_crf(image, logits=scores, device="cpu")
+set_device("cpu")
+densecrf.DenseCRF2D(16, 12, 4).inference(1)
+assert "torch" not in sys.modules
 """
 
 
@@ -52,6 +93,11 @@ def test_importing_the_package_loads_neither_numpy_nor_torch() -> None:
 
 def test_everything_works_without_torch(tmp_path: object) -> None:
     done = samples.run_python(WITHOUT_TORCH, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_doors_for_arrays_load_no_torch() -> None:
+    done = samples.run_python(ON_THE_CPU)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,29 +2,11 @@
 
 #include "lattice/cuda/build.h"
 #include "lattice/cuda/build_kernels.cuh"
+#include "support/cuda/carver.h"
 #include "support/cuda/device_algorithms.h"
 
 namespace deeplab_crf::cuda {
 namespace {
-
-// Hands out parts of a workspace; without one it only counts.
-class Carver {
- public:
-  explicit Carver(void* begin) : begin_(static_cast<char*>(begin)) {}
-
-  template <class E>
-  E* take(int64_t count) {
-    char* part = begin_ == nullptr ? nullptr : begin_ + used_;
-    used_ += (count * static_cast<int64_t>(sizeof(E)) + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<E*>(part);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  static constexpr int64_t kAlignment = 256;
-  char* begin_;
-  int64_t used_ = 0;
-};
 
 // The parts of a build's workspace. V: bound of the number of vertices, contributions or max_vertices.
 struct Workspace {
@@ -32,11 +14,12 @@ struct Workspace {
   unsigned long long* ranges;  // (B+1, d, 2)
   double* largest;             // (B)
   KeyLayout* layout;
-  uint64_t* keys;        // (contributions, key_words)
-  uint32_t* slots;       // (2^slot_bits), twice V
-  int32_t* numbers;      // (contributions) which are first; their sums; then 0, 1, 2, ...
-  int32_t* first_of;     // (V)
-  int32_t* sorted_rows;  // (contributions)
+  int32_t* incomplete;  // (B)
+  uint64_t* keys;       // (contributions, key_words); once neighbours are found, `places` sorted, an int32 each
+  uint32_t* slots;      // (2^slot_bits), twice V
+  int32_t* numbers;     // (contributions) which are first; their sums; then 0, 1, 2, ...
+  int32_t* first_of;    // (V)
+  int32_t* places;      // (contributions) slots, then vertices or kNoVertex
   Scratch scratch;
   int slot_bits;
   int64_t vertex_bound;
@@ -52,13 +35,15 @@ struct Workspace {
     header = carver.take<int32_t>(kHeaderSize);
     ranges = carver.take<unsigned long long>((sizes.batch + 1) * sizes.dims * 2);
     largest = carver.take<double>(sizes.batch);
+    incomplete = carver.take<int32_t>(sizes.batch);
     layout = carver.take<KeyLayout>(1);
     keys = carver.take<uint64_t>(contributions * a.key_words);
     slots = carver.take<uint32_t>(int64_t{1} << slot_bits);
     numbers = carver.take<int32_t>(contributions);
     first_of = carver.take<int32_t>(vertex_bound);
-    sorted_rows = carver.take<int32_t>(contributions);
-    scratch.size = algorithms_scratch_size(std::max(contributions, vertex_bound + 1), queue);
+    places = carver.take<int32_t>(contributions);
+    // Vertices are counted up to the capacity, which may be a bound that is more than there can be.
+    scratch.size = algorithms_scratch_size(std::max(contributions, a.max_vertices) + 1, queue);
     scratch.memory = carver.take<char>(scratch.size);
     size = carver.used();
   }
@@ -86,7 +71,7 @@ void embed_in(const BuildArguments<T>& a, const Workspace& at, const Queue& queu
   const int dims = a.features.dims;
   const auto launch_for = [&]<int D>() {
     launch("embed_points", embed_points<T, Real, D, K>, blocks_for(a.features.batch * a.features.num_points), queue, a.features,
-           Scales<Real>(dims), at.largest, at.layout, a.weights, reinterpret_cast<Key<K>*>(at.keys));
+           Scales<Real>(dims), at.largest, at.layout, a.weights, reinterpret_cast<Key<K>*>(at.keys), at.incomplete);
   };
   if (K == kNarrowKey && dims == 2) return launch_for.template operator()<K == kNarrowKey ? 2 : 0>();
   if (K == kNarrowKey && dims == 3) return launch_for.template operator()<K == kNarrowKey ? 3 : 0>();
@@ -100,12 +85,16 @@ void number_vertices(const BuildArguments<T>& a, const Workspace& at, const Latt
   const unsigned blocks = blocks_for(contributions);
   const auto count = static_cast<uint32_t>(contributions);
   for_key_words(a.key_words, [&]<int K>() {
-    launch("insert_keys", insert_keys<K>, blocks, queue, at.table<K>(sizes), count, a.rows, at.header);
+    launch("insert_keys", insert_keys<K>, blocks, queue, at.table<K>(sizes), count, at.places, at.header);
   });
-  launch("mark_first", mark_first, blocks, queue, a.rows, at.slots, count, at.numbers);
+  launch("mark_first", mark_first, blocks, queue, at.places, at.slots, count, at.numbers);
   device_exclusive_sum(at.numbers, at.numbers, contributions, at.scratch, queue);
-  launch("number_rows", number_rows<T>, blocks, queue, at.slots, at.numbers, count, at.vertex_bound, a.rows, a.weights, at.first_of,
-         at.header);
+  const auto per_image = static_cast<uint32_t>(sizes.num_points * sizes.corners());
+  launch("number_rows", number_rows, blocks, queue, Numbering{at.slots, at.numbers, count, per_image, at.vertex_bound}, at.places,
+         a.rows, at.first_of, at.incomplete, at.header);
+  // Without a bound nobody goes on before the header has been looked at.
+  if (a.max_vertices == 0) return;
+  launch("spoil_images", spoil_images<T>, blocks, queue, at.incomplete, count, per_image, a.weights);
 }
 
 int bits_for(int64_t values) {
@@ -115,20 +104,19 @@ int bits_for(int64_t values) {
 }
 
 // Contributions sorted by vertex, and the lists and pieces of the vertices.
-template <class T>
-void sort_contributions(const BuildArguments<T>& a, const Workspace& at, const LatticeSizes& sizes, int32_t* structure,
-                        const Queue& queue) {
+void sort_contributions(const Workspace& at, const LatticeSizes& sizes, int32_t* structure, const Queue& queue) {
   const int64_t contributions = sizes.contributions();
   const unsigned blocks = blocks_for(contributions);
   int32_t* list_begin = structure + sizes.list_begin_at();
   int32_t* piece_begin = structure + sizes.piece_begin_at();
+  auto* sorted = reinterpret_cast<int32_t*>(at.keys);
   launch("count_up", count_up, blocks, queue, at.numbers, contributions);
-  device_sort_pairs(a.rows, at.sorted_rows, at.numbers, structure + sizes.contributions_at(), contributions,
-                    bits_for(sizes.capacity), at.scratch, queue);
-  launch("mark_lists", mark_lists, blocks, queue, at.sorted_rows, contributions, list_begin);
+  device_sort_pairs(at.places, sorted, at.numbers, structure + sizes.contributions_at(), contributions,
+                    bits_for(sizes.capacity + 1), at.scratch, queue);
+  launch("mark_lists", mark_lists, blocks, queue, sorted, contributions, list_begin);
   launch("count_pieces", count_pieces, blocks_for(sizes.capacity + 1), queue, at.header, list_begin, sizes.capacity, piece_begin);
   device_exclusive_sum(piece_begin, piece_begin, sizes.capacity + 1, at.scratch, queue);
-  launch("list_pieces", list_pieces, blocks, queue, at.sorted_rows, contributions, list_begin, piece_begin,
+  launch("list_pieces", list_pieces, blocks, queue, sorted, contributions, list_begin, piece_begin,
          structure + sizes.piece_vertex_at());
 }
 
@@ -160,7 +148,7 @@ void embed(const BuildArguments<T>& a, const Queue& queue) {
   const LatticeSizes sizes = Workspace::sizes_of(a);
   measure_features(a.features, at.ranges, at.largest, at.header, queue);
   launch("choose_layout", choose_layout<T>, 1, queue, a.features, at.ranges, at.largest, Scales<double>(sizes.dims), a.key_words,
-         at.layout, at.header);
+         at.layout, at.incomplete, at.header);
   fill_bytes(at.slots, 0xFF, (int64_t{1} << at.slot_bits) * sizeof(uint32_t), queue);
   for_key_words(a.key_words, [&]<int K>() {
     embed_in<T, T, K>(a, at, queue);
@@ -175,17 +163,19 @@ void connect(const BuildArguments<T>& a, int32_t* structure, int64_t capacity, c
   const DeviceGuard guard(queue.device);
   const Workspace at(a, queue);
   LatticeSizes sizes = Workspace::sizes_of(a);
+  check_capacity(capacity, a.max_vertices);
   sizes.capacity = capacity;
+  // What capacity leaves unused must not differ from run to run.
+  fill_bytes(structure, 0xFF, sizes.contributions_at() * sizeof(int32_t), queue);
   launch("begin_structure", begin_structure, blocks_for(std::max<int64_t>(sizes.batch + 1, kHeaderSize)), queue, sizes, at.header,
-         a.rows, structure);
+         at.numbers, structure);
   int32_t* neighbours = structure + sizes.neighbours_at();
   const int64_t pairs = sizes.corners() * capacity;
-  fill_bytes(neighbours, 0xFF, 2 * pairs * sizeof(int32_t), queue);
   for_key_words(a.key_words, [&]<int K>() {
     launch("find_neighbours", find_neighbours<K>, blocks_for(pairs), queue, at.table<K>(sizes), sizes, at.layout, at.header,
            at.first_of, a.rows, neighbours);
   });
-  sort_contributions(a, at, sizes, structure, queue);
+  sort_contributions(at, sizes, structure, queue);
 }
 
 #define DEEPLAB_CRF_INSTANTIATE(T)                                                                             \

@@ -39,11 +39,12 @@ constexpr int kNarrowKey = 1, kMediumKey = 4, kWideKey = 16;
 
 //   rows, weights  (B, N, d+1) out
 //   key_words      kNarrowKey, kMediumKey or kWideKey; where the header says that more are needed nothing was built
-//   max_vertices   bound of the number of vertices, or 0 for none. More than that: the header tells, and the weights of corners
-//                  that have no vertex are NaN, so that no result looks right
-//   workspace      build_workspace_size() bytes, aligned to 256, kept from embed() to connect(); its first kHeaderSize int32 are
-//   the
-//                  header
+//   max_vertices   bound of the number of vertices, or 0 for none. With a bound nobody need look at the header in between: images
+//                  that lack a vertex, or have a feature that is not finite, get NaN for all their weights, so that no result of
+//                  theirs looks right, and take part in no other image's. The row of a corner without a vertex is 0. The header
+//                  tells in the end
+//   workspace      build_workspace_size() bytes, aligned to 256, kept from embed() to the one connect() after it; its first
+//                  kHeaderSize int32 are the header
 template <class T>
 struct BuildArguments {
   Features<T> features;
@@ -58,7 +59,8 @@ template <class T>
 int64_t build_workspace_size(const BuildArguments<T>& arguments, const Queue& queue);
 template <class T>
 void embed(const BuildArguments<T>& arguments, const Queue& queue);
-// structure: LatticeSizes::structure_size() elements for this capacity: the number of vertices, or max_vertices.
+// structure: LatticeSizes::structure_size() elements for this capacity: the number of vertices, or max_vertices (it throws
+// InvalidArgument for another where there is a bound).
 template <class T>
 void connect(const BuildArguments<T>& arguments, int32_t* structure, int64_t capacity, const Queue& queue);
 

@@ -104,6 +104,9 @@ constexpr uint32_t kEmptySlot = ~0u;
 // from end to end.
 constexpr int kMaxProbes = 4096;
 
+// In place of the vertex of a corner that has none. Whatever bits of it a sort looks at: it comes behind all vertices.
+constexpr int32_t kNoVertex = INT32_MAX;
+
 // The table and all that is known of its contributions.
 //   keys    (contributions) of K words each
 //   slots   (2^slot_bits)
@@ -124,12 +127,14 @@ struct VertexTable {
 };
 
 // Layout of the keys and the header's account of the features. One thread of one block works on the whole batch.
-//   ranges   (B+1, d, 2) of measure_ranges
-//   largest  (B) of measure_coordinates
+//   ranges      (B+1, d, 2) of measure_ranges
+//   largest     (B) of measure_coordinates
+//   incomplete  (B) out: 0
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     choose_layout(Features<T> features, const unsigned long long* ranges, const double* largest, Scales<double> scales,
-                  int key_words, KeyLayout* layout, int32_t* header) {
+                  int key_words, KeyLayout* layout, int32_t* incomplete, int32_t* header) {
+  for (int64_t image = threadIdx.x; image < features.batch; image += kThreads) incomplete[image] = 0;
   if (threadIdx.x != 0) return;
   const int dims = features.dims;
   header[kMark] = kFormatMark;
@@ -166,15 +171,16 @@ __global__ void __launch_bounds__(kThreads)
 
 // Weights and keys of the corners of every point: the simplex around it (geometry.h), computed in Real; images that need another
 // Real are left alone.
-//   layout   of the keys; where it has over K words nothing is built
-//   weights  (B, N, d+1) out; NaN for points that cannot be embedded
-//   keys     (B, N, d+1) out
+//   layout      of the keys; where it has over K words nothing is built
+//   weights     (B, N, d+1) out; NaN for points that cannot be embedded
+//   keys        (B, N, d+1) out
+//   incomplete  (B) 1 for images with such a point
 // A thread a point. Bytes a point: 4 d in, 12 (d+1) out with float and K = 1; about 3 (d+1)^2 + 10 d flops and comparisons:
-// memory-bound (17.6 MB for 187,500 points in 5 dimensions: 4 us at 4.3 TB/s). Compiled without contraction: the last bit decides
+// memory-bound (17.3 MB for 187,500 points in 5 dimensions: 4 us at 4.3 TB/s). Compiled without contraction: the last bit decides
 // which vertices exist.
 template <class T, class Real, int D, int K>
 __global__ void __launch_bounds__(kThreads) embed_points(Features<T> features, Scales<Real> scales, const double* largest,
-                                                         const KeyLayout* layout, T* weights, Key<K>* keys) {
+                                                         const KeyLayout* layout, T* weights, Key<K>* keys, int32_t* incomplete) {
   const int64_t at = thread_number();
   if (at >= features.batch * features.num_points) return;
   const int dims = D > 0 ? D : features.dims;
@@ -183,6 +189,7 @@ __global__ void __launch_bounds__(kThreads) embed_points(Features<T> features, S
   const bool fits = layout->words <= K;
   Simplex<T, Real, D> simplex;
   const bool usable = simplex.embed(features, scales, image, at - image * features.num_points, fits && !is_refused(largest[image]));
+  if (!usable) incomplete[image] = 1;
 
   Key<K> key{}, ones{};
   for (int i = 0; i < dims && fits; ++i) {
@@ -238,40 +245,55 @@ static __global__ void __launch_bounds__(kThreads)
 }
 
 // From slots to vertices.
-//   numbers  (contributions) exclusive sum of what mark_first wrote: vertices in the order of first touch
-//   rows     (contributions) in: slots; out: vertices. 0 with a weight of NaN where there is none, or one over `bound`
-//   first_of (bound) out: first contribution of each vertex
-//   header   kNumVertices out
-// A thread a contribution. Bytes: 8 in order, 8 at random.
+//   numbers     (contributions) exclusive sum of what mark_first wrote: vertices in the order of first touch
+//   places      (contributions) in: slots; out: vertices, kNoVertex where there is none, or one over the bound
+//   rows        (contributions) out: vertices, and 0 where there is none
+//   first_of    (bound) out: first contribution of each vertex
+//   incomplete  (B) 1 for images that have a corner without a vertex
+//   header      kNumVertices out
+// A thread a contribution. Bytes: 16 in order, 8 at random.
+struct Numbering {
+  const uint32_t* slots;
+  const int32_t* numbers;
+  uint32_t contributions;
+  uint32_t contributions_per_image;
+  int64_t bound;
+};
+static __global__ void __launch_bounds__(kThreads)
+    number_rows(Numbering by, int32_t* places, int32_t* rows, int32_t* first_of, int32_t* incomplete, int32_t* header) {
+  const int64_t number = thread_number();
+  if (number >= by.contributions) return;
+  const auto c = static_cast<uint32_t>(number);
+  const int32_t slot = places[c];
+  const bool is_first = slot >= 0 && by.slots[slot] == c;
+  if (c == by.contributions - 1) header[kNumVertices] = by.numbers[c] + is_first;
+  const int32_t vertex = slot >= 0 ? by.numbers[by.slots[slot]] : kNoVertex;
+  const bool exists = vertex < by.bound;
+  places[c] = exists ? vertex : kNoVertex;
+  rows[c] = exists ? vertex : 0;
+  if (!exists) incomplete[c / by.contributions_per_image] = 1;
+  if (exists && is_first) first_of[vertex] = static_cast<int32_t>(c);
+}
+
+// NaN for all weights of images from which a corner or a point is missing: points that kept theirs would get what looks right and
+// is not, since their neighbours' share is lost. A thread a contribution; nothing to read but the flags where all is well.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    number_rows(const uint32_t* slots, const int32_t* numbers, uint32_t contributions, int64_t bound, int32_t* rows, T* weights,
-                int32_t* first_of, int32_t* header) {
+    spoil_images(const int32_t* incomplete, uint32_t contributions, uint32_t contributions_per_image, T* weights) {
   const int64_t c = thread_number();
-  if (c >= contributions) return;
-  const int32_t slot = rows[c];
-  const bool is_first = slot >= 0 && slots[slot] == static_cast<uint32_t>(c);
-  if (c == contributions - 1) header[kNumVertices] = numbers[c] + is_first;
-  const int32_t vertex = slot >= 0 ? numbers[slots[slot]] : -1;
-  if (vertex < 0 || vertex >= bound) {
-    rows[c] = 0;
-    weights[c] = static_cast<T>(NAN);
-    return;
-  }
-  rows[c] = vertex;
-  if (is_first) first_of[vertex] = static_cast<int32_t>(c);
+  if (c >= contributions || incomplete[static_cast<uint32_t>(c) / contributions_per_image] == 0) return;
+  weights[c] = static_cast<T>(NAN);
 }
 
 // The header's copy in the structure, and the first vertex of each image. Threads: B + 1, at least kHeaderSize.
+//   numbers  (contributions) vertices whose first touch comes before each
 static __global__ void __launch_bounds__(kThreads)
-    begin_structure(LatticeSizes sizes, const int32_t* header, const int32_t* rows, int32_t* structure) {
+    begin_structure(LatticeSizes sizes, const int32_t* header, const int32_t* numbers, int32_t* structure) {
   const int64_t i = thread_number();
   if (i < kHeaderSize) structure[i] = i == kCapacity ? static_cast<int32_t>(sizes.capacity) : header[i];
   if (i > sizes.batch) return;
-  // The first corner of an image is the first to touch its vertex.
-  const int64_t vertices = header[kNumVertices] < sizes.capacity ? header[kNumVertices] : sizes.capacity;
-  structure[sizes.image_begin_at() + i] =
-      i == sizes.batch ? static_cast<int32_t>(vertices) : rows[i * sizes.num_points * sizes.corners()];
+  const int32_t first = i == sizes.batch ? header[kNumVertices] : numbers[i * sizes.num_points * sizes.corners()];
+  structure[sizes.image_begin_at() + i] = first < sizes.capacity ? first : static_cast<int32_t>(sizes.capacity);
 }
 
 // Next and previous vertex on every axis: a look-up of the key one step on, which tells both ends.
@@ -312,13 +334,16 @@ static __global__ void __launch_bounds__(kThreads) count_up(int32_t* numbers, in
   if (i < count) numbers[i] = static_cast<int32_t>(i);
 }
 
-// Where each vertex' contributions begin in the sorted list. A thread a contribution; 4 bytes in.
-static __global__ void __launch_bounds__(kThreads)
-    mark_lists(const int32_t* sorted_rows, int64_t contributions, int32_t* list_begin) {
+// Where each vertex' contributions begin in the sorted list, and where the last one's end: those without a vertex lie behind and
+// belong to no list. A thread a contribution; 4 bytes in.
+//   sorted  (contributions) vertices, then kNoVertex
+static __global__ void __launch_bounds__(kThreads) mark_lists(const int32_t* sorted, int64_t contributions, int32_t* list_begin) {
   const int64_t i = thread_number();
   if (i >= contributions) return;
-  if (i == 0 || sorted_rows[i - 1] != sorted_rows[i]) list_begin[sorted_rows[i]] = static_cast<int32_t>(i);
-  if (i == contributions - 1) list_begin[sorted_rows[i] + 1] = static_cast<int32_t>(contributions);
+  const int32_t vertex = sorted[i];
+  if (vertex == kNoVertex) return;
+  if (i == 0 || sorted[i - 1] != vertex) list_begin[vertex] = static_cast<int32_t>(i);
+  if (i == contributions - 1 || sorted[i + 1] == kNoVertex) list_begin[vertex + 1] = static_cast<int32_t>(i + 1);
 }
 
 // Number of pieces of each vertex' list, 0 behind the last vertex. A thread a vertex, and one more.
@@ -332,11 +357,12 @@ static __global__ void __launch_bounds__(kThreads)
 
 // The vertex of every piece. A thread a contribution; the first of each piece writes.
 static __global__ void __launch_bounds__(kThreads)
-    list_pieces(const int32_t* sorted_rows, int64_t contributions, const int32_t* list_begin, const int32_t* piece_begin,
+    list_pieces(const int32_t* sorted, int64_t contributions, const int32_t* list_begin, const int32_t* piece_begin,
                 int32_t* piece_vertex) {
   const int64_t i = thread_number();
   if (i >= contributions) return;
-  const int32_t vertex = sorted_rows[i];
+  const int32_t vertex = sorted[i];
+  if (vertex == kNoVertex) return;
   const auto place = static_cast<int32_t>(i) - list_begin[vertex];
   if (place % kPieceLength == 0) piece_vertex[piece_begin[vertex] + place / kPieceLength] = vertex;
 }

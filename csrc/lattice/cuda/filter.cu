@@ -1,26 +1,33 @@
+#include <string>
 #include <utility>
 
 #include "lattice/cuda/filter.h"
 #include "lattice/cuda/filter_kernels.cuh"
 #include "lattice/geometry.h"
+#include "support/errors.h"
 
 namespace deeplab_crf::cuda {
 
 template <class T>
 int64_t row_stride(int64_t channels) {
+  // With the 2^32 rows of a workspace, at most, no size overflows.
+  constexpr int64_t kMaxChannels = int64_t{1} << 24;
+  if (channels < 0 || channels > kMaxChannels) {
+    throw InvalidArgument("channels (or labels) must be 0 to 2^24 on CUDA; got " + std::to_string(channels));
+  }
   return vectors_of<T>(channels) * Vector<T>::kLanes;
 }
 
-template <class T>
-T* splat_and_blur(const LatticeView<T>& lattice, const T* in, const T* norm, int64_t channels, T* workspace, bool reverse,
+template <class T, class E>
+T* splat_and_blur(const LatticeView<T>& lattice, const E* in, const T* norm, int64_t channels, T* workspace, bool reverse,
                   const Queue& queue) {
   const LatticeSizes& sizes = lattice.sizes;
-  const int64_t vectors = vectors_of<T>(channels), rows = sizes.capacity * vectors;
+  const int64_t vectors = row_stride<T>(channels) / Vector<T>::kLanes, rows = sizes.capacity * vectors;
   auto* from = reinterpret_cast<Vector<T>*>(workspace);
   Vector<T>* to = from + rows;
   Vector<T>* partial = to + rows;
-  launch("splat_pieces", splat_pieces<T>, blocks_for(sizes.pieces() * vectors), queue, lattice, Divisor(sizes.corners()), in, norm,
-         channels, from, partial);
+  launch("splat_pieces", splat_pieces<T, E>, blocks_for(sizes.pieces() * vectors), queue, lattice, Divisor(sizes.corners()), in,
+         norm, channels, from, partial);
   launch("add_pieces", add_pieces<T>, blocks_for(rows), queue, lattice, vectors, partial, from);
   for (int pass = 0; pass <= sizes.dims; ++pass) {
     const int axis = reverse ? sizes.dims - pass : pass;
@@ -30,21 +37,25 @@ T* splat_and_blur(const LatticeView<T>& lattice, const T* in, const T* norm, int
   return reinterpret_cast<T*>(from);
 }
 
-template <class T>
-void filter(const FilterArguments<T>& a, const Queue& queue) {
+template <class T, class E>
+void filter(const FilterArguments<T, E>& a, const Queue& queue) {
   const DeviceGuard guard(queue.device);
   const T* values = splat_and_blur(a.lattice, a.in, static_cast<const T*>(nullptr), a.channels, a.workspace, a.transpose, queue);
   const LatticeSizes& sizes = a.lattice.sizes;
-  launch("slice_points", slice_points<T>, blocks_for(sizes.points() * vectors_of<T>(a.channels)), queue, a.lattice,
+  launch("slice_points", slice_points<T, E>, blocks_for(sizes.points() * vectors_of<T>(a.channels)), queue, a.lattice,
          geometry::slice_scale<T>(sizes.dims), reinterpret_cast<const Vector<T>*>(values), a.channels, a.out);
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                                           \
-  template int64_t row_stride<T>(int64_t);                                                                   \
-  template T* splat_and_blur<T>(const LatticeView<T>&, const T*, const T*, int64_t, T*, bool, const Queue&); \
-  template void filter<T>(const FilterArguments<T>&, const Queue&);
-DEEPLAB_CRF_INSTANTIATE(float)
-DEEPLAB_CRF_INSTANTIATE(double)
+template int64_t row_stride<float>(int64_t);
+template int64_t row_stride<double>(int64_t);
+
+#define DEEPLAB_CRF_INSTANTIATE(T, E)                                                                           \
+  template T* splat_and_blur<T, E>(const LatticeView<T>&, const E*, const T*, int64_t, T*, bool, const Queue&); \
+  template void filter<T, E>(const FilterArguments<T, E>&, const Queue&);
+DEEPLAB_CRF_INSTANTIATE(float, float)
+DEEPLAB_CRF_INSTANTIATE(double, double)
+DEEPLAB_CRF_INSTANTIATE(float, Float16)
+DEEPLAB_CRF_INSTANTIATE(float, BFloat16)
 #undef DEEPLAB_CRF_INSTANTIATE
 
 }  // namespace deeplab_crf::cuda

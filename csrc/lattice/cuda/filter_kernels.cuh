@@ -2,9 +2,11 @@
 // are read and written in whole sectors. N points in all, M vertices, d dimensions, V vectors of 16 bytes a row.
 //
 // Bytes for 187,500 points of 21 float channels (84 bytes, 96 padded): in and out 15.8 MB each; corners of d = 5 with their
-// weights 13.5 MB read in the splat and again in the slice; a bilateral lattice 80/13 has 11,000 vertices, 1.1 MB a buffer, which
-// the second-level cache keeps. Floor: 58 MB, 14 us at 4.3 TB/s. Rows are gathered 6 times a point, 108 MB from the cache in the
-// splat and again in the slice.
+// weights 9.0 MB read in the splat and again in the slice; a bilateral lattice 80/13 has 11,000 vertices, 1.1 MB a buffer, which
+// the second-level cache keeps. Floor: 50 MB, 12 us at 4.3 TB/s. Rows are gathered 6 times a point, 108 MB from the cache in the
+// splat and again in the slice. In and out of 16-bit numbers are 7.9 MB each, gathered 54 MB; the rows between them stay floats:
+// each sum over a list and each of the d + 1 axes would be rounded to 11 bits (8 of bfloat16), to save traffic that the cache
+// serves.
 #pragma once
 
 #include "lattice/cuda/structure.h"
@@ -28,14 +30,14 @@ class Divisor {
 };
 
 // Sums of the pieces of the vertices' lists: of weight * norm * in over the contributions of a piece, in their order.
-//   in        (N, channels)
+//   in        (N, channels) of E: T, or 16-bit numbers, whose sums are taken in float
 //   norm      (N) or null
 //   values    (capacity, V) out: vertices of one piece
 //   partial   (pieces, V) out: pieces of vertices that have several
 // A piece and vector a thread. Per contribution 8 bytes of index and weight, once for V threads, and a row of `in`; 2 flops a
 // channel.
-template <class T>
-__global__ void __launch_bounds__(kThreads) splat_pieces(LatticeView<T> lattice, Divisor corners, const T* in, const T* norm,
+template <class T, class E>
+__global__ void __launch_bounds__(kThreads) splat_pieces(LatticeView<T> lattice, Divisor corners, const E* in, const T* norm,
                                                          int64_t channels, Vector<T>* values, Vector<T>* partial) {
   const int64_t vectors = vectors_of<T>(channels), thread = thread_number(), piece = thread / vectors, v = thread - piece * vectors;
   const int32_t* piece_begin = lattice.piece_begin();
@@ -92,11 +94,11 @@ __global__ void __launch_bounds__(kThreads)
 
 // out = scale * sum of weight * values[row] over the corners of each point.
 //   values  (capacity, V)
-//   out     (N, channels)
+//   out     (N, channels) of E
 // A point and vector a thread. Bytes a point: 8 (d+1) of corners, once for V threads, d+1 rows from the cache, and a row out.
-template <class T>
+template <class T, class E>
 __global__ void __launch_bounds__(kThreads)
-    slice_points(LatticeView<T> lattice, T scale, const Vector<T>* values, int64_t channels, T* out) {
+    slice_points(LatticeView<T> lattice, T scale, const Vector<T>* values, int64_t channels, E* out) {
   const int64_t vectors = vectors_of<T>(channels), thread = thread_number(), point = thread / vectors, v = thread - point * vectors;
   if (point >= lattice.sizes.points()) return;
   const int corners = lattice.sizes.corners();

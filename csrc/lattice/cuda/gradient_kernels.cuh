@@ -9,8 +9,9 @@ namespace deeplab_crf::cuda {
 // out[p, k] = scale (<grad[p], forward[row]> + <in[p], backward[row]>), row = rows[p, k].
 //   in, grad           (N, channels)
 //   forward, backward  (capacity, V)
-// A corner a thread, its sum in one order: repeatable. Bytes a point: rows of in and grad, once for d+1 threads, and 2 (d+1) rows
-// of the lattice from the cache; 4 (d+1) flops a channel.
+// NaN where the weight is: the row of a corner without a vertex is another image's. A corner a thread, its sum in one order:
+// repeatable. Bytes a point: rows of in and grad, once for d+1 threads, 4 (d+1) of weights, and 2 (d+1) rows of the lattice from
+// the cache; 4 (d+1) flops a channel.
 template <class T>
 __global__ void __launch_bounds__(kThreads) dot_rows(LatticeView<T> lattice, T scale, const T* in, const T* grad, int64_t channels,
                                                      const Vector<T>* forward, const Vector<T>* backward, T* out) {
@@ -23,7 +24,8 @@ __global__ void __launch_bounds__(kThreads) dot_rows(LatticeView<T> lattice, T s
     const Vector<T> y = forward[row + v], z = backward[row + v];
     for (int i = 0; i < Vector<T>::kLanes; ++i) sum += a.lane[i] * y.lane[i] + b.lane[i] * z.lane[i];
   }
-  out[corner] = scale * sum;
+  const T weight = lattice.weights[corner];
+  out[corner] = weight == weight ? scale * sum : weight;
 }
 
 // Gradient in the features of every point.

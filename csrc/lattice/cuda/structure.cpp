@@ -8,7 +8,7 @@
 namespace deeplab_crf::cuda {
 namespace {
 
-// Slots of the hash table, twice as many, are numbered in 31 bits.
+// Slots of the hash table, twice as many, are numbered in 31 bits. There are no more vertices than contributions.
 constexpr int64_t kMaxContributions = int64_t{1} << 30;
 
 float float_of(int32_t bits) {
@@ -35,7 +35,7 @@ LatticeSizes sizes_of_structure(int64_t batch, int64_t num_points, int64_t dims,
   sizes.capacity = 1;
   const int64_t each = sizes.structure_size() - fixed;
   sizes.capacity = (length - fixed) / each;
-  if (sizes.capacity < 1 || sizes.structure_size() != length) {
+  if (sizes.capacity < 1 || sizes.capacity > kMaxContributions || sizes.structure_size() != length) {
     throw InvalidArgument("structure must be what lattice_build returned for " + std::to_string(batch) + " images of " +
                           std::to_string(num_points) + " points in " + std::to_string(dims) +
                           " dimensions, on this device; got another array of " + std::to_string(length) + " integers");
@@ -59,6 +59,16 @@ void check_shape(int64_t batch, int64_t num_points, int64_t dims) {
   }
 }
 
+void check_capacity(int64_t capacity, int64_t max_vertices) {
+  if (capacity < 1 || capacity > kMaxContributions) {
+    throw InvalidArgument("capacity must be 1 to 2^30 vertices; got " + std::to_string(capacity));
+  }
+  if (max_vertices > 0 && capacity != max_vertices) {
+    throw InvalidArgument("capacity must be max_vertices, " + std::to_string(max_vertices) + ", as in lattice_embed; got " +
+                          std::to_string(capacity));
+  }
+}
+
 BuildOutcome check_header(const int32_t* header, int64_t max_vertices) {
   if (header[kMark] != kFormatMark) throw InvalidArgument("structure must be what lattice_build returned; got other integers");
   if (header[kBadElement] >= 0) throw_not_finite(header);
@@ -73,6 +83,11 @@ BuildOutcome check_header(const int32_t* header, int64_t max_vertices) {
     throw InvalidArgument("max_vertices must not be less than the vertices that the features touch; got " + std::to_string(bound) +
                           ", and there are " + std::to_string(vertices) + (header[kLostCorners] > 0 ? " or more" : "") +
                           ". Give a larger bound, or none: memory then follows the true number");
+  }
+  if (header[kCapacity] > 0 && header[kKeyWords] > header[kKeyWordsGiven]) {
+    throw InvalidArgument("features must need keys of at most " + std::to_string(header[kKeyWordsGiven]) +
+                          " words where max_vertices is given; got " + std::to_string(header[kKeyWords]) +
+                          ". Leave max_vertices out: the width of the keys then follows the features");
   }
   return {vertices, header[kKeyWords]};
 }

@@ -10,8 +10,8 @@
 //     piece_begin    (capacity+1)        first of the pieces that a vertex's contributions are cut into
 //     piece_vertex   (pieces())          vertex of each piece
 //     contributions  (B N (d+1))         indices into rows and weights, sorted by vertex, then by point: so a splat is a gather
-//     that
-//                                        sums in one order, and each image the bits that it has alone
+//                                        that sums in one order, and each image has the bits that it has alone. Corners without
+//                                        a vertex come last and are in no vertex' list
 // Plain C++: no CUDA header.
 #pragma once
 
@@ -71,8 +71,11 @@ LatticeSizes sizes_of_structure(int64_t batch, int64_t num_points, int64_t dims,
 // Throws InvalidArgument unless B, N >= 1, d is in 1..kMaxDimensions and B N (d+1) at most 2^30.
 void check_shape(int64_t batch, int64_t num_points, int64_t dims);
 
+// Throws InvalidArgument unless a capacity is in 1..2^30, and is max_vertices where that is not 0.
+void check_capacity(int64_t capacity, int64_t max_vertices);
+
 // What a header says, copied to the host. Throws InvalidArgument if the build failed: features that are not finite or too large, or
-// more vertices than the capacity, or than max_vertices where that is not 0.
+// more vertices than the capacity, or than max_vertices where that is not 0, or, in a structure, wider keys than it was built with.
 struct BuildOutcome {
   int64_t num_vertices;
   int key_words;  // more than the build had: nothing was built, and it must be done again with so many

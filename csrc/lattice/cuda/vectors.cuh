@@ -1,9 +1,12 @@
 // Rows of channels as vectors of 16 bytes. The rows of a lattice are padded to whole vectors; those of a caller's array are not,
-// and their last vector may be short or not aligned.
+// and their last vector may be short or not aligned; they may hold 16-bit numbers, which are floats from the load to the store.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "lattice/geometry.h"
+#include "support/cuda/half.cuh"
 #include "support/cuda/launch.h"
 
 namespace deeplab_crf::cuda {
@@ -20,33 +23,58 @@ DEEPLAB_CRF_HOST_DEVICE int64_t vectors_of(int64_t channels) {
   return (channels + Vector<T>::kLanes - 1) / Vector<T>::kLanes;
 }
 
+// What elements E of a caller's array are computed in.
+template <class E>
+using Wide = std::conditional_t<sizeof(E) == 2, float, E>;
+
+__device__ inline float widened(float value) { return value; }
+__device__ inline double widened(double value) { return value; }
+__device__ inline void narrow(float value, float& result) { result = value; }
+__device__ inline void narrow(double value, double& result) { result = value; }
+
+// The elements of one vector in a caller's array, moved at once where they lie so that they can be: 16 bytes, or 8 of 16-bit
+// numbers.
+template <class E>
+struct alignas(sizeof(E) * Vector<Wide<E>>::kLanes) Elements {
+  E lane[Vector<Wide<E>>::kLanes];
+};
+
+template <class E>
+__device__ bool lies_in_vectors(const E* row, int64_t channels) {
+  return channels % Vector<Wide<E>>::kLanes == 0 && reinterpret_cast<uintptr_t>(row) % sizeof(Elements<E>) == 0;
+}
+
 // Vector v of a row of a caller's array; lanes behind its end are 0.
-template <class T>
-__device__ Vector<T> load_row(const T* row, int64_t channels, int64_t v) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  if (channels % kLanes == 0 && reinterpret_cast<uintptr_t>(row) % sizeof(Vector<T>) == 0) {
-    return reinterpret_cast<const Vector<T>*>(row)[v];
+template <class E>
+__device__ Vector<Wide<E>> load_row(const E* row, int64_t channels, int64_t v) {
+  constexpr int kLanes = Vector<Wide<E>>::kLanes;
+  Vector<Wide<E>> result;
+  if (lies_in_vectors(row, channels)) {
+    const Elements<E> elements = reinterpret_cast<const Elements<E>*>(row)[v];
+    for (int i = 0; i < kLanes; ++i) result.lane[i] = widened(elements.lane[i]);
+    return result;
   }
-  Vector<T> result;
-  for (int i = 0; i < kLanes; ++i) result.lane[i] = v * kLanes + i < channels ? row[v * kLanes + i] : T(0);
+  for (int i = 0; i < kLanes; ++i) result.lane[i] = v * kLanes + i < channels ? widened(row[v * kLanes + i]) : Wide<E>(0);
   return result;
 }
 
-template <class T>
-__device__ void store_row(T* row, int64_t channels, int64_t v, const Vector<T>& value) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  if (channels % kLanes == 0 && reinterpret_cast<uintptr_t>(row) % sizeof(Vector<T>) == 0) {
-    reinterpret_cast<Vector<T>*>(row)[v] = value;
+template <class E>
+__device__ void store_row(E* row, int64_t channels, int64_t v, const Vector<Wide<E>>& value) {
+  constexpr int kLanes = Vector<Wide<E>>::kLanes;
+  Elements<E> elements;
+  for (int i = 0; i < kLanes; ++i) narrow(value.lane[i], elements.lane[i]);
+  if (lies_in_vectors(row, channels)) {
+    reinterpret_cast<Elements<E>*>(row)[v] = elements;
     return;
   }
   for (int i = 0; i < kLanes; ++i) {
-    if (v * kLanes + i < channels) row[v * kLanes + i] = value.lane[i];
+    if (v * kLanes + i < channels) row[v * kLanes + i] = elements.lane[i];
   }
 }
 
-// sum += factor * value.
+// sum += factor * value. By value: a reference into global memory would be read lane by lane, not in one load of 16 bytes.
 template <class T>
-__device__ void add_scaled(Vector<T>& sum, T factor, const Vector<T>& value) {
+__device__ void add_scaled(Vector<T>& sum, T factor, Vector<T> value) {
   for (int i = 0; i < Vector<T>::kLanes; ++i) sum.lane[i] += factor * value.lane[i];
 }
 

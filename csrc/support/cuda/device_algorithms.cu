@@ -15,17 +15,30 @@ namespace deeplab_crf::cuda {
 
 #ifdef DEEPLAB_CRF_EMULATE_CUDA
 
-// As much as CUB might want, so that a scratch that is too small is found.
+// As much as CUB might want.
 int64_t algorithms_scratch_size(int64_t count, const Queue&) { return 1024 + count; }
 
-void device_exclusive_sum(const int32_t* in, int32_t* out, int64_t count, Scratch scratch, const Queue&) {
+namespace {
+
+// All of it overwritten, so that one that is too small or in use is found.
+void use_scratch(Scratch scratch, int64_t count, const Queue& queue) {
+  if (scratch.size < algorithms_scratch_size(count, queue)) {
+    throw CudaError("the scratch memory of " + std::to_string(scratch.size) + " bytes is too small for " + std::to_string(count) +
+                    " elements");
+  }
   std::memset(scratch.memory, 0xAB, scratch.size);
+}
+
+}  // namespace
+
+void device_exclusive_sum(const int32_t* in, int32_t* out, int64_t count, Scratch scratch, const Queue& queue) {
+  use_scratch(scratch, count, queue);
   std::exclusive_scan(in, in + count, out, 0);
 }
 
 void device_sort_pairs(const int32_t* keys_in, int32_t* keys_out, const int32_t* values_in, int32_t* values_out, int64_t count,
-                       int bits, Scratch scratch, const Queue&) {
-  std::memset(scratch.memory, 0xAB, scratch.size);
+                       int bits, Scratch scratch, const Queue& queue) {
+  use_scratch(scratch, count, queue);
   std::vector<int32_t> order(count);
   std::iota(order.begin(), order.end(), 0);
   const uint32_t mask = bits >= 32 ? ~0u : (1u << bits) - 1;

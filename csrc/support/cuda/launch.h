@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "support/cuda/device.h"
+#include "support/errors.h"
 
 #ifdef DEEPLAB_CRF_EMULATE_CUDA
 #include "support/cuda/emulation.h"
@@ -18,8 +20,17 @@ namespace deeplab_crf::cuda {
 
 constexpr unsigned kThreads = 256;
 
-// Blocks of kThreads threads, enough for `items` threads.
-inline unsigned blocks_for(int64_t items) { return static_cast<unsigned>((items + kThreads - 1) / kThreads); }
+// Threads of one grid, at most.
+constexpr int64_t kMaxThreads = ((int64_t{1} << 31) - 1) * kThreads;
+
+// Blocks of kThreads threads, enough for `items` threads. Throws InvalidArgument if no grid has so many.
+inline unsigned blocks_for(int64_t items) {
+  if (items < 0 || items > kMaxThreads) {
+    throw InvalidArgument("arrays must be such that a kernel needs at most " + std::to_string(kMaxThreads) + " threads; got " +
+                          std::to_string(items) + ". Process fewer images, points or channels at a time");
+  }
+  return static_cast<unsigned>((items + kThreads - 1) / kThreads);
+}
 
 // This thread's number in the whole grid.
 __device__ inline int64_t thread_number() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
@@ -57,7 +68,8 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// The debug switch DEEPLAB_CRF_CUDA_SYNC=1: wait for every kernel, so that an error names the one it belongs to.
+// The debug switch DEEPLAB_CRF_CUDA_SYNC=1: wait for every kernel, so that an error names the one it belongs to. Not while a graph
+// is captured: nothing runs then that could be waited for.
 inline bool synchronises() {
   static const bool wanted = [] {
     const char* value = std::getenv("DEEPLAB_CRF_CUDA_SYNC");
@@ -71,7 +83,10 @@ inline cudaStream_t stream_of(const Queue& queue) { return static_cast<cudaStrea
 // Checks what was just put on the stream.
 inline void check_launched(const char* name, const Queue& queue) {
   check(cudaGetLastError(), name);
-  if (synchronises()) check(cudaStreamSynchronize(stream_of(queue)), name);
+  if (!synchronises()) return;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream_of(queue), &capture), name);
+  if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream_of(queue)), name);
 }
 
 // kernel<<<blocks, kThreads>>>(arguments...) on the queue's stream; nothing if there are no blocks. The queue's device must be the
@@ -85,7 +100,7 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, co
 
 // memset on the stream.
 inline void fill_bytes(void* memory, int byte, int64_t size, const Queue& queue) {
-  check(cudaMemsetAsync(memory, byte, static_cast<size_t>(size), stream_of(queue)), "cudaMemsetAsync");
+  if (size > 0) check(cudaMemsetAsync(memory, byte, static_cast<size_t>(size), stream_of(queue)), "cudaMemsetAsync");
 }
 
 #endif

@@ -1,0 +1,35 @@
+"""Sizes and resizing as in DeepLab's Caffe: everything is aligned at corners, sizes are multiples plus one.
+
+With n = 8k + 1 pixels, ceil-mode pooling and strides give k + 1 scores, and score i stands over pixel 8i.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def padded_size(size: int, multiple: int) -> int:
+    """The smallest ``multiple * k + 1`` that is no less than ``size``."""
+    return -(-(size - 1) // multiple) * multiple + 1
+
+
+def scaled_size(size: int, scale: float) -> int:
+    """What Interp makes of ``size`` pixels, of which the first and the last stay where they are: 321 at 0.75 are 241."""
+    return int((size - 1) * scale) + 1
+
+
+def interp(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Caffe's Interp layer: bilinear, output pixel i at input position ``i * (in - 1) / (out - 1)``.
+
+    values: ``(B, C, H, W)``. size: rows and columns of the result.
+    """
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=True)
+
+
+def pad_bottom_right(values: Tensor, size: tuple[int, int], fill: float = 0.0) -> Tensor:
+    """``(..., H, W)`` with ``fill`` below and at the right, up to ``size``: where DeepLab pads, so that pixel (0, 0) stays."""
+    below, right = size[0] - values.shape[-2], size[1] - values.shape[-1]
+    return values if below == right == 0 else F.pad(values, (0, right, 0, below), value=fill)

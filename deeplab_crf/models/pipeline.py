@@ -1,0 +1,165 @@
+"""From a picture to labels: preprocessing, network, upsampling, CRF."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deeplab_crf.crf.dense_crf import DenseCRF
+from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
+from deeplab_crf.models.deeplab import DeepLab
+from deeplab_crf.models.interp import pad_bottom_right, padded_size
+from deeplab_crf.models.pictures import Picture, as_pictures
+from deeplab_crf.models.weights.names import BGR_MEAN
+from deeplab_crf.ops.library import CUDA_BUILT
+
+RELEASED = "released"
+RELEASED_SIZE = 513  # what the papers' test images are padded to
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What the pipeline says of one image of H x W pixels. All tensors are on the network's device.
+
+    logits: ``(C, H, W)``, of the CRF, or of the network where there is none. network_logits: ``(C, H, W)``, before the CRF.
+    """
+
+    logits: Tensor
+    network_logits: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """The most probable class of each pixel: int64 ``(H, W)``."""
+        return map_labels(self.logits[None])[0]
+
+    @property
+    def network_labels(self) -> Tensor:
+        """The same before the CRF."""
+        return map_labels(self.network_logits[None])[0]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """``(C, H, W)``; they add up to 1 over the classes."""
+        return marginals(self.logits[None])[0]
+
+    @property
+    def entropy(self) -> Tensor:
+        """How unsure each pixel is, in nats from 0 to log C: ``(H, W)``."""
+        return entropy(self.logits[None])[0]
+
+
+class SegmentationPipeline(nn.Module):
+    """A network and its CRF, with the preprocessing that its weights were trained with.
+
+    ``pipeline.predict(images)`` takes pictures as they come and gives labels. ``pipeline(batch)`` takes a tensor, is differentiable
+    through the CRF (CRF as RNN), compiles and exports.
+
+    network: which. crf: "released", the one of the variant (ten iterations, normalised after the filter, as the papers run it); the
+    name of a preset, such as "deeplab-v1-largefov-pydensecrf", which re-implementations run; a `DenseCRF` of yours; or None.
+    min_probability: probabilities below are raised to it before the CRF, as re-implementations do (1e-5); 0: the raw scores, as the
+    papers do. pad_to: `predict` pads images to at least this size, as the released nets see all of theirs at 513 x 513; 1 pads no
+    more than the strides need, which is faster for small images.
+
+    The CRF runs where its own numbers are: `run_on` puts the network on any device, and the CRF beside it where it has kernels.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        network: DeepLab,
+        crf: DenseCRF | str | None = RELEASED,
+        *,
+        min_probability: float = 0.0,
+        pad_to: int = RELEASED_SIZE,
+    ) -> None:
+        super().__init__()
+        if isinstance(crf, str):
+            crf = DenseCRF.from_preset(network.variant.crf if crf == RELEASED else crf, network.num_classes)
+        if not 0 <= min_probability < 1:
+            raise ValueError(f"min_probability must lie in [0, 1); got {min_probability!r}")
+        self.network, self.crf = network, crf
+        self.min_probability, self.pad_to = min_probability, max(pad_to, 1)
+        self.train(network.training)
+        self.register_buffer("mean", torch.tensor(BGR_MEAN).reshape(3, 1, 1), persistent=False)
+
+    def run_on(self, device: torch.device) -> None:
+        """Moves the network to ``device``, and the CRF too if its kernels run there: on CUDA where they were built. Else to the
+        CPU."""
+        self.network.to(device)
+        if self.crf is not None:
+            has_kernels = device.type == "cuda" and CUDA_BUILT
+            self.crf.to(device if has_kernels else torch.device("cpu"))
+
+    @property
+    def inference_network(self) -> DeepLab:
+        """What `predict` runs."""
+        return self.network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, C, H, W)`` of RGB images ``(B, 3, H, W)`` in 0..255, any real dtype: of the CRF, or of the network without
+        one."""
+        logits: Tensor = self.network(self.preprocess(images))["out"]
+        return self.refine(logits, images)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """RGB ``(B, 3, H, W)`` in 0..255 to what the network was trained on: BGR minus the mean."""
+        return images.to(self.mean.dtype).flip(1) - self.mean.to(images.device)
+
+    def refine(self, logits: Tensor, images: Tensor) -> Tensor:
+        """The CRF's logits for the network's ``(B, C, H, W)`` and RGB images ``(B, 3, H, W)``; without a CRF the network's own."""
+        if self.crf is None:
+            return logits
+        unary = logits
+        if self.min_probability > 0:
+            unary = torch.softmax(logits, dim=1).clamp(min=self.min_probability).log()
+        device = self.crf.weights.device
+        refined: Tensor = self.crf(unary.to(device), images.to(device))
+        return refined.to(logits.device)
+
+    @torch.no_grad()
+    def predict(self, images: Picture | Sequence[Picture]) -> list[Segmentation]:
+        """Segment one image or several, of any sizes: PIL images, NumPy arrays or tensors in RGB, see `pictures.as_pictures`.
+
+        Images are padded with the mean at the bottom and at the right; those of the same padded size go through the network
+        together, and the CRF sees each without its padding. An image's result does not depend on what else is in the list. In
+        evaluation mode whatever the pipeline's; which is as before afterwards.
+        """
+        pictures = as_pictures(images)
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, picture in enumerate(pictures):
+            groups[self._padded_size(picture)].append(i)
+        results: dict[int, Segmentation] = {}
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            for size, members in groups.items():
+                segmented = self._predict_batch([pictures[i] for i in members], size)
+                results.update(zip(members, segmented, strict=True))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return [results[i] for i in range(len(pictures))]
+
+    def _padded_size(self, picture: Tensor) -> tuple[int, int]:
+        rows, columns = (
+            padded_size(max(length, self.pad_to), self.network.size_multiple)
+            for length in (picture.shape[-2], picture.shape[-1])
+        )
+        return rows, columns
+
+    def _predict_batch(self, pictures: list[Tensor], size: tuple[int, int]) -> list[Segmentation]:
+        """Images that are padded to the same ``size``."""
+        device = next(self.network.parameters()).device
+        seen = [self.preprocess(picture.to(device)[None]) for picture in pictures]
+        padded = torch.cat([pad_bottom_right(image, size) for image in seen])
+        scores = self.inference_network(padded)["out"]
+        results = []
+        for picture, each in zip(pictures, scores, strict=True):
+            logits = each[:, : picture.shape[-2], : picture.shape[-1]].contiguous()
+            results.append(Segmentation(self.refine(logits[None], picture.to(device)[None])[0], logits))
+        return results

@@ -1,0 +1,74 @@
+"""The arguments of mean field, as the operators hand them to the kernels of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TermTensors(NamedTuple):
+    """The kernels of the energy, one entry each. Norms without elements stand for ones."""
+
+    rows: list[Tensor]
+    weights: list[Tensor]
+    structures: list[Tensor]
+    norms_in: list[Tensor]
+    norms_out: list[Tensor]
+    compatibilities: list[Tensor]
+
+
+class Settings(NamedTuple):
+    """What one run of the iterations is to do. keep_trace: whether it leaves Q of each of them."""
+
+    iterations: int
+    damping: float
+    tolerance: float
+    log_output: bool
+    keep_trace: bool
+
+    def trace_shape(self, unary: Tensor) -> tuple[int, ...]:
+        """Of the trace: ``(T, B, N, L)``, or without elements."""
+        return (self.iterations, *unary.shape) if self.keep_trace else (0,)
+
+
+class AdjointInputs(NamedTuple):
+    """What the derivative of one run of the iterations starts from, and how it was run.
+
+    grad, out: ``(B, N, L)``. trace: Q of every iteration, ``(T, B, N, L)``, or with ``fixed_point`` the one Q ``(B, N, L)`` that
+    all are taken to be. from_start: whether a gradient in a given start is wanted.
+    """
+
+    grad: Tensor
+    out: Tensor
+    trace: Tensor
+    order: Tensor | None
+    iterations: int
+    tolerance: float
+    log_output: bool
+    from_start: bool
+    fixed_point: bool
+
+
+class TermGradients(NamedTuple):
+    """Where the gradients of the kernels go, one entry each; without elements where they are not needed."""
+
+    weights: list[Tensor]
+    norms_in: list[Tensor]
+    norms_out: list[Tensor]
+    compatibilities: list[Tensor]
+
+
+def check_finite(compatibilities: Iterable[Tensor]) -> None:
+    """Raises ValueError for NaN and inf. On a device this waits for it."""
+    if not all(bool(torch.isfinite(compatibility).all()) for compatibility in compatibilities):
+        raise ValueError("compatibilities must be finite; got NaN or inf. Check the weights of the kernels")
+
+
+def check_order(order: Tensor, points: int) -> None:
+    """Raises ValueError unless ``order`` holds numbers of points. On a device this waits for it."""
+    low, high = (int(value) for value in torch.aminmax(order))
+    if low < 0 or high >= points:
+        raise ValueError(f"order must hold each of 0..{points - 1}; got {low}..{high}")

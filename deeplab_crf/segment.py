@@ -1,0 +1,109 @@
+"""Segment image files with a network and its CRF: what the ``segment`` command does.
+
+The path of a file: `read_image`, `SegmentationPipeline.predict`, arg max, atomic writes. Torch is loaded by the pipeline alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from deeplab_crf.data.classes import class_names
+from deeplab_crf.data.figures import figure, legend
+from deeplab_crf.data.files import IMAGE_SUFFIXES, files_by_stem
+from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from deeplab_crf.models.pipeline import SegmentationPipeline
+
+LEGEND_WIDTH = 480
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """One image: photograph to read, label image (and pictures, if asked for) to write."""
+
+    image: Path
+    labels_out: Path
+    overlay_out: Path | None = None
+    figure_out: Path | None = None
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files this job writes, the label image last."""
+        return tuple(path for path in (self.overlay_out, self.figure_out, self.labels_out) if path is not None)
+
+    @property
+    def finished(self) -> bool:
+        """True if every file asked for is there."""
+        return all(path.exists() for path in self.outputs)
+
+
+def plan_images(inputs: Sequence[Path], out: Path, *, with_pictures: bool = True) -> tuple[SegmentJob, ...]:
+    """The jobs for image files and for the images of folders: ``out/STEM.png``, and with pictures ``out/overlays/STEM.png`` and
+    ``out/figures/STEM.png``.
+
+    Raises ValueError where there is no image, two images share a stem, or a result would overwrite an image.
+    """
+    jobs: dict[str, SegmentJob] = {}
+    for image in _images(inputs):
+        if image.stem in jobs:
+            raise ValueError(
+                f"the results of {jobs[image.stem].image} and {image} would have the same name; rename one"
+            )
+        name = f"{image.stem}.png"
+        pictures = (out / "overlays" / name, out / "figures" / name) if with_pictures else (None, None)
+        jobs[image.stem] = SegmentJob(image, out / name, *pictures)
+    if not jobs:
+        raise ValueError(f"no image in {', '.join(map(str, inputs))} (known: {', '.join(sorted(IMAGE_SUFFIXES))})")
+    read = {job.image.resolve() for job in jobs.values()}
+    for path in (path for job in jobs.values() for path in job.outputs):
+        if path.resolve() in read:
+            raise ValueError(f"{path} is an input and would be overwritten; choose another folder with -o")
+    return tuple(jobs.values())
+
+
+def _images(inputs: Sequence[Path]) -> Iterable[Path]:
+    for path in inputs:
+        yield from files_by_stem(path, IMAGE_SUFFIXES).values() if path.is_dir() else [path]
+
+
+def segment_file(job: SegmentJob, pipeline: SegmentationPipeline) -> None:
+    """Do one job. Pictures that lie on their side, by their EXIF, are turned upright, and so is the result.
+
+    Each file appears whole or not at all. Raises ValueError that names the file at fault.
+    """
+    image = read_image(job.image, turned=True)
+    (result,) = pipeline.predict(image)
+    labels, before = _label_image(result.labels), _label_image(result.network_labels)
+    if job.overlay_out is not None:
+        write_picture(job.overlay_out, overlay(image, labels))
+    if job.figure_out is not None:
+        panels = [
+            ("image", Image.fromarray(np.asarray(image).astype(np.uint8)).convert("RGB")),
+            ("network", overlay(image, before)),
+        ]
+        if pipeline.crf is not None:
+            panels.append(("network and CRF", overlay(image, labels)))
+        names = class_names(pipeline.network.num_classes)
+        seen = {int(i): names[i] for i in np.union1d(before.ids, labels.ids)}
+        write_picture(job.figure_out, figure(panels, seen))
+    write_labels(job.labels_out, labels)
+
+
+def _label_image(labels: Tensor) -> LabelImage:
+    return LabelImage(labels.cpu().numpy())
+
+
+def write_legend(folder: Path, num_classes: int) -> Path:
+    """Write ``folder/legend/legend.png``: the colours of all classes and their names. Returns where."""
+    path = folder / "legend" / "legend.png"
+    write_picture(path, legend(dict(enumerate(class_names(num_classes))), LEGEND_WIDTH))
+    return path

@@ -1,0 +1,266 @@
+"""``deeplab-crf segment`` and ``deeplab-crf convert``: files, folders, what is written and what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from samples import photo, run_python
+
+torch = pytest.importorskip("torch", reason="the networks need torch")
+
+from caffe_files import V1_FILE, net  # noqa: E402
+from model_samples import narrow, small_model  # noqa: E402
+from slow_network import vgg_weights  # noqa: E402
+
+from deeplab_crf.cli import main  # noqa: E402
+from deeplab_crf.data.images import voc_palette  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
+from deeplab_crf.models import variants as table  # noqa: E402
+
+HEIGHT, WIDTH = 24, 32
+NAME = "v2-compact-aspp"
+
+
+@pytest.fixture(autouse=True)
+def _narrow_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variant with a few channels, and one thread."""
+    monkeypatch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
+    monkeypatch.setattr("deeplab_crf.models.weights.load.VARIANTS", table.VARIANTS)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    save_weights(small_model(NAME), path)
+    return path
+
+
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> NDArray[np.uint8]:
+    path.parent.mkdir(exist_ok=True)
+    image = photo(*size, seed=seed)
+    Image.fromarray(image).save(path)
+    return image
+
+
+def read(path: Path) -> NDArray[Any]:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def segment(*arguments: Any) -> int:
+    return main(["segment", *map(str, arguments), "--pad-to", "1"])
+
+
+def test_labels_overlays_figures_and_legend(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, out = write_image(tmp_path / "cat.png"), tmp_path / "out"
+    assert segment(tmp_path / "cat.png", "--weights", weights, "-o", out) == 0
+    assert files(out) == ["cat.png", "figures/cat.png", "legend/legend.png", "overlays/cat.png"]
+    (want,) = SegmentationPipeline(load_model(weights)[0], pad_to=1).predict(image)
+    np.testing.assert_array_equal(read(out / "cat.png"), want.labels)
+    with Image.open(out / "cat.png") as picture:
+        assert picture.mode == "P"
+        assert tuple(picture.getpalette()[:63]) == voc_palette(21)
+    assert read(out / "overlays" / "cat.png").shape == (HEIGHT, WIDTH, 3)
+    figure = read(out / "figures" / "cat.png")
+    assert figure.shape[0] > HEIGHT
+    assert figure.shape[1] >= 3 * WIDTH
+    spoken = capsys.readouterr()
+    assert "1 of 1 done" in spoken.out
+    assert f"{NAME}, 3 classes" in spoken.err
+
+
+def test_every_option_reaches_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Spy(SegmentationPipeline):
+        def __init__(self, network: Any, crf: Any, **options: Any) -> None:
+            seen.update(options, crf=crf, scales=network.scales, name=network.variant.name, classes=network.num_classes)
+            super().__init__(network, crf, **options)
+
+    monkeypatch.setattr("deeplab_crf.models.SegmentationPipeline", Spy)
+    write_image(tmp_path / "cat.png")
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(net(vgg_weights(2, 5, 3, classes=4), V1_FILE))
+    common = ["segment", str(tmp_path / "cat.png"), "--weights", str(path), "-o", str(tmp_path / "out"), "--overwrite"]
+    options = (
+        "--model v2-vgg16-largefov --num-classes 4 --multi-scale --preset crfasrnn --min-probability 0.25 --pad-to 9 "
+        "--threads 2"
+    )
+    assert main([*common, *options.split()]) == 0
+    assert seen == {
+        "crf": "crfasrnn",
+        "min_probability": 0.25,
+        "pad_to": 9,
+        "scales": (1.0, 0.75, 0.5),
+        "name": "v2-vgg16-largefov",
+        "classes": 4,
+    }
+    assert torch.get_num_threads() == 2
+    assert main([*common, "--model", "v1-vgg16-largefov", "--pad-to", "1"]) == 0
+    assert (seen["crf"], seen["scales"]) == ("deeplab-v1-largefov", (1.0,))
+    assert main([*common, "--model", "v1-vgg16-largefov", "--pad-to", "1", "--no-crf"]) == 0
+    assert seen["crf"] is None
+
+
+def test_without_crf_and_without_pictures(tmp_path: Path, weights: Path) -> None:
+    image, out = write_image(tmp_path / "cat.png"), tmp_path / "out"
+    assert segment(tmp_path / "cat.png", "--weights", weights, "-o", out, "--no-crf", "--no-pictures") == 0
+    assert files(out) == ["cat.png"]
+    (want,) = SegmentationPipeline(load_model(weights)[0], None, pad_to=1).predict(image)
+    np.testing.assert_array_equal(read(out / "cat.png"), want.labels)
+
+
+def test_folders_with_broken_files(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for seed, stem in enumerate("abd"):
+        write_image(photos / f"{stem}.png", seed)
+    (photos / "c.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    (photos / "e.jpg").write_text("not found")
+    (photos / "notes.txt").write_text("no image")
+    assert segment(photos, "--weights", weights, "-o", out, "--no-pictures") == 1
+    assert files(out) == ["a.png", "b.png", "d.png"]
+    spoken = capsys.readouterr()
+    assert "3 of 5 done" in spoken.out
+    assert "Error: 2 failed:" in spoken.err
+    for name in ("c.png", "e.jpg"):
+        assert f"{photos / name}: cannot be read as an image" in spoken.err
+
+
+def test_finished_images_are_skipped_and_redone_on_demand(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "photos" / "a.png")
+    arguments = (tmp_path / "photos", "--weights", weights, "-o", tmp_path / "out", "--no-pictures")
+    assert segment(*arguments) == 0
+    result = tmp_path / "out" / "a.png"
+    result.write_bytes(b"")
+    capsys.readouterr()
+    assert segment(*arguments) == 0
+    assert "1 of them before (--overwrite redoes them)" in capsys.readouterr().out
+    assert result.read_bytes() == b""
+    assert segment(*arguments, "--overwrite") == 0
+    assert read(result).shape == (HEIGHT, WIDTH)
+
+
+def test_pictures_of_every_kind(tmp_path: Path, weights: Path) -> None:
+    """One pixel, 16 bits, CMYK, palette, alpha, on its side by its EXIF: a label for each pixel, the right way up."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    rgb = write_image(photos / "plain.png")
+    picture = Image.fromarray(rgb)
+    Image.fromarray(rgb[:1, :1]).save(photos / "pixel.png")
+    Image.fromarray(rgb[:, :, 0].astype(np.uint16) * 257).save(photos / "deep.png")
+    picture.convert("CMYK").save(photos / "cmyk.tif")
+    picture.convert("P").save(photos / "palette.png")
+    picture.convert("RGBA").save(photos / "alpha.png")
+    picture.convert("L").save(photos / "gray.png")
+    turned = picture.rotate(90, expand=True)
+    turned.getexif()[0x0112] = 6
+    turned.save(photos / "turned.png", exif=turned.getexif())
+    assert segment(photos, "--weights", weights, "-o", out) == 0
+    sizes = {path.stem: read(path).shape for path in out.glob("*.png")}
+    assert sizes.pop("pixel") == (1, 1)
+    assert len(sizes) == 7
+    assert set(sizes.values()) == {(HEIGHT, WIDTH)}
+    for name in ("alpha", "turned"):
+        np.testing.assert_array_equal(read(out / f"{name}.png"), read(out / "plain.png"))
+    assert read(out / "overlays" / "turned.png").shape == (HEIGHT, WIDTH, 3)
+
+
+def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(tmp_path / "cat.png")
+    write_image(tmp_path / "other" / "cat.png")
+    (tmp_path / "empty").mkdir()
+    cat, out = tmp_path / "cat.png", tmp_path / "out"
+    bad = tmp_path / "bad.pth"
+    bad.write_text("not found")
+    several = tmp_path / "several.caffemodel"
+    several.write_bytes(net(vgg_weights(2, 5, 3)))
+    cases = [
+        (1, "would have the same name", [cat, tmp_path / "other", "--weights", weights, "-o", out]),
+        (1, "is an input and would be overwritten", [cat, "--weights", weights, "-o", tmp_path]),
+        (1, "no image in", [tmp_path / "empty", "--weights", weights, "-o", out]),
+        (1, "bad.pth: cannot be read as weights", [cat, "--weights", bad, "-o", out]),
+        (1, "--num-classes 3", [cat, "--weights", weights, "--num-classes", 5, "-o", out]),
+        (1, "say which with name=... (--model)", [cat, "--weights", several, "-o", out]),
+        (1, "does not fit the model", [cat, "--weights", weights, "--model", "v2-compact-largefov", "-o", out]),
+        (2, "--device", [cat, "--weights", weights, "-o", out, "--device", "cuda:77"]),
+        (2, "--device", [cat, "--weights", weights, "-o", out, "--device", "gpu"]),
+        (2, "Missing option '--weights'", [cat, "-o", out]),
+        (2, "is not one of", [cat, "--weights", weights, "--model", "v3", "-o", out]),
+    ]
+    for status, message, arguments in cases:
+        assert segment(*arguments) == status, message
+        spoken = capsys.readouterr().err
+        assert message in spoken
+        assert spoken.count("Error: ") == 1
+    assert not out.exists()
+
+
+def test_help_needs_no_torch() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\nfrom deeplab_crf.cli import main\n"
+        "assert main(['segment', '--help']) == 0 and main(['convert', '--help']) == 0"
+    )
+    done = run_python(script)
+    assert done.returncode == 0, done.stderr
+    assert "--weights" in done.stdout
+
+
+def test_without_torch_it_says_what_to_install(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat.png")
+    (tmp_path / "net.pth").write_text("x")
+    arguments = [
+        "segment",
+        str(tmp_path / "cat.png"),
+        "--weights",
+        str(tmp_path / "net.pth"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    script = f"import sys; sys.modules['torch'] = None\nfrom deeplab_crf.cli import main\nsys.exit(main({arguments!r}))"
+    done = run_python(script)
+    assert done.returncode == 1
+    assert 'pip install "deeplab-crf[torch]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------- convert
+
+
+def test_convert_writes_a_file_that_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "net.caffemodel", tmp_path / "out.safetensors"
+    weights = vgg_weights(2, 5, 7, classes=4)
+    source.write_bytes(net(weights, V1_FILE))
+    assert main(["convert", str(source), str(out)]) == 0
+    assert "caffe names, 32 tensors loaded" in capsys.readouterr().out
+    model, report = load_model(out)
+    assert (model.variant.name, model.num_classes, report.format) == ("v1-vgg16-7x7", 4, "deeplab-crf")
+    np.testing.assert_array_equal(model.backbone.features[0].weight.detach(), weights["conv1_1"][0])
+    assert main(["convert", str(source), str(out)]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert main(["convert", str(source), str(out), "--overwrite"]) == 0
+
+
+def test_convert_asks_where_several_networks_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "net.caffemodel", tmp_path / "out.safetensors"
+    source.write_bytes(net(vgg_weights(2, 5, 3)))
+    assert main(["convert", str(source), str(out)]) == 1
+    assert "v1-vgg16-largefov and v2-vgg16-largefov" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["convert", str(source), str(out), "--model", "v1-vgg16-largefov"]) == 0
+    assert load_model(out)[0].variant.name == "v1-vgg16-largefov"
+    assert main(["convert", str(source), str(tmp_path / "out.pth")]) == 2
+    assert "must end in .safetensors" in capsys.readouterr().err

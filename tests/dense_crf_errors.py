@@ -1,0 +1,93 @@
+"""The table of bad inputs of dense_crf, for every device: each is refused by name, with what was expected and what came.
+
+A case is a function that gets dense_crf, with good arguments but for those that it gives, and what the error must say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import samples
+from numpy.typing import NDArray
+
+from deeplab_crf import Bilateral, Gaussian, PairwiseKernel
+
+POINTS, LABELS = 60, 4
+FEATURES = samples.features(POINTS, 3).T
+IMAGE = samples.photo(6, 10)
+SCORES = samples.energies(LABELS, POINTS).reshape(LABELS, 6, 10)
+PROBABILITIES = np.full((LABELS, 6, 10), 1.0 / LABELS)
+HARD = SCORES.argmin(axis=0)
+
+Case = tuple[Callable[[Callable[..., object]], object], str]
+
+
+def with_good_arguments(dense_crf: Callable[..., object]) -> Callable[..., object]:
+    """dense_crf that has an image, and energies where no scores are given."""
+
+    def refine(image: Any = IMAGE, **arguments: Any) -> object:
+        if not {"logits", "probabilities", "unary", "labels"} & set(arguments):
+            arguments["unary"] = SCORES
+        return dense_crf(image, **arguments)
+
+    return refine
+
+
+def changed(array: NDArray[Any], value: float, position: tuple[int, ...]) -> NDArray[Any]:
+    """A copy with one value replaced."""
+    result = np.array(array, dtype=np.float64 if array.dtype.kind != "f" else array.dtype)
+    result[position] = value
+    return result
+
+
+DENSE_CRF: dict[str, Case] = {
+    "no scores": (lambda crf: crf(unary=None), "(exactly )?one of.*logits.*probabilities.*unary.*labels"),
+    "two scores": (lambda crf: crf(unary=SCORES, logits=SCORES), "one of.*(unary|logits).*"),
+    "sizes disagree": (lambda crf: crf(unary=SCORES[:, :, :-1]), "image.*6 x 9.*6 x 10"),
+    "transposed image": (lambda crf: crf(IMAGE.transpose(1, 0, 2)), "(unary|image).*6.*10"),
+    "batch against one": (lambda crf: crf(IMAGE[None], unary=SCORES), "(unary|image)"),
+    "batches disagree": (lambda crf: crf(IMAGE[None], unary=np.stack([SCORES, SCORES])), "(image|unary).*2"),
+    "image of one axis": (lambda crf: crf(IMAGE[:, 0, 0]), "image"),
+    "scores of two axes": (lambda crf: crf(unary=SCORES.reshape(LABELS, POINTS)), r"unary.*\(4, 60\)"),
+    "NaN image": (lambda crf: crf(changed(IMAGE, np.nan, (2, 3, 1))), "image.*(nan|finite)"),
+    "infinite image": (lambda crf: crf(changed(IMAGE, np.inf, (2, 3, 1))), "image.*(inf|finite)"),
+    "text image": (lambda crf: crf(np.full((6, 10, 3), "a")), "image"),
+    "complex image": (lambda crf: crf(IMAGE.astype(np.complex64)), "image"),
+    "huge image values": (lambda crf: crf(changed(IMAGE, 1e35, (2, 3, 1))), "(image|features)"),
+    "empty image": (lambda crf: crf(IMAGE[:0], unary=SCORES[:, :0]), "(image|unary).*(empty|at least)"),
+    "image without channels": (lambda crf: crf(IMAGE[..., :0]), "image.*(empty|channel|at least)"),
+    "no classes": (lambda crf: crf(unary=SCORES[:0]), "unary.*(empty|label|class|at least)"),
+    "NaN unary": (lambda crf: crf(unary=changed(SCORES, np.nan, (1, 2, 3))), "unary.*(nan|finite)"),
+    "NaN logits": (lambda crf: crf(logits=changed(SCORES, np.nan, (1, 2, 3))), "logits.*(nan|finite)"),
+    "infinite logits": (lambda crf: crf(logits=changed(SCORES, np.inf, (1, 2, 3))), "logits.*(inf|finite)"),
+    "NaN probabilities": (
+        lambda crf: crf(probabilities=changed(PROBABILITIES, np.nan, (1, 2, 3))),
+        "probabilities.*(nan|finite)",
+    ),
+    "negative probabilities": (lambda crf: crf(probabilities=changed(PROBABILITIES, -0.5, (1, 2, 3))), "probabilities"),
+    "probabilities above one": (lambda crf: crf(probabilities=changed(PROBABILITIES, 7.0, (1, 2, 3))), "probabilities"),
+    "label too large": (lambda crf: crf(labels=changed(HARD, 4, (2, 3)).astype(int), num_labels=4), "labels.*4"),
+    "label negative": (lambda crf: crf(labels=changed(HARD, -3, (2, 3)).astype(int)), "labels.*-3"),
+    "labels not integers": (lambda crf: crf(labels=HARD.astype(float)), "labels.*(int|float)"),
+    "labels all ignored": (lambda crf: crf(labels=np.full((6, 10), 255)), "num_labels|labels"),
+    "labels of another size": (lambda crf: crf(labels=HARD[:-1]), "image.*5 x 10.*6 x 10"),
+    "labels NaN": (lambda crf: crf(labels=changed(HARD, np.nan, (2, 3))), "labels.*float64"),
+    "labels all negative": (lambda crf: crf(labels=np.full((6, 10), -3)), r"\blabels.*-3"),
+    "confidence zero": (lambda crf: crf(labels=HARD, confidence=0.0), "confidence.*0"),
+    "confidence above one": (lambda crf: crf(labels=HARD, confidence=1.5), "confidence.*1.5"),
+    "num_labels zero": (lambda crf: crf(labels=HARD, num_labels=0), "num_labels.*0"),
+    "num_labels fractional": (lambda crf: crf(labels=HARD, num_labels=4.5), "num_labels.*4.5"),
+    "num_labels disagrees": (lambda crf: crf(unary=SCORES, num_labels=7), "num_labels.*7"),
+    "unknown preset": (lambda crf: crf(preset="deeplab-v9"), "preset.*deeplab-v1-largefov.*'deeplab-v9'"),
+    "srgb of another length": (lambda crf: crf(kernels=(Bilateral(srgb=(1, 2)),)), "srgb.*3.*2"),
+    "compat of another length": (lambda crf: crf(kernels=(Gaussian(compat=np.ones(3)),)), "compat.*4.*3"),
+    "features of another size": (lambda crf: crf(kernels=(PairwiseKernel(FEATURES[:, 1:]),)), "features.*60"),
+    "not a kernel": (lambda crf: crf(kernels=(3.0,)), "kernels.*Gaussian"),
+    "unknown normalization": (lambda crf: crf(normalization="mean"), "normalization.*'mean'"),
+    "negative iterations": (lambda crf: crf(iterations=-2), "iterations.*-2"),
+    "damping of one": (lambda crf: crf(damping=1.0), "damping"),
+    "no threads": (lambda crf: crf(threads=0), "threads"),
+    "integer type": (lambda crf: crf(dtype=np.int32), "dtype.*float32.*float64"),
+}

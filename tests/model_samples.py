@@ -1,0 +1,38 @@
+"""Narrow variants for tests: the papers' layers with a few channels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab_crf.models.deeplab import DeepLab
+from deeplab_crf.models.variants import ResNet, Variant, get_variant
+
+CLASSES = 3
+
+
+def narrow(name: str, blocks: tuple[int, int, int, int] = (1, 2, 2, 1), **changes: Any) -> Variant:
+    """The variant ``name`` with 2 (VGG) or 4 (ResNet) channels in its first stage, 5 in its head and in MSc's branches."""
+    variant = get_variant(name)
+    if isinstance(variant.trunk, ResNet):
+        trunk: Any = replace(variant.trunk, channels=4, blocks=blocks)
+    else:
+        trunk = replace(variant.trunk, channels=2)
+    head = replace(variant.head, channels=5) if variant.head.channels else variant.head
+    return replace(variant, trunk=trunk, head=head, msc_channels=5 if variant.msc_channels else 0, **changes)
+
+
+def small_model(name: str = "v2-compact-aspp", classes: int = CLASSES, multi_scale: bool | None = None) -> DeepLab:
+    """A narrow network with weights from a fixed seed, in evaluation mode."""
+    import torch
+
+    torch.manual_seed(0)
+    return DeepLab(narrow(name), classes, multi_scale).eval()
+
+
+def preprocessed(height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
+    """(3, H, W), as if BGR minus the mean, but small."""
+    return np.random.default_rng(seed).normal(size=(3, height, width)).astype(np.float32)

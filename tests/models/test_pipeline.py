@@ -1,0 +1,326 @@
+"""From pictures to labels: what the pipeline accepts, what it gives, and that it trains, compiles and exports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the networks need torch")
+
+from model_samples import CLASSES, small_model  # noqa: E402
+from PIL import Image  # noqa: E402
+from samples import photo  # noqa: E402
+
+from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, training_loss  # noqa: E402
+
+HEIGHT, WIDTH = 40, 52
+MEAN = (104.008, 116.669, 122.675)
+
+
+def pipeline(name: str = "v2-compact-aspp", **options: Any) -> SegmentationPipeline:
+    return SegmentationPipeline(small_model(name), **({"pad_to": 1} | options))
+
+
+def batch(*seeds: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Any:
+    return torch.stack([torch.from_numpy(photo(*size, seed=seed)).permute(2, 0, 1) for seed in seeds])
+
+
+# ---------------------------------------------------------------- what it computes
+
+
+def test_a_prediction_is_network_then_crf() -> None:
+    """Step by step: BGR minus the mean, padding at the bottom and right, scores, upsampling, the CRF on the unpadded image."""
+    model, rgb = small_model(), photo(HEIGHT, WIDTH)
+    (result,) = SegmentationPipeline(model, pad_to=65).predict(rgb)
+    seen = np.zeros((3, 65, 65), np.float32)
+    seen[:, :HEIGHT, :WIDTH] = (rgb[:, :, ::-1].astype(np.float64) - MEAN).transpose(2, 0, 1)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(seen)[None])["out"][..., :HEIGHT, :WIDTH]
+        crf = DenseCRF.from_preset("deeplab-v2-resnet101", CLASSES)
+        refined = crf(logits, torch.from_numpy(rgb).permute(2, 0, 1)[None])
+    torch.testing.assert_close(result.network_logits, logits[0])
+    torch.testing.assert_close(result.logits, refined[0])
+    q = torch.softmax(refined[0], 0)
+    torch.testing.assert_close(result.probabilities, q)
+    torch.testing.assert_close(result.labels, q.argmax(0))
+    torch.testing.assert_close(result.network_labels, logits[0].argmax(0))
+    torch.testing.assert_close(result.entropy, -(q * q.log()).sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("v1-vgg16-largefov", "deeplab-v1-largefov"),
+        ("v1-vgg16-msc", "deeplab-v1-msc"),
+        ("v1-vgg16-msc-largefov", "deeplab-v1-msc-largefov"),
+        ("v2-vgg16-aspp-l", "deeplab-v2-vgg16"),
+        ("v2-resnet101-aspp", "deeplab-v2-resnet101"),
+    ],
+)
+def test_the_crf_is_the_variants(name: str, preset: str) -> None:
+    crf = pipeline(name).crf
+    assert crf is not None
+    assert repr(crf) == repr(DenseCRF.from_preset(preset, CLASSES))
+    assert set(crf.normalizations) == {"after"}
+    assert crf.iterations == 10
+
+
+def test_other_crfs_and_none() -> None:
+    image = photo(HEIGHT, WIDTH)
+    (without,) = pipeline(crf=None).predict(image)
+    torch.testing.assert_close(without.logits, without.network_logits, rtol=0, atol=0)
+    named = pipeline(crf="deeplab-v1-largefov-pydensecrf").crf
+    assert named is not None
+    assert set(named.normalizations) == {"symmetric"}
+    own = DenseCRF(CLASSES, (Gaussian(3, 3),), 2)
+    assert pipeline(crf=own).crf is own
+
+
+def test_the_least_probability_is_that_of_reimplementations() -> None:
+    logits = torch.tensor([50.0, 0.0, -50.0]).reshape(1, 3, 1, 1).expand(1, 3, 8, 8).contiguous()
+    images = batch(0, size=(8, 8))
+    clipped = pipeline(min_probability=1e-5)
+    assert clipped.crf is not None
+    want = clipped.crf(
+        torch.log(torch.tensor([1.0, 1e-5, 1e-5])).reshape(1, 3, 1, 1).expand(1, 3, 8, 8).contiguous(), images
+    )
+    torch.testing.assert_close(clipped.refine(logits, images), want)
+    assert bool((clipped.refine(logits, images) != pipeline().refine(logits, images)).any())
+
+
+def test_images_of_a_list_do_not_see_each_other() -> None:
+    segmenter = pipeline(pad_to=65)
+    images = [photo(40, 52), photo(30, 60, seed=1), photo(70, 90, seed=2), photo(40, 52, seed=3)]
+    together = segmenter.predict(images)
+    assert [tuple(each.labels.shape) for each in together] == [(40, 52), (30, 60), (70, 90), (40, 52)]
+    for image, result in zip(images, together, strict=True):
+        (alone,) = segmenter.predict(image)
+        torch.testing.assert_close(result.logits, alone.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_to_the_released_size() -> None:
+    seen = []
+    segmenter = SegmentationPipeline(small_model(), crf=None)
+    segmenter.network.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
+    segmenter.predict([photo(40, 52), photo(33, 514)])
+    assert seen == [(1, 3, 513, 513), (1, 3, 513, 521)]
+
+
+def test_prediction_leaves_the_mode_as_it_is_and_runs_in_evaluation() -> None:
+    segmenter = pipeline("v1-vgg16-largefov").train()
+    first, second = (segmenter.predict(photo(HEIGHT, WIDTH))[0].logits for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)  # no dropout
+    assert segmenter.training
+    assert segmenter.network.training
+    assert not first.requires_grad
+
+
+# ---------------------------------------------------------------- pictures of every kind
+
+
+RGB = photo(HEIGHT, WIDTH)
+GRAY = RGB[:, :, 0]
+
+
+def as_pil(mode: str) -> Image.Image:
+    return Image.fromarray(RGB).convert(mode)
+
+
+def with_alpha() -> Image.Image:
+    return Image.fromarray(np.dstack([RGB, np.full(RGB.shape[:2], 7, np.uint8)]))
+
+
+SAME_AS_RGB = {
+    "uint8 array": lambda: RGB,
+    "float array": lambda: RGB.astype(np.float64),
+    "uint16 array": lambda: RGB.astype(np.uint16) * 257,
+    "array with alpha": lambda: np.dstack([RGB, GRAY]),
+    "reversed strides": lambda: RGB[:, :, ::-1].copy()[:, :, ::-1],
+    "tensor": lambda: torch.from_numpy(RGB).permute(2, 0, 1),
+    "float tensor": lambda: torch.from_numpy(RGB).permute(2, 0, 1).float(),
+    "uint16 tensor": lambda: torch.from_numpy(RGB.astype(np.uint16) * 257).permute(2, 0, 1),
+    "batch of one": lambda: torch.from_numpy(RGB).permute(2, 0, 1)[None],
+    "PIL": lambda: Image.fromarray(RGB),
+    "PIL with alpha": with_alpha,
+    "list": lambda: [RGB],
+}
+SAME_AS_GRAY = {
+    "array": lambda: GRAY,
+    "L": lambda: Image.fromarray(GRAY),
+    "LA": lambda: Image.merge("LA", [Image.fromarray(GRAY), Image.new("L", (WIDTH, HEIGHT), 3)]),
+    "I;16": lambda: Image.fromarray(GRAY.astype(np.uint16) * 257),
+    "I": lambda: Image.fromarray(GRAY.astype(np.int32) * 257),
+    "palette": lambda: gray_palette(),
+    "three equal": lambda: np.repeat(GRAY[:, :, None], 3, axis=2),
+}
+
+
+def gray_palette() -> Image.Image:
+    picture = Image.fromarray(GRAY).convert("P")
+    picture.putpalette([level for level in range(256) for _ in range(3)])
+    return picture
+
+
+@pytest.mark.parametrize("kind", SAME_AS_RGB)
+def test_colour_pictures(kind: str) -> None:
+    segmenter = pipeline(crf=None)
+    want, (got,) = segmenter.predict(RGB)[0].logits, segmenter.predict(SAME_AS_RGB[kind]())
+    torch.testing.assert_close(got.logits, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SAME_AS_GRAY)
+def test_gray_pictures(kind: str) -> None:
+    segmenter = pipeline(crf=None)
+    want, (got,) = segmenter.predict(np.dstack([GRAY] * 3))[0].logits, segmenter.predict(SAME_AS_GRAY[kind]())
+    torch.testing.assert_close(got.logits, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV", "F"])
+def test_other_modes_are_what_pillow_makes_of_them(mode: str) -> None:
+    segmenter, picture = pipeline(crf=None), as_pil(mode)
+    (got,), (want,) = segmenter.predict(picture), segmenter.predict(np.array(picture.convert("RGB")))
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_on_their_side_are_turned_upright() -> None:
+    picture = Image.fromarray(RGB).rotate(90, expand=True)
+    picture.getexif()[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    segmenter = pipeline(crf=None)
+    (got,), (want,) = segmenter.predict(picture), segmenter.predict(RGB)
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["v1-vgg16-msc", "v2-resnet101-aspp"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1)])
+def test_tiny_images(name: str, size: tuple[int, int]) -> None:
+    (result,) = pipeline(name).predict(photo(*size))
+    assert result.labels.shape == size
+    torch.testing.assert_close(result.probabilities.sum(0), torch.ones(size), rtol=1e-5, atol=1e-5)
+
+
+BAD = {
+    "nothing": ([], ValueError, "images must hold at least one image"),
+    "text": (["cat.jpg"], TypeError, r"images\[0\] must be a PIL image, a NumPy array or a tensor; got str"),
+    "channels first": (np.zeros((3, 9, 9), np.uint8), ValueError, r"must have shape \(H, W\).*np\.moveaxis"),
+    "channels last": (torch.zeros(9, 9, 3), ValueError, r"must have shape \(3, H, W\).*movedim\(-1, 0\)"),
+    "two channels": ([RGB, np.zeros((9, 9, 2), np.uint8)], ValueError, r"images\[1\] must have shape"),
+    "empty": (np.zeros((0, 9, 3), np.uint8), ValueError, "not be empty"),
+    "not a number": (np.full((9, 9, 3), np.nan), ValueError, "must be finite"),
+    "complex": (np.zeros((9, 9, 3), complex), TypeError, "must hold real numbers"),
+    "bool": (torch.zeros(3, 9, 9, dtype=torch.bool), TypeError, "must hold real numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_images_are_named(case: str) -> None:
+    images, kind, message = BAD[case]
+    with pytest.raises(kind, match=message):
+        pipeline(crf=None).predict(images)  # type: ignore[arg-type]
+
+
+def test_a_range_of_0_to_1_is_warned_about() -> None:
+    with pytest.warns(UserWarning, match=r"images\[0\] lies in .*multiply it by 255"):
+        pipeline(crf=None).predict(RGB / 255.0)
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="min_probability must lie in"):
+        pipeline(min_probability=1)
+    with pytest.raises(ValueError, match="preset must be one of"):
+        pipeline(crf="gauss")
+
+
+# ---------------------------------------------------------------- training, compiling, exporting
+
+
+def halves(count: int) -> tuple[Any, Any]:
+    """Images of two flat regions with an oblique edge, and which side each pixel is on."""
+    rows, columns = torch.meshgrid(torch.arange(33), torch.arange(41), indexing="ij")
+    labels = torch.stack([(rows + 2 * columns > 40 + 8 * i).long() for i in range(count)])
+    noise = torch.rand(count, 3, 33, 41, generator=torch.Generator().manual_seed(0)) * 20
+    return labels[:, None] * torch.tensor([120.0, 60.0, -40.0])[:, None, None] + 80 + noise, labels
+
+
+def test_training_through_the_crf_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    images, labels = halves(4)
+    crf = DenseCRF(CLASSES, (Gaussian(3, 1), Bilateral(20, 20, 1)), 3, trainable=("weights", "bandwidths"))
+    segmenter = pipeline(crf=crf).train()
+    optimiser = torch.optim.Adam(segmenter.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = torch.nn.functional.cross_entropy(segmenter(images), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(
+        parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
+        for parameter in segmenter.parameters()
+    )
+    assert bool((crf.weights.grad != 0).all())
+
+
+def test_training_of_the_network_alone_lowers_the_papers_loss() -> None:
+    torch.manual_seed(0)
+    images, labels = halves(4)
+    model = small_model("v2-compact-aspp", multi_scale=True).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    prepared = SegmentationPipeline(model, crf=None).preprocess(images)
+    losses = []
+    for _ in range(10):
+        loss = training_loss(model.scores(prepared), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own, which differ from version to version
+@pytest.mark.parametrize("name", ["v2-compact-aspp", "v1-vgg16-msc-largefov"])
+def test_compiles_whole(name: str) -> None:
+    torch.compiler.reset()
+    segmenter, images = pipeline(name), batch(0, 1)
+    compiled = torch.compile(segmenter, fullgraph=True, backend="aot_eager", dynamic=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), segmenter(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own, which differ from version to version
+@pytest.mark.parametrize("name", ["v2-resnet101-aspp", "v1-vgg16-largefov"])
+def test_exports(name: str) -> None:
+    segmenter, images = pipeline(name).eval(), batch(0, 1)
+    exported = torch.export.export(segmenter, (images,))
+    other = batch(2, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(other), segmenter(other), rtol=1e-4, atol=1e-4)
+    network = torch.export.export(segmenter.network, (segmenter.preprocess(images),)).module()
+    with torch.no_grad():
+        want = segmenter.network(segmenter.preprocess(other))
+        got = network(segmenter.preprocess(other))
+    assert list(got) == list(want)
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_may_be_elsewhere_than_the_crf() -> None:
+    """The CRF's device decides where it runs: tensors come to it and go back."""
+    segmenter = pipeline()
+    segmenter.network.to("meta")
+    assert segmenter.crf is not None
+    segmenter.crf.to("cpu")
+    logits = torch.zeros(1, CLASSES, 8, 8)
+    assert segmenter.refine(logits, batch(0, size=(8, 8))).device.type == "cpu"
+
+
+def test_the_crf_runs_on_the_cpu_where_it_has_no_kernels() -> None:
+    segmenter = pipeline()
+    segmenter.run_on(torch.device("meta"))
+    assert next(segmenter.network.parameters()).device.type == "meta"
+    assert segmenter.crf is not None
+    assert segmenter.crf.weights.device.type == "cpu"
