@@ -33,15 +33,20 @@ _HOMES = {
     "DenseCRFLoss": "deeplab_crf.crf.losses",
     "Diagnosis": "deeplab_crf.crf.diagnosis",
     "ErrorReport": "deeplab_crf.crf.error_report",
+    "aspp_sum": "deeplab_crf.ops.conv",
     "bilateral_filter": "deeplab_crf.crf.filters",
+    "conv_algorithm": "deeplab_crf.ops.conv_algorithms",
     "diagnose": "deeplab_crf.crf.diagnosis",
+    "dilated_conv2d": "deeplab_crf.ops.conv",
     "entropy": "deeplab_crf.crf.diagnosis",
     "error_report": "deeplab_crf.crf.error_report",
+    "get_conv_algorithm": "deeplab_crf.ops.conv_algorithms",
     "load_crfasrnn_state_dict": "deeplab_crf.crf.crfasrnn",
     "map_labels": "deeplab_crf.crf.diagnosis",
     "marginals": "deeplab_crf.crf.diagnosis",
     "permutohedral_filter": "deeplab_crf.crf.filters",
     "plot_convergence": "deeplab_crf.crf.diagnosis",
+    "set_conv_algorithm": "deeplab_crf.ops.conv_algorithms",
 }
 
 if TYPE_CHECKING:
@@ -58,6 +63,8 @@ if TYPE_CHECKING:
     from deeplab_crf.crf.losses import DenseCRFLoss
     from deeplab_crf.inference import dense_crf
     from deeplab_crf.kernels import Bilateral, Gaussian, PairwiseKernel
+    from deeplab_crf.ops.conv import aspp_sum, dilated_conv2d
+    from deeplab_crf.ops.conv_algorithms import conv_algorithm, get_conv_algorithm, set_conv_algorithm
     from deeplab_crf.presets import PRESETS, Preset, get_preset
     from deeplab_crf.pydensecrf import install_as_pydensecrf
 
@@ -77,11 +84,15 @@ __all__ = [
     "PermutohedralLattice",
     "Preset",
     "__version__",
+    "aspp_sum",
     "bilateral_filter",
+    "conv_algorithm",
     "dense_crf",
     "diagnose",
+    "dilated_conv2d",
     "entropy",
     "error_report",
+    "get_conv_algorithm",
     "get_num_threads",
     "get_preset",
     "install_as_pydensecrf",
@@ -91,6 +102,7 @@ __all__ = [
     "native_info",
     "permutohedral_filter",
     "plot_convergence",
+    "set_conv_algorithm",
     "set_num_threads",
 ]
 

@@ -394,3 +394,49 @@ def mean_field_gradient_f64(
     terms: list[tuple[_Lattice, int, int, int, int, int, int, int, int, int]],
     options: _GradientOptions,
 ) -> tuple[list[int], list[float]]: ...
+
+# Convolution, float32 alone. Arrays lie channels-last: x (B, H, W, C), residual and out (B, OH, OW, K), contiguous.
+
+_Axis = tuple[int, int, int, int, int, int]
+"""in, out, kernel, stride, padding, dilation."""
+_ConvShape = tuple[int, int, int, _Axis, _Axis]
+"""B, C, K, rows, columns."""
+_Epilogue = tuple[int, int, bool]
+"""bias (K) or 0, residual or 0, relu."""
+_Branch = tuple[int, tuple[int, ...], _Axis, _Axis]
+"""weight (K, C, kh, kw), its strides in elements, rows, columns."""
+
+def winograd_weights_size(shape: _ConvShape) -> int:
+    """Floats of the transformed weights of a 3 x 3 convolution of stride 1."""
+
+def winograd_workspace_size(shape: _ConvShape) -> int: ...
+def winograd_products(shape: _ConvShape) -> int:
+    """Multiplications an input channel and filter."""
+
+def winograd_transform(shape: _ConvShape, weight: int, strides: tuple[int, ...], out: int, threads: int) -> None: ...
+def winograd(
+    shape: _ConvShape, x: int, transformed: int, epilogue: _Epilogue, out: int, workspace: int, threads: int
+) -> bool:
+    """False if a sum was not finite; the result is then not to be used."""
+
+def direct_weights_size(shape: _ConvShape) -> int: ...
+def direct_products(shape: _ConvShape) -> int:
+    """Multiplications an input channel and filter, of taps inside the map."""
+
+def direct_pack(shape: _ConvShape, weight: int, strides: tuple[int, ...], out: int, threads: int) -> None: ...
+def direct(shape: _ConvShape, x: int, packed: int, epilogue: _Epilogue, out: int, threads: int) -> None: ...
+def shifted_weights_size(shape: _ConvShape, branches: list[_Branch]) -> int:
+    """Of the sum of convolutions of stride 1; of `shape`, what the branches share is read."""
+
+def shifted_products(shape: _ConvShape, branches: list[_Branch]) -> int:
+    """Multiplications an input channel, unused lanes counted."""
+
+def shifted_pack(shape: _ConvShape, branches: list[_Branch], out: int, threads: int) -> None: ...
+def shifted_sum(
+    shape: _ConvShape, branches: list[_Branch], x: int, packed: int, epilogue: _Epilogue, out: int, threads: int
+) -> None: ...
+def transpose_planes(values: int, shape: tuple[int, int, int], out: int, threads: int) -> None:
+    """out (planes, columns, rows) of values (planes, rows, columns)."""
+
+def fingerprint(values: int, count: int, threads: int) -> int:
+    """64 bits that change when any bit of the values does."""

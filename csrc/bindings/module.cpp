@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, module, pybind11::mod_gil_not_used()) {
   deeplab_crf::bindings::register_lattice_batch(module);
   deeplab_crf::bindings::register_mean_field(module);
   deeplab_crf::bindings::register_mean_field_batch(module);
+  deeplab_crf::bindings::register_conv(module);
 }

@@ -10,5 +10,6 @@ void register_lattice(pybind11::module_& module);
 void register_lattice_batch(pybind11::module_& module);
 void register_mean_field(pybind11::module_& module);
 void register_mean_field_batch(pybind11::module_& module);
+void register_conv(pybind11::module_& module);
 
 }  // namespace deeplab_crf::bindings

@@ -93,6 +93,9 @@ struct Pack {
 
   // The first `count` lanes (0 < count <= W); the others are zero when loading and left alone when storing.
   static DEEPLAB_CRF_INLINE Pack load_partial(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+    if constexpr (W == 16) return {Vector(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p))};
+#endif
 #if defined(__AVX2__)
     if constexpr (W * sizeof(T) == 32) {
       const __m256i mask = lane_mask<T>(count);
@@ -110,6 +113,9 @@ struct Pack {
     return load(lanes);
   }
   DEEPLAB_CRF_INLINE void store_partial(T* p, int64_t count) const {
+#if defined(__AVX512F__)
+    if constexpr (W == 16) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), __m512(v));
+#endif
 #if defined(__AVX2__)
     if constexpr (W * sizeof(T) == 32) {
       const __m256i mask = lane_mask<T>(count);

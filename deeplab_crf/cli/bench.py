@@ -10,6 +10,7 @@ import click
 
 import deeplab_crf
 from deeplab_crf.benchmark import Case, Report, find_peer, run_case
+from deeplab_crf.cli.bench_conv import conv
 
 
 def _parse_size(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -31,7 +32,7 @@ def _parse_threads(_context: click.Context, _option: click.Parameter, value: str
     return sorted(set(counts))
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--size", "sizes", multiple=True, default=["500x375"], show_default=True, callback=_parse_size,
               metavar="WxH", help="Picture size in pixels; may be repeated.")  # fmt: skip
 @click.option("--classes", multiple=True, default=[21], show_default=True, type=click.IntRange(2),
@@ -43,7 +44,9 @@ def _parse_threads(_context: click.Context, _option: click.Parameter, value: str
     "--repeats", default=5, show_default=True, type=click.IntRange(1), help="Runs of each; medians are shown."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.pass_context
 def bench(
+    context: click.Context,
     sizes: list[tuple[int, int]],
     classes: tuple[int, ...],
     iterations: tuple[int, ...],
@@ -54,8 +57,10 @@ def bench(
     """Time the CRF on the bundled photograph, lattice build and inference apart.
 
     Where pydensecrf or pydensecrf2 is installed, it runs the same input in turn, after its result was compared with
-    ours.
+    ours. `deeplab-crf bench conv` times the convolutions.
     """
+    if context.invoked_subcommand is not None:
+        return
     peer = find_peer()
     reports = []
     if not as_json:
@@ -67,6 +72,9 @@ def bench(
             click.echo(_as_text(report))
     if as_json:
         click.echo(json.dumps({"native": deeplab_crf.native_info(), "repeats": repeats, "cases": reports}, indent=2))
+
+
+bench.add_command(conv)
 
 
 def _as_dict(report: Report) -> dict[str, Any]:

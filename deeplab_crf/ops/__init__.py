@@ -3,6 +3,6 @@
 Importing this package registers the operators. Needs torch 2.4 or newer.
 """
 
-from deeplab_crf.ops import features, lattice, layout, mean_field
+from deeplab_crf.ops import conv, features, lattice, layout, mean_field
 
-__all__ = ["features", "lattice", "layout", "mean_field"]
+__all__ = ["conv", "features", "lattice", "layout", "mean_field"]

@@ -42,6 +42,11 @@ SCHEMAS = {
         "bool from_start, bool fixed_point, bool[] needed) -> (Tensor grad_unary, Tensor grad_start, Tensor[] grad_weights, "
         "Tensor[] grad_norms_in, Tensor[] grad_norms_out, Tensor[] grad_compatibilities)"
     ),
+    "dilated_conv2d": (
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, bool relu, "
+        "str policy) -> Tensor"
+    ),
+    "aspp_sum": "(Tensor x, Tensor[] weights, Tensor[] biases, int[] rates, str policy) -> Tensor",
 }
 
 for _name, _schema in SCHEMAS.items():
@@ -62,11 +67,13 @@ def register_operator(
     setup_context: Callable[..., None] | None = None,
     cuda: Callable[..., Any] | None = None,
     elsewhere: Callable[..., Any] | None = None,
+    autocast: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Gives operator ``name`` its kernels, the shapes of its results, its derivative and its behaviour under autocast.
 
     cuda: its kernel on CUDA; None: what runs elsewhere. elsewhere: what runs on devices that have no kernel; None: an error that
-    says so."""
+    says so. autocast: what becomes of a tensor under autocast on a device type; None: half precision becomes float32, since 11
+    bits cannot keep to the precision that results are promised in."""
     qualified = f"deeplab_crf::{name}"
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     LIBRARY.impl(name, cpu, "CPU")
@@ -77,7 +84,7 @@ def register_operator(
     LIBRARY.impl(name, elsewhere or _no_backend(name), "CompositeExplicitAutograd")
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        LIBRARY.impl(name, _autocast_kernel(name, device_type), key)
+        LIBRARY.impl(name, _autocast_kernel(name, device_type, autocast or _full_precision), key)
 
 
 def no_second_derivative(name: str) -> Callable[..., Any]:
@@ -92,21 +99,22 @@ def no_second_derivative(name: str) -> Callable[..., Any]:
     return backward
 
 
-def _autocast_kernel(name: str, device_type: str) -> Callable[..., Any]:
-    """Half-precision tensors as float32: 11 bits cannot keep to the precision that results are promised in."""
-
+def _autocast_kernel(name: str, device_type: str, cast: Callable[[str, Tensor], Tensor]) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
         with torch.autocast(device_type, enabled=False):
-            return getattr(torch.ops.deeplab_crf, name)(*[_full_precision(argument) for argument in arguments])
+            return getattr(torch.ops.deeplab_crf, name)(*[_cast(argument, device_type, cast) for argument in arguments])
 
     return kernel
 
 
-def _full_precision(argument: Any) -> Any:
+def _cast(argument: Any, device_type: str, cast: Callable[[str, Tensor], Tensor]) -> Any:
     if isinstance(argument, list | tuple):
-        return [_full_precision(item) for item in argument]
-    half = isinstance(argument, Tensor) and argument.dtype in (torch.float16, torch.bfloat16)
-    return argument.float() if half else argument
+        return [_cast(item, device_type, cast) for item in argument]
+    return cast(device_type, argument) if isinstance(argument, Tensor) else argument
+
+
+def _full_precision(_device_type: str, tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _no_backend(name: str) -> Callable[..., Any]:

@@ -1,0 +1,313 @@
+"""The patterns of `fuse` on one traced graph: convolution, BatchNorm, sum, ReLU."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from deeplab_crf.nn.fusion_report import FusionReport
+from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_ADDING_METHODS = ("add", "add_")
+_RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
+_RELU_METHODS = ("relu", "relu_")
+# With less, the registers of our kernels stay empty.
+_FEWEST_CHANNELS = 16
+# Filters up to which branches over one input are summed in one pass.
+_SUM_FILTERS = 64
+
+
+class _Merged(DilatedConv2d):
+    """With a residual that may have to be broadcast, as the addition it comes from allows."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is None or self._fits(x, residual):
+            return super().forward(x, residual)
+        y = self._convolve(x, None, None) + residual
+        return y.relu() if self.activation == "relu" else y
+
+    def _fits(self, x: Tensor, residual: Tensor) -> bool:
+        filters, _, *kernel = self.weight.shape
+        size = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(x.shape[-2:], self.padding, self.dilation, kernel, self.stride, strict=True)
+        ]
+        return residual.dtype == x.dtype and tuple(residual.shape) == (*x.shape[:-3], filters, *size)
+
+
+def fuse_graph(traced: fx.GraphModule, prefix: str, report: FusionReport) -> None:
+    """Rewrites the graph and recompiles it. prefix: of the names in the report."""
+    fusion = _Fusion(traced, prefix, report)
+    fusion.sum_branches()
+    fusion.merge_convolutions()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+
+
+class _Fusion:
+    def __init__(self, traced: fx.GraphModule, prefix: str, report: FusionReport) -> None:
+        self.traced, self.prefix, self.report = traced, prefix, report
+        self.modules = dict(traced.named_modules(remove_duplicate=False))
+        # Modules that are called twice become one module again.
+        self.folded: dict[tuple[str, str | None], tuple[nn.Parameter, nn.Parameter | None]] = {}
+        self.made: dict[tuple[Any, ...], str] = {}
+
+    def module(self, node: Any, kind: type | tuple[type, ...]) -> Any:
+        """The module that the node calls, if it is of that kind."""
+        if not isinstance(node, fx.Node) or node.op != "call_module":
+            return None
+        found = self.modules.get(str(node.target))
+        return found if isinstance(found, kind) else None
+
+    def plain_module(self, node: Any, *types: type) -> Any:
+        """The same for these very types, without hooks: subclasses and parametrizations may compute something else."""
+        found = self.module(node, nn.Module)
+        hooked = found is not None and (found._forward_hooks or found._forward_pre_hooks)
+        return found if type(found) in types and not hooked and len(node.args) == 1 and not node.kwargs else None
+
+    # Sums of branches.
+
+    def sum_branches(self) -> None:
+        for node in list(self.traced.graph.nodes):
+            if _is_addition(node) and not any(_is_addition(user) for user in node.users):
+                leaves = _summands(node)
+                if len(leaves) > 1 and self._are_branches(leaves):
+                    self._replace_sum(node, leaves)
+
+    def _are_branches(self, leaves: list[Any]) -> bool:
+        convolutions = [self.plain_module(leaf, nn.Conv2d) for leaf in leaves]
+        if any(conv is None for conv in convolutions):
+            return False
+        first = convolutions[0]
+        inputs = {leaf.args[0] for leaf in leaves}
+        return len(inputs) == 1 and all(
+            _is_branch(conv)
+            and conv.out_channels == first.out_channels <= _SUM_FILTERS
+            and (conv.bias is None) == (first.bias is None)
+            for conv in convolutions
+        )
+
+    def _replace_sum(self, node: fx.Node, leaves: list[fx.Node]) -> None:
+        names = [str(leaf.target) for leaf in leaves]
+        convolutions = [self.modules[name] for name in names]
+        first = convolutions[0]
+        summed = ASPPSum(1, 1, [conv.dilation[0] for conv in convolutions], bias=False)
+        summed.weights = nn.ParameterList([conv.weight for conv in convolutions])
+        summed.biases = nn.ParameterList([conv.bias for conv in convolutions if conv.bias is not None])
+        name = self._add_module("_".join(names), summed.train(first.training))
+        self._replace([*leaves, *_additions(node)], name, (leaves[0].args[0],))
+        self.report.sums.append([self.prefix + name for name in names])
+
+    # One convolution and what follows it.
+
+    def merge_convolutions(self) -> None:
+        for node in list(self.traced.graph.nodes):
+            conv = self.plain_module(node, nn.Conv2d, DilatedConv2d)
+            if conv is not None and getattr(conv, "activation", None) is None:
+                self._merge(node, conv)
+
+    def _merge(self, node: fx.Node, conv: Any) -> None:
+        name = self.prefix + str(node.target)
+        chain = [node]
+        norm = self._following_norm(node)
+        if norm is not None:
+            chain.append(norm)
+            self.report.folded[name] = self.prefix + str(norm.target)
+        reason = _why_left(conv)
+        if reason is not None:
+            self.report.left[name] = reason
+            if norm is not None:
+                self._replace(chain, self._folded_convolution(node, norm), node.args)
+            return
+        residual = self._following_sum(chain)
+        relu = self._following_relu(chain)
+        module = self._made_module(node, norm, "relu" if relu else None)
+        self._replace(chain, module, (node.args[0], residual) if residual is not None else (node.args[0],))
+        parts = {"bias": self.modules[module].bias is not None, "residual": residual is not None, "relu": relu}
+        self.report.replaced[name] = [part for part, merged in parts.items() if merged]
+
+    def _following_norm(self, node: fx.Node) -> fx.Node | None:
+        user = _only_user(node)
+        norm = self.plain_module(user, nn.BatchNorm2d)
+        constant = norm is not None and not norm.training and norm.running_mean is not None
+        return user if user is not None and constant and self._can_move(node, user) else None
+
+    def _following_sum(self, chain: list[fx.Node]) -> fx.Node | None:
+        """Adds the addition that follows to the chain, if it is one of two tensors, and returns the other one."""
+        user = _only_user(chain[-1])
+        if user is None or not _is_addition(user) or not self._can_move(chain[0], user):
+            return None
+        others = [argument for argument in user.args if argument is not chain[-1]]
+        if self._writes(user) and user.args[0] is not chain[-1]:
+            return None  # it changes the other tensor, which may be used again
+        if len(others) != 1 or not isinstance(others[0], fx.Node) or not _is_tensor(others[0], self):
+            return None
+        chain.append(user)
+        return others[0]
+
+    def _following_relu(self, chain: list[fx.Node]) -> bool:
+        user = _only_user(chain[-1])
+        if user is None or not self._is_relu(user) or not self._can_move(chain[0], user):
+            return False
+        chain.append(user)
+        return True
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        return (
+            self.module(node, nn.ReLU) is not None
+            or (node.op == "call_function" and node.target in _RELUS)
+            or (node.op == "call_method" and node.target in _RELU_METHODS)
+        )
+
+    def _can_move(self, node: fx.Node, to: fx.Node) -> bool:
+        """Whether nothing between the two writes to the input of the first."""
+        between = node.next
+        while between is not to:
+            if self._writes(between) and between.args and between.args[0] is node.args[0]:
+                return False
+            between = between.next
+        return True
+
+    def _writes(self, node: fx.Node) -> bool:
+        module = self.module(node, nn.Module)
+        if module is not None:
+            return bool(getattr(module, "inplace", False))
+        named = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        in_place = node.target is operator.iadd or (named.endswith("_") and not named.endswith("__"))
+        return in_place or bool(node.kwargs.get("inplace"))
+
+    # Modules.
+
+    def _parameters(self, node: fx.Node, norm: fx.Node | None) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """Weight and bias with the BatchNorm folded in; the same objects for the same modules."""
+        key = (str(node.target), None if norm is None else str(norm.target))
+        if key not in self.folded:
+            conv: Any = self.modules[key[0]]
+            folded = (conv.weight, conv.bias) if key[1] is None else _fold(conv, self.modules[key[1]])
+            self.folded[key] = folded
+        return self.folded[key]
+
+    def _made_module(self, node: fx.Node, norm: fx.Node | None, activation: str | None) -> str:
+        key = (str(node.target), None if norm is None else str(norm.target), activation)
+        if key not in self.made:
+            conv: Any = self.modules[str(node.target)]
+            module = _Merged(
+                1, 1, 1, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, activation=activation
+            )
+            module.weight, module.bias = self._parameters(node, norm)
+            self.made[key] = self._add_module(str(node.target), module.train(conv.training))
+        return self.made[key]
+
+    def _folded_convolution(self, node: fx.Node, norm: fx.Node) -> str:
+        key = (str(node.target), str(norm.target))
+        if key not in self.made:
+            # The same module with other parameters: any groups and padding, and subclasses, stay what they are.
+            conv: Any = self.modules[key[0]]
+            module = conv.__class__.__new__(conv.__class__)
+            module.__dict__ = {**conv.__dict__, "_parameters": dict(conv._parameters)}
+            module.weight, module.bias = self._parameters(node, norm)
+            self.made[key] = self._add_module(key[0], module)
+        return self.made[key]
+
+    def _add_module(self, name: str, module: nn.Module) -> str:
+        # Beside the other modules of the network, so that the old one stays for other callers.
+        flat = f"fused_{name.replace('.', '_')}"
+        count = 0
+        while (unique := f"{flat}_{count}" if count else flat) in self.modules:
+            count += 1
+        self.traced.add_module(unique, module)
+        self.modules[unique] = module
+        return unique
+
+    def _replace(self, chain: list[fx.Node], module: str, arguments: tuple[Any, ...]) -> None:
+        """A call of the module in place of the last node of the chain."""
+        last = chain[-1]
+        with self.traced.graph.inserting_before(last):
+            call = self.traced.graph.call_module(module, arguments)
+        last.replace_all_uses_with(call)
+        for node in reversed(chain):
+            self.traced.graph.erase_node(node)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_addition(node: fx.Node) -> bool:
+    adds = (node.op == "call_function" and node.target in _ADDITIONS) or (
+        node.op == "call_method" and node.target in _ADDING_METHODS
+    )
+    return adds and len(node.args) == 2 and not node.kwargs  # alpha and out are other things
+
+
+def _is_tensor(node: fx.Node, fusion: _Fusion) -> bool:
+    """Whether the node's value is surely a tensor of the activations' kind: what a module or placeholder gives, or an addition or
+    a ReLU. A size, or an attribute, is not."""
+    return node.op in ("call_module", "placeholder") or _is_addition(node) or fusion._is_relu(node)
+
+
+def _summands(node: Any) -> list[Any]:
+    """The leaves of a tree of additions in their order. Zeros, which Python's sum starts with, are left out."""
+    if isinstance(node, fx.Node) and _is_addition(node):
+        leaves: list[Any] = []
+        for argument in node.args:
+            inner = isinstance(argument, fx.Node) and len(argument.users) == 1
+            leaves += _summands(argument) if inner else [] if _is_zero(argument) else [argument]
+        return leaves
+    return [node] if isinstance(node, fx.Node) and len(node.users) == 1 else [None]
+
+
+def _additions(node: fx.Node) -> list[fx.Node]:
+    """The additions of the same tree, the root last."""
+    inner = [argument for argument in node.args if isinstance(argument, fx.Node) and _is_addition(argument)]
+    return [*[addition for argument in inner for addition in _additions(argument)], node]
+
+
+def _is_zero(argument: Any) -> bool:
+    return isinstance(argument, int | float) and argument == 0
+
+
+def _is_branch(conv: Any) -> bool:
+    padding = tuple(rate * (size - 1) // 2 for rate, size in zip(conv.dilation, conv.kernel_size, strict=True))
+    return bool(
+        conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and tuple(conv.stride) == (1, 1)
+        and all(size % 2 == 1 for size in conv.kernel_size)
+        and conv.dilation[0] == conv.dilation[1]
+        and conv.padding == padding
+    )
+
+
+def _why_left(conv: Any) -> str | None:
+    """Why a convolution stays torch's, or None."""
+    filters, channels, *kernel = conv.weight.shape
+    if getattr(conv, "groups", 1) != 1:
+        return f"groups={conv.groups}"
+    if getattr(conv, "padding_mode", "zeros") != "zeros" or isinstance(conv.padding, str):
+        return f"padding {conv.padding!r}, {getattr(conv, 'padding_mode', 'zeros')}"
+    if conv.weight.dtype != torch.float32:
+        return f"{conv.weight.dtype}"
+    if min(filters, channels) < _FEWEST_CHANNELS:
+        return f"{channels} -> {filters} channels"
+    if kernel != [1, 1] and (kernel != [3, 3] or tuple(conv.stride) != (1, 1)):
+        return f"kernel {kernel[0]}x{kernel[1]}, stride {conv.stride[0]}"
+    return None
+
+
+def _fold(conv: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """weight' = weight gamma / sqrt(var + eps), bias' = (bias - mean) gamma / sqrt(var + eps) + beta, in float64."""
+    with torch.no_grad():
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        bias = (0 if conv.bias is None else conv.bias.double()) - norm.running_mean.double()
+        bias = bias * scale + (0 if norm.bias is None else norm.bias.double())
+        weight = conv.weight.double() * scale[:, None, None, None]
+        kind = conv.weight.dtype
+        grad = conv.weight.requires_grad
+        return nn.Parameter(weight.to(kind), requires_grad=grad), nn.Parameter(bias.to(kind), requires_grad=grad)

@@ -1,0 +1,385 @@
+"""Dilated convolution with its epilogue, and the sum of dilated convolutions, as operators.
+
+Inputs, (B, C, H, W), may have any strides; the kernels work on channels_last, and what is laid out otherwise is copied first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeplab_crf import _native
+from deeplab_crf.ops import conv_algorithms
+from deeplab_crf.ops.conv_algorithms import choose_algorithm, choose_sum
+from deeplab_crf.ops.conv_shapes import (
+    Geometry,
+    Shape,
+    check_convolution,
+    check_residual,
+    is_channels_last,
+    kernel_shape,
+    output_size,
+    pair,
+    result_format,
+)
+from deeplab_crf.ops.conv_weights import packed_weights
+from deeplab_crf.ops.library import register_operator
+from deeplab_crf.ops.tensors import address, empty_rows
+from deeplab_crf.workspace import borrowed_parts
+
+ACTIVATIONS = (None, "relu")
+
+
+def dilated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``activation(conv2d(x, weight, bias) + residual)`` in one go.
+
+    x: (B, C, H, W) or (C, H, W), contiguous or channels_last; weight: (K, C, kh, kw); bias: (K,); residual: of the result's shape;
+    all of one dtype. stride, padding, dilation: one number or (rows, columns). activation: None or "relu". Returns (B, K, OH, OW)
+    or (K, OH, OW), channels_last if the input or the weight is. Differentiable, any number of times, in all tensors.
+
+    float32 on the CPU is computed by what is fastest (`set_conv_algorithm`; exact to 1e-5 of the largest value with "torch" and
+    "direct", to 1e-4 with "winograd"); everything else by torch. Transformed weights are kept (docs/convolution.md). Raises
+    RuntimeError where torch.nn.functional.conv2d does, and for a residual of another shape; ValueError for another activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'activation must be None or "relu"; got {activation!r}')
+    geometry = Geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    single = x.ndim == 3
+    if single:
+        x = x.unsqueeze(0)
+        residual = None if residual is None else residual.unsqueeze(0)
+    result: Tensor = torch.ops.deeplab_crf.dilated_conv2d(
+        x, weight, bias, residual, *geometry, activation == "relu", conv_algorithms.get_conv_algorithm()
+    )
+    return result.squeeze(0) if single else result
+
+
+def aspp_sum(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, rates: Sequence[int]) -> Tensor:
+    """``sum over i of conv2d(x, weights[i], biases[i], padding=p_i, dilation=rates[i])`` with the padding ``p_i = rates[i] (k - 1)
+    / 2`` that keeps the size: DeepLabV2's head, in one pass over the input.
+
+    x: (B, C, H, W) or (C, H, W); weights: (K, C, k, k) each, k odd; biases: (K,) each, or None. Returns (B, K, H, W) or (K, H, W).
+    Algorithms, layouts, derivatives and errors are those of `dilated_conv2d`.
+    """
+    biases = [] if biases is None else list(biases)
+    if not len(weights) == len(rates) or len(biases) not in (0, len(weights)) or not weights:
+        raise RuntimeError(
+            "expected as many weights as rates, at least one, and as many biases or None, but got "
+            f"{len(weights)} weights, {len(rates)} rates and {len(biases)} biases"
+        )
+    single = x.ndim == 3
+    result: Tensor = torch.ops.deeplab_crf.aspp_sum(
+        x.unsqueeze(0) if single else x, list(weights), biases, list(rates), conv_algorithms.get_conv_algorithm()
+    )
+    return result.squeeze(0) if single else result
+
+
+def chosen_algorithm(
+    x: Tensor, weight: Tensor, *, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> str:  # fmt: skip
+    """What `dilated_conv2d` would take for these: "torch", "direct" or "winograd"."""
+    geometry = Geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    shape = kernel_shape(x, weight, output_size(x, weight.shape[2:], geometry), geometry)
+    native = x.dtype == torch.float32 and x.device.type == "cpu"
+    return choose_algorithm(shape, conv_algorithms.get_conv_algorithm(), is_channels_last(x)) if native else "torch"
+
+
+def _by_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Geometry, relu: bool
+) -> Tensor:
+    out = torch.conv2d(x, weight, bias, *geometry)
+    if residual is not None:
+        out += residual
+    if relu:
+        out.relu_()
+    return out.contiguous(memory_format=result_format(x, weight))
+
+
+# Bytes from which glibc asks the system anew for each result, and pages are worth being huge.
+_LARGE = 32 * 2**20
+
+
+def _empty_result(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
+    if 4 * math.prod(shape) < _LARGE:
+        return torch.empty(tuple(shape), memory_format=layout)
+    if layout == torch.contiguous_format:
+        return empty_rows(shape, torch.float32)
+    batch, filters, height, width = shape
+    return empty_rows((batch, height, width, filters), torch.float32).permute(0, 3, 1, 2)
+
+
+class _Native:
+    """One convolution by a kernel: arguments that stay alive, and the result on its way back to the layout of the input."""
+
+    def __init__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, size: Sequence[int]
+    ) -> None:
+        self.format = result_format(x, weight)
+        self.threads = torch.get_num_threads()
+        self.x = _channels_last(x, self.threads)
+        self.bias = None if bias is None else bias.contiguous()
+        self.residual = None if residual is None else _channels_last(residual, self.threads)
+        self.out = _empty_result((x.shape[0], weight.shape[0], *size), torch.channels_last)
+
+    def epilogue(self, relu: bool) -> tuple[int, int, bool]:
+        return (address(self.bias), address(self.residual), relu)
+
+    def result(self) -> Tensor:
+        if self.format == torch.channels_last:
+            return self.out
+        batch, filters, height, width = self.out.shape
+        out = _empty_result(self.out.shape, torch.contiguous_format)
+        _native.transpose_planes(address(self.out), (batch, height * width, filters), address(out), self.threads)
+        return out
+
+
+def _channels_last(values: Tensor, threads: int) -> Tensor:
+    if not values.is_contiguous() or values.is_contiguous(memory_format=torch.channels_last):
+        return values.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = values.shape
+    out = _empty_result(values.shape, torch.channels_last)
+    _native.transpose_planes(address(values), (batch, channels, height * width), address(out), threads)
+    return out
+
+
+def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool) -> bool:
+    transformed = packed_weights(
+        [weight],
+        "winograd",
+        _native.winograd_weights_size(shape),
+        lambda out: _native.winograd_transform(shape, address(weight), weight.stride(), address(out), call.threads),
+    )
+    # Not from torch: what its allocator gives back to the system and takes again costs more to clear than to use.
+    with borrowed_parts([4 * _native.winograd_workspace_size(shape)]) as (workspace,):
+        return _native.winograd(
+            shape,
+            address(call.x),
+            address(transformed),
+            call.epilogue(relu),
+            address(call.out),
+            workspace,
+            call.threads,
+        )
+
+
+def _direct(weight: Tensor, call: _Native, shape: Shape, relu: bool) -> None:
+    packed = packed_weights(
+        [weight],
+        "direct",
+        _native.direct_weights_size(shape),
+        lambda out: _native.direct_pack(shape, address(weight), weight.stride(), address(out), call.threads),
+    )
+    _native.direct(shape, address(call.x), address(packed), call.epilogue(relu), address(call.out), call.threads)
+
+
+def _conv_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+    policy: str,
+) -> Tensor:
+    geometry = Geometry(stride, padding, dilation)
+    size = _check(x, weight, bias, residual, geometry)
+    if x.dtype == torch.float32:
+        shape = kernel_shape(x, weight, size, geometry)
+        algorithm = choose_algorithm(shape, policy, is_channels_last(x))
+        if algorithm == "direct":
+            call = _Native(x, weight, bias, residual, size)
+            _direct(weight, call, shape, relu)
+            return call.result()
+        if algorithm == "winograd":
+            call = _Native(x, weight, bias, residual, size)
+            if _winograd(x, weight, call, shape, relu):
+                return call.result()
+            # Not all finite: one infinite or NaN input spoils the whole tile. Torch says what is and what is not.
+    return _by_torch(x, weight, bias, residual, geometry, relu)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Geometry) -> list[int]:
+    check_convolution(x, weight, bias, geometry)
+    size = output_size(x, weight.shape[2:], geometry)
+    check_residual(x, residual, (x.shape[0], weight.shape[0], *size))
+    return size
+
+
+def _conv_elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *arguments: Any) -> Tensor:
+    geometry = Geometry(*arguments[:3])
+    _check(x, weight, bias, residual, geometry)
+    return _by_torch(x, weight, bias, residual, geometry, arguments[3])
+
+
+def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *arguments: Any) -> Tensor:
+    size = _check(x, weight, bias, residual, Geometry(*arguments[:3]))
+    return torch.empty(
+        (x.shape[0], weight.shape[0], *size), dtype=x.dtype, device=x.device, memory_format=result_format(x, weight)
+    )
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, residual, stride, padding, dilation, relu, _ = inputs
+    ctx.save_for_backward(x, weight, output if relu else None)
+    ctx.geometry = Geometry(stride, padding, dilation)
+    ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
+
+
+def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, weight, output = ctx.saved_tensors
+    if output is not None:
+        grad = grad * (output > 0)
+    needed = ctx.needs_input_grad
+    gradients = _convolution_gradients(
+        grad, x, weight, ctx.geometry, (needed[0], needed[1], ctx.has_bias and needed[2])
+    )
+    return (*gradients, grad if ctx.has_residual and needed[3] else None, *[None] * 5)
+
+
+def _convolution_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if not any(needed):
+        return None, None, None
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], *geometry, False, [0, 0], 1, list(needed)
+    )
+    return gradients
+
+
+def _geometries(weights: Sequence[Tensor], rates: Sequence[int]) -> list[Geometry]:
+    geometries = []
+    for weight, rate in zip(weights, rates, strict=True):
+        if weight.ndim != 4 or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+            raise RuntimeError(
+                f"expected 4D weights with an odd kernel size, but got weight of size: {list(weight.shape)}"
+            )
+        padding = [rate * (size - 1) // 2 for size in weight.shape[2:]]
+        geometries.append(Geometry([1, 1], padding, [rate, rate]))
+    return geometries
+
+
+def _check_sum(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int]) -> list[Geometry]:
+    geometries = _geometries(weights, rates)
+    for i, (weight, geometry) in enumerate(zip(weights, geometries, strict=True)):
+        check_convolution(x, weight, biases[i] if biases else None, geometry)
+        if weight.shape[0] != weights[0].shape[0]:
+            raise RuntimeError(
+                f"expected all weights to have {weights[0].shape[0]} filters, but got weight of size {list(weight.shape)}"
+            )
+        output_size(x, weight.shape[2:], geometry)
+    return geometries
+
+
+def _sum_cpu(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
+) -> Tensor:
+    geometries = _check_sum(x, weights, biases, rates)
+    size = x.shape[2:]
+    shapes = [
+        kernel_shape(x, *pair, geometry)
+        for pair, geometry in zip([(w, size) for w in weights], geometries, strict=True)
+    ]
+    if x.dtype == torch.float32 and x.numel() > 0:
+        branches = [
+            (address(weight), weight.stride(), *shape[3:]) for weight, shape in zip(weights, shapes, strict=True)
+        ]
+        inside = sum(map(_native.direct_products, shapes))
+        if choose_sum(shapes[0], inside, _native.shifted_products(shapes[0], branches), policy) == "shifted":
+            return _shifted(x, weights, biases, rates, (shapes[0], branches))
+    return _branch_by_branch(x, weights, biases, geometries, policy)
+
+
+def _shifted(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    rates: Sequence[int],
+    problem: tuple[Shape, list[Any]],
+) -> Tensor:
+    bias = torch.stack(list(biases)).sum(dim=0) if biases else None
+    call = _Native(x, weights[0], bias, None, x.shape[2:])
+    packed = packed_weights(
+        weights,
+        ("shifted", *rates, *map(id, weights[1:])),
+        _native.shifted_weights_size(*problem),
+        lambda out: _native.shifted_pack(*problem, address(out), call.threads),
+    )
+    _native.shifted_sum(
+        *problem, address(call.x), address(packed), call.epilogue(False), address(call.out), call.threads
+    )
+    return call.result()
+
+
+def _branch_by_branch(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], geometries: Sequence[Geometry], policy: str
+) -> Tensor:
+    total: Tensor | None = None
+    for i, (weight, geometry) in enumerate(zip(weights, geometries, strict=True)):
+        bias = biases[i] if biases else None
+        total = torch.ops.deeplab_crf.dilated_conv2d(x, weight, bias, total, *geometry, False, policy)
+    assert total is not None
+    return total.contiguous(memory_format=result_format(x, weights[0]))
+
+
+def _sum_elsewhere(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
+) -> Tensor:
+    return _branch_by_branch(x, weights, biases, _check_sum(x, weights, biases, rates), policy)
+
+
+def _sum_fake(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
+) -> Tensor:
+    _check_sum(x, weights, biases, rates)
+    shape = (x.shape[0], weights[0].shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=result_format(x, weights[0]))
+
+
+def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, biases, rates, _ = inputs
+    ctx.save_for_backward(x, *weights)
+    ctx.rates, ctx.num_biases = rates, len(biases)
+    ctx.biases_need = any(bias.requires_grad for bias in biases)
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, *weights = ctx.saved_tensors
+    need_x, need_weights = ctx.needs_input_grad[0], any(weight.requires_grad for weight in weights)
+    grad_x: Tensor | None = None
+    grad_weights: list[Tensor | None] = []
+    for weight, geometry in zip(weights, _geometries(weights, ctx.rates), strict=True):
+        part, grad_weight, _ = _convolution_gradients(grad, x, weight, geometry, (need_x, need_weights, False))
+        grad_weights.append(grad_weight)
+        if part is not None:
+            grad_x = part if grad_x is None else grad_x + part
+    grad_bias = grad.sum(dim=(0, 2, 3)) if ctx.biases_need else None
+    return grad_x, grad_weights, [grad_bias] * ctx.num_biases, None, None
+
+
+def _lower_precision(device_type: str, tensor: Tensor) -> Tensor:
+    """Under autocast, what torch does with convolutions."""
+    return tensor.to(torch.get_autocast_dtype(device_type)) if tensor.is_floating_point() else tensor
+
+
+register_operator(
+    "dilated_conv2d", _conv_cpu, _conv_fake, _conv_backward, _conv_setup, _conv_elsewhere, autocast=_lower_precision
+)
+register_operator("aspp_sum", _sum_cpu, _sum_fake, _sum_backward, _sum_setup, _sum_elsewhere, autocast=_lower_precision)

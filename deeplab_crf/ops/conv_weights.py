@@ -1,0 +1,55 @@
+"""Weights in the layouts of the kernels, made once and kept for as long as the weight lives and is the same.
+
+Whether it is the same is asked at each call, of the numbers themselves (`_native.fingerprint`, 4 bytes a weight): a version counter
+does not see what is written through ``.data``, NumPy or shared memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from deeplab_crf import _native
+from deeplab_crf.ops.tensors import address
+
+_lock = threading.Lock()
+# Of each (first) weight: layout -> (fingerprints, packed).
+_packed: Any = WeakTensorKeyDictionary()  # has no annotations
+
+
+def packed_weights(weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]) -> Tensor:
+    """``pack(out)``, which fills ``size`` floats from ``weights``; or what it filled before. layout: what else it depends on."""
+    marks = tuple(_fingerprint(weight) for weight in weights)
+    keep = None not in marks
+    if keep:
+        with _lock:
+            found = _packed.get(weights[0], {}).get(layout)
+        if found is not None and found[0] == marks:
+            kept: Tensor = found[1]
+            return kept
+    out = torch.empty(size)
+    pack(out)
+    if keep:
+        with _lock:
+            _packed.setdefault(weights[0], {})[layout] = (marks, out)
+    return out
+
+
+def forget_weights() -> int:
+    """Drops every packed weight; the next calls make them again. Returns the bytes that were held."""
+    with _lock:
+        held: int = sum(out.nbytes for layouts in _packed.values() for _, out in layouts.values())
+        _packed.clear()
+    return held
+
+
+def _fingerprint(weight: Tensor) -> int | None:
+    """None for a tensor with gaps: it is packed each time."""
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+        return None
+    return _native.fingerprint(address(weight), weight.numel(), torch.get_num_threads())
