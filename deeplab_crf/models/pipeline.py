@@ -15,6 +15,7 @@ from deeplab_crf.models.deeplab import DeepLab
 from deeplab_crf.models.interp import pad_bottom_right, padded_size
 from deeplab_crf.models.pictures import Picture, as_pictures
 from deeplab_crf.models.weights.names import BGR_MEAN
+from deeplab_crf.nn import fuse
 from deeplab_crf.ops.library import CUDA_BUILT
 
 RELEASED = "released"
@@ -62,7 +63,9 @@ class SegmentationPipeline(nn.Module):
     name of a preset, such as "deeplab-v1-largefov-pydensecrf", which re-implementations run; a `DenseCRF` of yours; or None.
     min_probability: probabilities below are raised to it before the CRF, as re-implementations do (1e-5); 0: the raw scores, as the
     papers do. pad_to: `predict` pads images to at least this size, as the released nets see all of theirs at 513 x 513; 1 pads no
-    more than the strides need, which is faster for small images.
+    more than the strides need, which is faster for small images. fused: whether `predict` runs a copy of the network whose
+    convolutions are fused and faster (`deeplab_crf.nn.fuse`), for the memory of a second set of weights; writes to weights through
+    ``.data`` go unseen by it.
 
     The CRF runs where its own numbers are: `run_on` puts the network on any device, and the CRF beside it where it has kernels.
     """
@@ -76,6 +79,7 @@ class SegmentationPipeline(nn.Module):
         *,
         min_probability: float = 0.0,
         pad_to: int = RELEASED_SIZE,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if isinstance(crf, str):
@@ -84,6 +88,8 @@ class SegmentationPipeline(nn.Module):
             raise ValueError(f"min_probability must lie in [0, 1); got {min_probability!r}")
         self.network, self.crf = network, crf
         self.min_probability, self.pad_to = min_probability, max(pad_to, 1)
+        self.fused = fused
+        self._kept: tuple[object, nn.Module] | None = None
         self.train(network.training)
         self.register_buffer("mean", torch.tensor(BGR_MEAN).reshape(3, 1, 1), persistent=False)
 
@@ -96,9 +102,17 @@ class SegmentationPipeline(nn.Module):
             self.crf.to(device if has_kernels else torch.device("cpu"))
 
     @property
-    def inference_network(self) -> DeepLab:
-        """What `predict` runs."""
-        return self.network
+    def inference_network(self) -> nn.Module:
+        """What `predict` runs: `deeplab_crf.nn.fuse` of the network in evaluation mode, made anew after its weights have changed or
+        moved. The network itself in training mode, and for MSc variants, which read their trunk's inner layers."""
+        if not self.fused or self.network.training or self.network.msc is not None:
+            return self.network
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = None  # freed before its successor is made
+            self._kept = (state, fuse(self.network))
+        return self._kept[1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, C, H, W)`` of RGB images ``(B, 3, H, W)`` in 0..255, any real dtype: of the CRF, or of the network without

@@ -27,8 +27,9 @@ from deeplab_crf.ops.conv_shapes import (
     result_format,
 )
 from deeplab_crf.ops.conv_weights import packed_weights
+from deeplab_crf.ops.cpu.layout import empty_rows
 from deeplab_crf.ops.library import register_operator
-from deeplab_crf.ops.tensors import address, empty_rows
+from deeplab_crf.ops.tensors import address
 from deeplab_crf.workspace import borrowed_parts
 
 ACTIVATIONS = (None, "relu")
@@ -380,6 +381,14 @@ def _lower_precision(device_type: str, tensor: Tensor) -> Tensor:
 
 
 register_operator(
-    "dilated_conv2d", _conv_cpu, _conv_fake, _conv_backward, _conv_setup, _conv_elsewhere, autocast=_lower_precision
+    "dilated_conv2d",
+    _conv_cpu,
+    _conv_fake,
+    _conv_backward,
+    _conv_setup,
+    elsewhere=_conv_elsewhere,
+    autocast=_lower_precision,
 )
-register_operator("aspp_sum", _sum_cpu, _sum_fake, _sum_backward, _sum_setup, _sum_elsewhere, autocast=_lower_precision)
+register_operator(
+    "aspp_sum", _sum_cpu, _sum_fake, _sum_backward, _sum_setup, elsewhere=_sum_elsewhere, autocast=_lower_precision
+)

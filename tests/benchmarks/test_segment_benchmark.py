@@ -46,11 +46,12 @@ def test_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert segment.main([*options, *files]) == 0
     text = capsys.readouterr().out
     assert (tmp_path / "segment.md").read_text() in text
-    for part in (segment.NETWORK, segment.CRF, segment.WHOLE):
+    for part in (segment.PLAIN, segment.NETWORK, segment.CRF, segment.WHOLE):
         assert f"| {MODEL}: {part} |" in text
+    assert "the network, fused, against plain torch: " in text
     assert "the CRF's share of the whole: " in text
     data = json.loads((tmp_path / "segment.json").read_text())
-    assert [len(timing["total"]) for timing in data["timings"]] == [1, 1, 1]
+    assert [len(timing["total"]) for timing in data["timings"]] == [1, 1, 1, 1]
     assert min(use["peak"] for use in data["memory"].values()) > 1 << 20
 
 

@@ -34,7 +34,7 @@ def batch(*seeds: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Any:
 def test_a_prediction_is_network_then_crf() -> None:
     """Step by step: BGR minus the mean, padding at the bottom and right, scores, upsampling, the CRF on the unpadded image."""
     model, rgb = small_model(), photo(HEIGHT, WIDTH)
-    (result,) = SegmentationPipeline(model, pad_to=65).predict(rgb)
+    (result,) = SegmentationPipeline(model, pad_to=65, fused=False).predict(rgb)
     seen = np.zeros((3, 65, 65), np.float32)
     seen[:, :HEIGHT, :WIDTH] = (rgb[:, :, ::-1].astype(np.float64) - MEAN).transpose(2, 0, 1)
     with torch.no_grad():
@@ -324,3 +324,25 @@ def test_the_crf_runs_on_the_cpu_where_it_has_no_kernels() -> None:
     assert next(segmenter.network.parameters()).device.type == "meta"
     assert segmenter.crf is not None
     assert segmenter.crf.weights.device.type == "cpu"
+
+
+def test_predict_runs_a_fused_network() -> None:
+    """The same scores as of the network itself, also after the weights have changed, and never those of before."""
+    fused = pipeline(crf=None)
+    plain = SegmentationPipeline(fused.network, None, pad_to=1, fused=False)
+    images = photo(HEIGHT, WIDTH)
+    for _ in range(2):
+        assert fused.inference_network is not fused.network
+        assert fused.inference_network is fused.inference_network, "made once"
+        got, want = fused.predict(images)[0].logits, plain.predict(images)[0].logits
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+        with torch.no_grad():
+            fused.network.backbone.conv1.weight.mul_(-1)
+    assert plain.inference_network is plain.network
+    assert "_kept" not in fused.state_dict()
+    assert fused.train().inference_network is fused.network
+
+
+def test_networks_that_cannot_be_fused_run_as_they_are() -> None:
+    segmenter = SegmentationPipeline(small_model("v1-vgg16-msc"), None, pad_to=1)
+    assert segmenter.inference_network is segmenter.network
