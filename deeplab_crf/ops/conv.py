@@ -97,7 +97,7 @@ def chosen_algorithm(
     geometry = Geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
     shape = kernel_shape(x, weight, output_size(x, weight.shape[2:], geometry), geometry)
     native = x.dtype == torch.float32 and x.device.type == "cpu"
-    return choose_algorithm(shape, conv_algorithms.get_conv_algorithm(), is_channels_last(x)) if native else "torch"
+    return _choose(shape, conv_algorithms.get_conv_algorithm(), x) if native else "torch"
 
 
 def _by_torch(
@@ -188,6 +188,10 @@ def _direct(weight: Tensor, call: _Native, shape: Shape, relu: bool) -> None:
     _native.direct(shape, address(call.x), address(packed), call.epilogue(relu), address(call.out), call.threads)
 
 
+def _choose(shape: Shape, policy: str, x: Tensor) -> str:
+    return choose_algorithm(shape, policy, is_channels_last(x), torch.get_num_threads())
+
+
 def _conv_cpu(
     x: Tensor,
     weight: Tensor,
@@ -203,7 +207,7 @@ def _conv_cpu(
     size = _check(x, weight, bias, residual, geometry)
     if x.dtype == torch.float32:
         shape = kernel_shape(x, weight, size, geometry)
-        algorithm = choose_algorithm(shape, policy, is_channels_last(x))
+        algorithm = _choose(shape, policy, x)
         if algorithm == "direct":
             call = _Native(x, weight, bias, residual, size)
             _direct(weight, call, shape, relu)

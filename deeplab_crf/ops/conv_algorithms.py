@@ -59,8 +59,10 @@ def _make_policy(name: str, forbid: Sequence[str]) -> str:
 
 
 # Costs are in products of one input channel with one filter, at the speed of our kernels: 115 a nanosecond with 512-bit vectors on
-# one core of Zen 5. Torch's 3x3 is as fast a product; its 1x1 took 2.1 to 3.4 times as long there (MKL).
-_TORCH_POINTWISE = 1.5
+# one core of Zen 5. Torch's 3x3 is as fast a product. Its 1x1 takes MKL with one thread and fewer than 16 images, 2.1 to 3.4 times
+# as long there, and else oneDNN, which took 0.4 to 1 times as long as ours.
+_TORCH_POINTWISE_MKL, _TORCH_POINTWISE = 1.5, 0.8
+_BATCH_OF_ONEDNN = 16
 # Where taps fall outside, torch leaves them out with channels_last only, and loses some of its speed.
 _TORCH_CLIPPED = 1.2
 # An element of the transformed input or output: written, read, and the transforms.
@@ -75,8 +77,8 @@ _FEW = 16
 
 
 @lru_cache(maxsize=4096)
-def choose_algorithm(shape: Shape, policy: str, channels_last: bool) -> str:
-    """One of "torch", "direct", "winograd". channels_last: whether tensors lie as the kernels want them."""
+def choose_algorithm(shape: Shape, policy: str, channels_last: bool, threads: int) -> str:
+    """One of "torch", "direct", "winograd". channels_last: whether tensors lie as the kernels want them. threads: torch's."""
     name, *forbidden = policy.split("-")
     if min(shape[0], shape[3][1], shape[4][1]) == 0:
         return "torch"
@@ -85,7 +87,7 @@ def choose_algorithm(shape: Shape, policy: str, channels_last: bool) -> str:
         return name if name in possible else "torch"
     costs = {
         algorithm: cost
-        for algorithm, cost in _costs(shape, possible, channels_last).items()
+        for algorithm, cost in _costs(shape, possible, channels_last, threads).items()
         if algorithm not in forbidden
     }
     return min(costs, key=lambda algorithm: costs[algorithm])
@@ -98,15 +100,17 @@ def _possible(shape: Shape) -> list[str]:
     return ["torch", "direct", "winograd"] if winograd else ["torch", "direct"]
 
 
-def _costs(shape: Shape, possible: Sequence[str], channels_last: bool) -> dict[str, float]:
+def _costs(shape: Shape, possible: Sequence[str], channels_last: bool, threads: int) -> dict[str, float]:
     """Of "auto"'s candidates."""
     batch, channels, filters, rows, columns = shape
     taps = rows[2] * columns[2]
     full = batch * rows[1] * columns[1] * taps
     inside = _native.direct_products(shape)
     pointwise = taps == 1
-    slow = pointwise and rows[3] == columns[3] == 1
-    costs = {"torch": inside * channels * filters * (_TORCH_POINTWISE if slow else 1.0)}
+    of_torch = 1.0
+    if pointwise and rows[3] == columns[3] == 1:
+        of_torch = _TORCH_POINTWISE_MKL if threads == 1 and batch < _BATCH_OF_ONEDNN else _TORCH_POINTWISE
+    costs = {"torch": inside * channels * filters * of_torch}
     if min(channels, filters) < _FEW:
         return costs
     ours = _CALL + _FINGERPRINT * taps * channels * filters
