@@ -21,6 +21,7 @@ ValueError: arguments that do not fit together, and what `check_header` finds. R
 kernel. DEEPLAB_CRF_CUDA_SYNC=1 waits for every kernel, so that the name is that of the kernel that failed.
 """
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 _Triple = tuple[int, int, int]
@@ -222,3 +223,73 @@ def mean_field_gradient_f64(
     softmax(-unary). workspace: aligned to 256 bytes. With a tolerance over 0 also, else 0: steps int32 (B), the steps that each
     image took; moves (iterations + 1, B), the largest entries of their adjoints. Nothing waits for the device: an image whose
     adjoint has none over the tolerance is left alone."""
+
+# in, out, kernel, stride, padding, dilation of an axis; batch, channels, filters, rows, columns of a convolution.
+_Axis = tuple[int, int, int, int, int, int]
+_Convolution = tuple[int, int, int, _Axis, _Axis]
+# Addresses of bias and residual, or 0, and whether a ReLU follows.
+_Epilogue = tuple[int, int, bool]
+
+MAX_OFFSETS: int
+
+def winograd_tiles(shape: _Convolution) -> tuple[int, int, int]:
+    """Outputs of a tile along rows and columns, and the number of tiles. ValueError unless the kernel is 3 x 3 and the stride 1."""
+
+def winograd_weights(
+    queue: _Queue, shape: _Convolution, weight: int, strides: tuple[int, int, int, int], out: int
+) -> None:
+    """out (matrices, C, K) of weight (K, C, 3, 3) of any strides; matrices = (rows + 2) (columns + 2) of a tile. All float32."""
+
+def winograd_inputs(queue: _Queue, shape: _Convolution, tiles: tuple[int, int], x: int, out: int) -> None:
+    """out (matrices, tiles, C) of the tiles [first, first + count) of x (B, H, W, C)."""
+
+def winograd_outputs(
+    queue: _Queue, shape: _Convolution, tiles: tuple[int, int], products: int, epilogue: _Epilogue, out: int
+) -> None:
+    """The outputs (B, OH, OW, K) of these tiles from products (matrices, tiles, K), with the epilogue; residual as out."""
+
+def conv_epilogue_f32(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None: ...
+def conv_epilogue_f64(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None: ...
+def conv_epilogue_f16(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None: ...
+def conv_epilogue_bf16(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None:
+    """values = relu(values + bias + residual), in place; layout: elements, channels, neighbours that share a channel."""
+
+def gather_shifted_f32(
+    queue: _Queue,
+    map: tuple[int, int, int, int],
+    offsets: Sequence[tuple[int, int]],
+    products: int,
+    bias: int,
+    out: int,
+    strides: _Triple,
+) -> None: ...
+def gather_shifted_f64(
+    queue: _Queue,
+    map: tuple[int, int, int, int],
+    offsets: Sequence[tuple[int, int]],
+    products: int,
+    bias: int,
+    out: int,
+    strides: _Triple,
+) -> None: ...
+def gather_shifted_f16(
+    queue: _Queue,
+    map: tuple[int, int, int, int],
+    offsets: Sequence[tuple[int, int]],
+    products: int,
+    bias: int,
+    out: int,
+    strides: _Triple,
+) -> None: ...
+def gather_shifted_bf16(
+    queue: _Queue,
+    map: tuple[int, int, int, int],
+    offsets: Sequence[tuple[int, int]],
+    products: int,
+    bias: int,
+    out: int,
+    strides: _Triple,
+) -> None:
+    """out[b, p, k] = bias[k] + sum over the offsets (dy, dx) that stay inside of products[b, p + (dy, dx), offset, k]. map: B, H,
+    W, K. products (B, H W, offsets, K); bias float32 (float64 for f64), or 0; strides of out for image, pixel and class. At most
+    MAX_OFFSETS offsets."""

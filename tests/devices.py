@@ -65,7 +65,7 @@ def _emulation(module: ModuleType) -> Iterator[None]:
     """The CPU's tensors in the hands of the CUDA kernels."""
     engine = Engine(module, (0, 0))
     with pytest.MonkeyPatch.context() as patch:
-        for part in (cuda.lattice, cuda.layout, cuda.mean_field, cuda.mean_field_gradient):
+        for part in (cuda.conv, cuda.lattice, cuda.layout, cuda.mean_field, cuda.mean_field_gradient):
             patch.setattr(part, "engine_for", lambda tensor: engine)
         patch.setattr(lattice, "kernels_of", lambda tensor: cuda)
         kernels = torch.library.Library("deeplab_crf", "IMPL")

@@ -1,10 +1,10 @@
 #include <pybind11/stl.h>
 
-#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "bindings/conv_fields.h"
 #include "bindings/module.h"
 #include "bindings/pointers.h"
 #include "conv/cpu/kernels.h"
@@ -19,30 +19,8 @@ namespace {
 
 namespace py = pybind11;
 
-// in, out, kernel, stride, padding, dilation.
-using AxisFields = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
-// batch, channels, filters, rows, columns.
-using ShapeFields = std::tuple<int64_t, int64_t, int64_t, AxisFields, AxisFields>;
-// Addresses of bias and residual, relu.
-using EpilogueFields = std::tuple<uintptr_t, uintptr_t, bool>;
-using Strides = std::array<int64_t, 4>;
 // Address of the weight, its strides, rows, columns.
 using BranchFields = std::tuple<uintptr_t, Strides, AxisFields, AxisFields>;
-
-conv::Axis make_axis(const AxisFields& fields) {
-  const auto [in, out, kernel, stride, padding, dilation] = fields;
-  return {in, out, kernel, stride, padding, dilation};
-}
-
-conv::Shape make_shape(const ShapeFields& fields) {
-  const auto& [batch, channels, filters, rows, columns] = fields;
-  return {batch, channels, filters, make_axis(rows), make_axis(columns)};
-}
-
-conv::Epilogue make_epilogue(const EpilogueFields& fields) {
-  const auto [bias, residual, relu] = fields;
-  return {pointer<const float>(bias), pointer<const float>(residual), relu};
-}
 
 conv::ShiftedSum make_sum(const ShapeFields& shape, const std::vector<BranchFields>& fields) {
   std::vector<conv::Branch> branches;

@@ -28,6 +28,7 @@ from deeplab_crf.ops.conv_shapes import (
 )
 from deeplab_crf.ops.conv_weights import packed_weights
 from deeplab_crf.ops.cpu.layout import empty_rows
+from deeplab_crf.ops.cuda import conv as on_cuda
 from deeplab_crf.ops.library import register_operator
 from deeplab_crf.ops.tensors import address
 from deeplab_crf.workspace import borrowed_parts
@@ -53,8 +54,9 @@ def dilated_conv2d(
     or (K, OH, OW), channels_last if the input or the weight is. Differentiable, any number of times, in all tensors.
 
     float32 on the CPU is computed by what is fastest (`set_conv_algorithm`; exact to 1e-5 of the largest value with "torch" and
-    "direct", to 1e-4 with "winograd"); everything else by torch. Transformed weights are kept (docs/convolution.md). Raises
-    RuntimeError where torch.nn.functional.conv2d does, and for a residual of another shape; ValueError for another activation.
+    "direct", to 1e-4 with "winograd"); on CUDA torch convolves, and one pass does the rest, unless "winograd" is forced; everything
+    else by torch. Transformed weights are kept (docs/convolution.md). Raises RuntimeError where torch.nn.functional.conv2d does,
+    and for a residual of another shape; ValueError for another activation.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be None or "relu"; got {activation!r}')
@@ -96,6 +98,8 @@ def chosen_algorithm(
     """What `dilated_conv2d` would take for these: "torch", "direct" or "winograd"."""
     geometry = Geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
     shape = kernel_shape(x, weight, output_size(x, weight.shape[2:], geometry), geometry)
+    if x.is_cuda:
+        return on_cuda.choose_algorithm(x, shape, conv_algorithms.get_conv_algorithm())
     native = x.dtype == torch.float32 and x.device.type == "cpu"
     return _choose(shape, conv_algorithms.get_conv_algorithm(), x) if native else "torch"
 
@@ -218,6 +222,26 @@ def _conv_cpu(
                 return call.result()
             # Not all finite: one infinite or NaN input spoils the whole tile. Torch says what is and what is not.
     return _by_torch(x, weight, bias, residual, geometry, relu)
+
+
+def _conv_cuda(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    relu: bool,
+    policy: str,
+) -> Tensor:
+    geometry = Geometry(stride, padding, dilation)
+    size = _check(x, weight, bias, residual, geometry)
+    shape = kernel_shape(x, weight, size, geometry)
+    if on_cuda.choose_algorithm(x, shape, policy) == "winograd":
+        return on_cuda.winograd(x, weight, bias, residual, shape, relu)
+    by_torch = on_cuda.by_torch if x.dtype in on_cuda.DTYPES else _by_torch
+    return by_torch(x, weight, bias, residual, geometry, relu)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Geometry) -> list[int]:
@@ -344,6 +368,16 @@ def _branch_by_branch(
     return total.contiguous(memory_format=result_format(x, weights[0]))
 
 
+def _sum_cuda(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
+) -> Tensor:
+    geometries = _check_sum(x, weights, biases, rates)
+    taps = on_cuda.find_taps(weights, rates, x.shape[2:])
+    if on_cuda.choose_sum(x, taps, weights[0].shape[0], policy) == "shifted":
+        return on_cuda.shifted(x, weights, biases, taps)
+    return _branch_by_branch(x, weights, biases, geometries, policy)
+
+
 def _sum_elsewhere(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
 ) -> Tensor:
@@ -390,9 +424,10 @@ register_operator(
     _conv_fake,
     _conv_backward,
     _conv_setup,
-    elsewhere=_conv_elsewhere,
+    _conv_cuda,
+    _conv_elsewhere,
     autocast=_lower_precision,
 )
 register_operator(
-    "aspp_sum", _sum_cpu, _sum_fake, _sum_backward, _sum_setup, elsewhere=_sum_elsewhere, autocast=_lower_precision
+    "aspp_sum", _sum_cpu, _sum_fake, _sum_backward, _sum_setup, _sum_cuda, _sum_elsewhere, autocast=_lower_precision
 )

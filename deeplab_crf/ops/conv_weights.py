@@ -1,7 +1,8 @@
 """Weights in the layouts of the kernels, made once and kept for as long as the weight lives and is the same.
 
-Whether it is the same is asked at each call, of the numbers themselves (`_native.fingerprint`, 4 bytes a weight): a version counter
-does not see what is written through ``.data``, NumPy or shared memory.
+On the CPU that is asked at each call, of the numbers themselves (`_native.fingerprint`, 4 bytes a weight): a version counter does
+not see what is written through ``.data``, NumPy or shared memory. On CUDA it is the version counter that is asked, since reading
+the numbers would wait for the device.
 """
 
 from __future__ import annotations
@@ -18,13 +19,31 @@ from deeplab_crf import _native
 from deeplab_crf.ops.tensors import address
 
 _lock = threading.Lock()
-# Of each (first) weight: layout -> (fingerprints, packed).
+# Of each (first) weight: layout -> (marks, packed).
 _packed: Any = WeakTensorKeyDictionary()  # has no annotations
 
 
 def packed_weights(weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]) -> Tensor:
     """``pack(out)``, which fills ``size`` floats from ``weights``; or what it filled before. layout: what else it depends on."""
-    marks = tuple(_fingerprint(weight) for weight in weights)
+
+    def make() -> Tensor:
+        out = torch.empty(size)
+        pack(out)
+        return out
+
+    return _kept(weights, layout, [_fingerprint(weight) for weight in weights], make)
+
+
+def packed_on_device(
+    weights: Sequence[Tensor], layout: Hashable, queue: tuple[int, int], make: Callable[[], Tensor]
+) -> Tensor:
+    """``make()``, a tensor made from ``weights`` on a CUDA device; or what it made before on the same stream. Another stream would
+    have to wait for this one: there it is made again."""
+    return _kept(weights, layout, [_version(weight, queue) for weight in weights], make)
+
+
+def _kept(weights: Sequence[Tensor], layout: Hashable, marks: Sequence[Hashable], make: Callable[[], Tensor]) -> Tensor:
+    """marks: of each weight, what changes with its numbers; None: it is not known whether they have changed."""
     keep = None not in marks
     if keep:
         with _lock:
@@ -32,8 +51,7 @@ def packed_weights(weights: Sequence[Tensor], layout: Hashable, size: int, pack:
         if found is not None and found[0] == marks:
             kept: Tensor = found[1]
             return kept
-    out = torch.empty(size)
-    pack(out)
+    out = make()
     if keep:
         with _lock:
             _packed.setdefault(weights[0], {})[layout] = (marks, out)
@@ -53,3 +71,8 @@ def _fingerprint(weight: Tensor) -> int | None:
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         return None
     return _native.fingerprint(address(weight), weight.numel(), torch.get_num_threads())
+
+
+def _version(weight: Tensor, queue: tuple[int, int]) -> Hashable:
+    """None for a tensor made in inference mode, which does not count its versions."""
+    return None if weight.is_inference() else (weight._version, weight.data_ptr(), queue)

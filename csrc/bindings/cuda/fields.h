@@ -33,6 +33,7 @@ LatticeView<T> make_lattice(const LatticeFields& fields, const Triple& shape) {
           pointer<const T>(weights), pointer<const int32_t>(structure)};
 }
 
+void register_conv(py::module_& module);
 void register_lattice(py::module_& module);
 void register_mean_field(py::module_& module);
 

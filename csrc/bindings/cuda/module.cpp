@@ -35,6 +35,7 @@ void register_module(py::module_& module) {
   module.def("devices", &devices);
   register_lattice(module);
   register_mean_field(module);
+  register_conv(module);
 #ifdef DEEPLAB_CRF_EMULATE_CUDA
   module.def("set_thread_order", &emulation::set_thread_order, py::arg("order"));
 #endif

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "lattice/geometry.h"
 #include "support/cuda/half.cuh"
@@ -22,15 +21,6 @@ template <class T>
 DEEPLAB_CRF_HOST_DEVICE int64_t vectors_of(int64_t channels) {
   return (channels + Vector<T>::kLanes - 1) / Vector<T>::kLanes;
 }
-
-// What elements E of a caller's array are computed in.
-template <class E>
-using Wide = std::conditional_t<sizeof(E) == 2, float, E>;
-
-__device__ inline float widened(float value) { return value; }
-__device__ inline double widened(double value) { return value; }
-__device__ inline void narrow(float value, float& result) { result = value; }
-__device__ inline void narrow(double value, double& result) { result = value; }
 
 // The elements of one vector in a caller's array, moved at once where they lie so that they can be: 16 bytes, or 8 of 16-bit
 // numbers.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "support/cuda/half.h"
 #include "support/cuda/launch.h"
@@ -64,5 +65,14 @@ __host__ __device__ inline void narrow(float value, BFloat16& result) {
   result.bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 #endif
 }
+
+// What elements E of an array are computed in.
+template <class E>
+using Wide = std::conditional_t<sizeof(E) == 2, float, E>;
+
+__device__ inline float widened(float value) { return value; }
+__device__ inline double widened(double value) { return value; }
+__device__ inline void narrow(float value, float& result) { result = value; }
+__device__ inline void narrow(double value, double& result) { result = value; }
 
 }  // namespace deeplab_crf::cuda

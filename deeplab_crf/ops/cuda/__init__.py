@@ -3,6 +3,6 @@
 Everything is put on the stream that is current on the tensors' device, with memory of torch's allocator, which knows that stream.
 """
 
-from deeplab_crf.ops.cuda import lattice, layout, mean_field, mean_field_gradient
+from deeplab_crf.ops.cuda import conv, lattice, layout, mean_field, mean_field_gradient
 
-__all__ = ["lattice", "layout", "mean_field", "mean_field_gradient"]
+__all__ = ["conv", "lattice", "layout", "mean_field", "mean_field_gradient"]

@@ -1,0 +1,134 @@
+"""The convolutions on every device: on CUDA native passes stand around the products and convolutions of torch."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the operators need torch")
+
+from conv_samples import LAYOUTS, Sizes, error, expected, tensors  # noqa: E402
+from crf_samples import here  # noqa: E402
+from devices import Device  # noqa: E402
+
+from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("device")
+
+# One off from tiles (4 outputs a phase), phases that are short or empty, channels one off from 32.
+SIZES = [
+    Sizes(1, 1, 1, 1, 1),
+    Sizes(2, 5, 7, 13, 9, padding=(2, 2), dilation=(2, 2)),
+    Sizes(1, 33, 31, 15, 17, padding=(3, 2), dilation=(3, 2)),
+    Sizes(3, 15, 63, 7, 10, padding=(0, 0)),
+    Sizes(1, 33, 16, 11, 12, padding=(12, 12), dilation=(12, 12)),
+    Sizes(1, 4, 6, 6, 6, padding=(5, 7), dilation=(1, 2)),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("algorithm", ["auto", "winograd"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_against_float64(sizes: Sizes, algorithm: str, layout: torch.memory_format) -> None:
+    x, weight, bias = (here(tensor) for tensor in tensors(sizes))
+    want = expected(x, weight, bias, relu=True, **sizes.geometry())
+    with conv_algorithm(algorithm):
+        for _ in range(2):  # with weights transformed now, and with those that were kept
+            got = dilated_conv2d(x.to(memory_format=layout), weight, bias, activation="relu", **sizes.geometry())
+            assert error(got, want) < 1e-4
+            assert got.is_contiguous(memory_format=layout)
+        weight.mul_(-1)
+        want = expected(x, weight, bias, relu=True, **sizes.geometry())
+        got = dilated_conv2d(x.to(memory_format=layout), weight, bias, activation="relu", **sizes.geometry())
+        assert error(got, want) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("algorithm", ["torch", "winograd"])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_epilogue(
+    activation: str | None,
+    with_residual: bool,
+    with_bias: bool,
+    algorithm: str,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+) -> None:
+    sizes = Sizes(2, 9, 21, 7, 9, padding=(2, 2), dilation=(2, 2))
+    x, weight, bias = (here(tensor) for tensor in tensors(sizes, dtype=dtype))
+    residual = here(tensors(Sizes(2, 21, 1, 7, 9), seed=1, dtype=dtype)[0] - 0.5)
+    arguments = {"bias": bias if with_bias else None, "residual": residual if with_residual else None}
+    want = expected(x, weight, relu=activation == "relu", **arguments, **sizes.geometry())
+    with conv_algorithm(algorithm):
+        got = dilated_conv2d(x.to(memory_format=layout), weight, activation=activation, **arguments, **sizes.geometry())
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=layout)
+    assert error(got, want) < max(1e-4, 4 * float(torch.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("algorithm", ["auto", "shifted"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    ("filters", "height", "width", "rates"),
+    [(21, 13, 15, (6, 12, 18, 24)), (2, 21, 7, (6, 12)), (65, 9, 10, (1, 2, 3)), (1, 1, 1, (5,)), (16, 8, 6, (7, 100))],
+)
+def test_aspp_sum(
+    filters: int,
+    height: int,
+    width: int,
+    rates: tuple[int, ...],
+    layout: torch.memory_format,
+    algorithm: str,
+    dtype: torch.dtype,
+) -> None:
+    parts = [tensors(Sizes(2, 20, filters, height, width), seed, dtype) for seed in range(len(rates))]
+    x = here(parts[0][0])
+    weights, biases = [here(part[1]) for part in parts], [here(part[2]) for part in parts]
+    want = sum(expected(x, w, b, padding=r, dilation=r) for w, b, r in zip(weights, biases, rates, strict=True))
+    with conv_algorithm(algorithm):
+        got = aspp_sum(x.to(memory_format=layout), weights, biases, rates)
+        without = aspp_sum(x.to(memory_format=layout), weights, None, rates)
+    bound = max(1e-4, 8 * float(torch.finfo(dtype).eps))
+    assert error(got, want) < bound
+    assert error(without.double() + sum(biases).double()[:, None, None], want) < bound
+    assert got.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "winograd", "shifted"])
+def test_no_images(algorithm: str) -> None:
+    x, weight = torch.empty(0, 8, 9, 9), torch.randn(5, 8, 3, 3)
+    with conv_algorithm(algorithm):
+        assert dilated_conv2d(x, weight, padding=1).shape == (0, 5, 9, 9)
+        assert aspp_sum(x, [weight, weight], None, [1, 2]).shape == (0, 5, 9, 9)
+
+
+def test_a_residual_of_another_shape() -> None:
+    x, weight = torch.randn(1, 4, 5, 5), torch.randn(6, 4, 3, 3)
+    with pytest.raises(RuntimeError, match="residual"):
+        dilated_conv2d(x, weight, padding=1, residual=torch.randn(1, 6, 5, 4))
+
+
+def test_the_order_of_threads_does_not_show(device: Device, request: pytest.FixtureRequest) -> None:
+    x, weight, bias = (here(tensor) for tensor in tensors(Sizes(2, 9, 21, 14, 19)))
+    orders = (0, 1, 2) if device.name == "emulated" else (0,)
+    results = []
+    for order in orders:
+        if device.name == "emulated":
+            module: ModuleType = request.getfixturevalue("emulated")
+            module.set_thread_order(order)
+        try:
+            with conv_algorithm("winograd"):
+                convolved = dilated_conv2d(x, weight, bias, padding=2, dilation=2, activation="relu")
+            with conv_algorithm("shifted"):
+                results.append((convolved, aspp_sum(x, [weight, weight], [bias, bias], [2, 5])))
+        finally:
+            if device.name == "emulated":
+                module.set_thread_order(0)
+    for convolved, summed in results[1:]:
+        assert torch.equal(convolved, results[0][0])
+        assert torch.equal(summed, results[0][1])
