@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from deeplab_crf import _native
 from deeplab_crf.ops.tensors import address
@@ -74,5 +74,6 @@ def _fingerprint(weight: Tensor) -> int | None:
 
 
 def _version(weight: Tensor, queue: tuple[int, int]) -> Hashable:
-    """None for a tensor made in inference mode, which does not count its versions."""
-    return None if weight.is_inference() else (weight._version, weight.data_ptr(), queue)
+    """None for a tensor made in inference mode, which does not count its versions. With a reference: where a tensor died the next
+    one may have its address and version."""
+    return None if weight.is_inference() else (weight._version, weight.data_ptr(), queue, WeakIdRef(weight))

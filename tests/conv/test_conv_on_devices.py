@@ -13,6 +13,7 @@ from crf_samples import here  # noqa: E402
 from devices import Device  # noqa: E402
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
+from deeplab_crf.ops.cuda import conv as on_cuda  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -97,6 +98,59 @@ def test_aspp_sum(
     assert error(got, want) < bound
     assert error(without.double() + sum(biases).double()[:, None, None], want) < bound
     assert got.is_contiguous(memory_format=layout)
+
+
+def test_a_weight_where_another_one_died() -> None:
+    """It may have the address, the version and the id of the one before."""
+    x, first = here(torch.randn(1, 8, 9, 9)), here(torch.randn(5, 8, 3, 3))
+    with conv_algorithm("shifted"):
+        for _ in range(10):
+            second = here(torch.randn(5, 8, 3, 3))
+            want = expected(x, first, padding=1) + expected(x, second, padding=2, dilation=2)
+            assert error(aspp_sum(x, [first, second], None, [1, 2]), want) < 1e-5
+            del second
+
+
+def test_weights_are_kept_until_they_change(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    if device.name == "cpu":
+        pytest.skip("the CPU asks the numbers: test_conv_exactness.py")
+    made: list[int] = []
+    side_by_side = on_cuda._side_by_side
+    monkeypatch.setattr(on_cuda, "_side_by_side", lambda *given: made.append(1) or side_by_side(*given))
+    x, weights = here(torch.randn(1, 8, 9, 9)), [here(torch.randn(5, 8, 3, 3)) for _ in range(2)]
+    with conv_algorithm("shifted"):
+        for _ in range(3):
+            aspp_sum(x, weights, None, [1, 2])
+        assert len(made) == 1
+        weights[1].mul_(2)
+        aspp_sum(x, weights, None, [1, 2])
+    assert len(made) == 2
+
+
+def test_a_small_workspace_is_used_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = (here(tensor) for tensor in tensors(Sizes(3, 9, 21, 14, 19)))
+    with conv_algorithm("winograd"):
+        convolved = dilated_conv2d(x, weight, bias, padding=2, dilation=2)
+    with conv_algorithm("shifted"):
+        summed = aspp_sum(x, [weight], [bias], [5])
+    monkeypatch.setattr(on_cuda, "WORKSPACE", 36 * 4 * (9 + 21) * 7)  # 7 tiles, or an image
+    with conv_algorithm("winograd"):
+        assert error(dilated_conv2d(x, weight, bias, padding=2, dilation=2), convolved) < 1e-5
+    with conv_algorithm("shifted"):
+        assert error(aspp_sum(x, [weight], [bias], [5]), summed) < 1e-5
+
+
+def test_no_winograd_where_products_are_rounded() -> None:
+    x = torch.zeros(1, 4, 9, 9)
+    shape = (1, 4, 4, (9, 9, 3, 1, 1, 1), (9, 9, 3, 1, 1, 1))
+    assert on_cuda.choose_algorithm(x, shape, "winograd") == "winograd"
+    assert on_cuda.choose_algorithm(x, shape, "auto") == "torch"
+    assert on_cuda.choose_algorithm(x.half(), shape, "winograd") == "torch"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert on_cuda.choose_algorithm(x, shape, "winograd") == "torch"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "winograd", "shifted"])

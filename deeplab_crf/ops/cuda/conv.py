@@ -151,8 +151,7 @@ def shifted(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], taps
     out = torch.empty((batch, filters, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
     if not out.numel():
         return out
-    layout_of_weights = ("shifted on CUDA", taps, *map(id, weights[1:]))
-    side_by_side = _packed(engine, weights, layout_of_weights, lambda: _side_by_side(weights, taps))
+    side_by_side = _packed(engine, weights, ("shifted on CUDA", taps), lambda: _side_by_side(weights, taps))
     wide = x.dtype if x.dtype == torch.float64 else torch.float32
     bias = torch.stack(list(biases)).sum(dim=0, dtype=wide) if biases else None
     strides = (filters * height * width, 1, height * width)
