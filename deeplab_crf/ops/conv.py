@@ -347,7 +347,7 @@ def _shifted(
     call = _Native(x, weights[0], bias, None, x.shape[2:])
     packed = packed_weights(
         weights,
-        ("shifted", *rates, *map(id, weights[1:])),
+        ("shifted", *rates, *((tuple(weight.shape), weight.stride()) for weight in weights)),
         _native.shifted_weights_size(*problem),
         lambda out: _native.shifted_pack(*problem, address(out), call.threads),
     )

@@ -250,3 +250,23 @@ def test_the_algorithm_is_set_for_good_or_for_a_while() -> None:
         assert chosen_algorithm(x, weight, padding=2, dilation=2) == "torch"
     finally:
         deeplab_crf.set_conv_algorithm()
+
+
+def test_sums_keep_one_set_of_weights_beside_a_first_one() -> None:
+    """The next one replaces it, so that nothing piles up while others come and go; shapes and layouts are told apart."""
+    from deeplab_crf.ops.conv_weights import forget_weights
+
+    x, first = torch.randn(1, 8, 9, 9), torch.randn(5, 8, 3, 3)
+    seconds = [torch.randn(5, 8, 3, 3) for _ in range(4)]
+    forget_weights()
+    with conv_algorithm("shifted"):
+        aspp_sum(x, [first, seconds[0]], None, [1, 2])
+        held = forget_weights()
+        for second in [*seconds, seconds[0]]:
+            want = expected(x, first, padding=1) + expected(x, second, padding=2, dilation=2)
+            assert error(aspp_sum(x, [first, second], None, [1, 2]), want) < 1e-5
+        assert forget_weights() == held
+        flat = seconds[0].reshape(5, 8, 1, 9)  # the same numbers at the same place
+        for second, padding in ((seconds[0], (2, 2)), (flat, (0, 8))):
+            want = expected(x, first, padding=1) + expected(x, second, padding=padding, dilation=2)
+            assert error(aspp_sum(x, [first, second], None, [1, 2]), want) < 1e-5
