@@ -203,7 +203,7 @@ def mean_field_f64(
     order: int32 (N) or 0; position p of lattices and norms is row order[p] of unary, out and trace. trace: (trace_slots, B, N,
     L) or 0; Q_t goes to slot t % trace_slots, the last one excepted. beliefs: workspace. With a tolerance over 0 also, else
     0: steps int32 (B), the iterations that each image took; changes (iterations, B), the largest moves of its probabilities;
-    state int32 (B + 1), workspace. Nothing waits for the device: an image that has stopped is left alone."""
+    state int32 (B), workspace. Nothing waits for the device: an image that has stopped is left alone."""
 
 def mean_field_gradient_workspace_f32(shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions) -> int: ...
 def mean_field_gradient_workspace_f64(shape: _Triple, terms: list[_GradientTerm], options: _GradientOptions) -> int:

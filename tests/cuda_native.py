@@ -182,7 +182,7 @@ class CudaMeanField:
         trace = np.full((self.iterations, *unary.shape), np.nan, unary.dtype)
         suffix = f"f{8 * unary.dtype.itemsize}"
         beliefs = poisoned(getattr(module, f"mean_field_workspace_{suffix}")(unary.shape), unary.dtype)
-        steps, state = poisoned(len(unary), np.int32), poisoned(len(unary) + 1, np.int32)
+        steps, state = poisoned(len(unary), np.int32), poisoned(len(unary), np.int32)
         changes = poisoned(self.iterations * len(unary), unary.dtype).reshape(self.iterations, len(unary))
         workspaces = [kernel.lattices.workspace(unary.shape[2]) for kernel in self.kernels]
         terms = [self._term(kernel, values) for kernel, values in zip(self.kernels, workspaces, strict=True)]

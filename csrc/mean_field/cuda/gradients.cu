@@ -20,7 +20,7 @@ template <class T>
 struct Workspace {
   T* adjoint;      // (B N, row_stride(L))
   T* beliefs;      // (B N, row_stride(L)), where Q by position is not Q by row
-  int32_t* state;  // (B + 1)
+  int32_t* state;  // (B)
   std::vector<TermWorkspace<T>> terms;
   int64_t size;
 
@@ -31,7 +31,7 @@ struct Workspace {
     const auto take = [&]<class E>(bool needed, int64_t count) { return needed ? carver.take<E>(count) : nullptr; };
     adjoint = carver.take<T>(rows);
     beliefs = take.template operator()<T>(refilters && a.order != nullptr, rows);
-    state = take.template operator()<int32_t>(a.tolerance > 0, a.batch + 1);
+    state = take.template operator()<int32_t>(a.tolerance > 0, a.batch);
     for (const GradientTerm<T>& term : a.terms) {
       const int64_t filter = filter_workspace_size<T>(term.lattice.sizes, a.num_labels);
       const bool wanted = term.compat_gradient != nullptr;
@@ -103,7 +103,7 @@ class Adjoint {
     // Without an iteration a given Q_0 is the output, and nothing depends on the unary energies.
     if (a_.iterations == 0 && a_.grad_start != nullptr) clear_array(a_.grad_unary, points * a_.num_labels);
     if (a_.tolerance > 0) {
-      clear_array(at_.state, a_.batch + 1);
+      clear_array(at_.state, a_.batch);
       clear_array(a_.steps, a_.batch);
       clear_array(a_.moves, (a_.iterations + 1) * a_.batch);
     }

@@ -16,7 +16,7 @@ class Inference {
 
   void run() {
     if (watched()) {
-      fill_bytes(a_.state, 0, (a_.batch + 1) * sizeof(int32_t), queue_);
+      fill_bytes(a_.state, 0, a_.batch * sizeof(int32_t), queue_);
       fill_bytes(a_.steps, 0, a_.batch * sizeof(int32_t), queue_);
       fill_bytes(a_.changes, 0, a_.iterations * a_.batch * sizeof(T), queue_);
     }

@@ -33,7 +33,8 @@ constexpr int kMaxTerms = 16;
 //   beliefs  (B N, row_stride(L)) workspace, aligned to 16 bytes: Q by position
 //   steps    (B) int32 out, where tolerance > 0: iterations that each image took
 //   changes  (iterations, B) out, where tolerance > 0: largest move of a probability in each iteration; 0 after an image has
-//   stopped state    (B + 1) int32 workspace, where tolerance > 0
+//            stopped
+//   state    (B) int32 workspace, where tolerance > 0: images that have stopped
 template <class T>
 struct InferenceArguments {
   int64_t batch;

@@ -211,24 +211,15 @@ T* mix(const LatticeView<T>& lattice, const T* compat, bool transpose, int64_t l
 // After step `step`: the images that moved by no more than the tolerance stop.
 //   changes  (B) of this step
 //   steps    (B) out
-//   stopped  (B); stopped[B]: whether all have. One block.
+//   stopped  (B) in and out. One block.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     judge_changes(int64_t batch, int step, T tolerance, const T* changes, int32_t* steps, int32_t* stopped) {
-  __shared__ int running;
-  if (threadIdx.x == 0) running = 0;
-  __syncthreads();
   for (int64_t image = threadIdx.x; image < batch; image += kThreads) {
     if (stopped[image] != 0) continue;
     steps[image] = step;
-    if (changes[image] <= tolerance) {
-      stopped[image] = 1;
-    } else {
-      atomicAdd(&running, 1);
-    }
+    if (changes[image] <= tolerance) stopped[image] = 1;
   }
-  __syncthreads();
-  if (threadIdx.x == 0) stopped[batch] = running == 0 ? 1 : 0;
 }
 
 // Throws InvalidArgument if there are more terms than kernels take, or lattices of other shapes.

@@ -36,7 +36,7 @@ def mean_field(
     beliefs = unary.new_empty(engine.function(f"mean_field_workspace_{suffix}")(tuple(unary.shape)))
     terms, kept = describe_terms(engine, tensors, labels)
     watched = settings.tolerance > 0
-    counters = unary.new_empty(2 * batch + 1 if watched else 0, dtype=torch.int32)  # steps, and what has stopped
+    counters = unary.new_empty(2 * batch if watched else 0, dtype=torch.int32)  # steps, and what has stopped
     changes = unary.new_empty(settings.iterations * batch if watched else 0)
     options = {
         "order": address(order),
