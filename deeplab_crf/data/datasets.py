@@ -1,0 +1,102 @@
+"""Photographs and their label images, as data sets: PASCAL VOC 2012, CamVid, and folders of one's own. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab_crf.data.classes import CAMVID_CLASSES
+from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem
+from deeplab_crf.data.images import read_image, read_labels
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Item:
+    """One photograph and its label image, not yet read. name: the stem that they share."""
+
+    name: str
+    image: Path
+    labels: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What was read of an `Item`. image: uint8 RGB ``(H, W, 3)``. labels: uint8 ``(H, W)``, class ids and `IGNORE` for void."""
+
+    name: str
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+class SegmentationFolder:
+    """A folder of photographs and one of label images, matched by stem.
+
+    images, labels: the folders. classes: names of the class ids 0, 1, ...; at most 255. names: which stems, in this order; None:
+    every photograph, sorted. ``dataset[i]`` reads an `Example`.
+
+    Raises ValueError that names the file: none at all, one that is missing, and, when it is read, sizes that differ between
+    photograph and labels, and label values that are neither a class nor 255 (void).
+    """
+
+    def __init__(self, images: Path, labels: Path, classes: Sequence[str], names: Sequence[str] | None = None) -> None:
+        if not 1 <= len(classes) <= IGNORE:
+            raise ValueError(f"classes must name 1 to {IGNORE} classes; got {len(classes)}")
+        self.classes = tuple(classes)
+        pictures, ids = _files(images, IMAGE_SUFFIXES), _files(labels, LABEL_SUFFIXES)
+        chosen = tuple(pictures) if names is None else tuple(names)
+        if not chosen:
+            raise ValueError(f"{images}: no photographs (known: {', '.join(sorted(IMAGE_SUFFIXES))})")
+        for name in chosen:
+            for found, folder, kind in ((pictures, images, "photograph"), (ids, labels, "label image")):
+                if name not in found:
+                    raise ValueError(f"{folder}: no {kind} called {name!r}")
+        self.items = tuple(Item(name, pictures[name], ids[name]) for name in chosen)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        item = self.items[index]
+        image, labels = read_image(item.image), read_labels(item.labels).ids
+        if image.shape[:2] != labels.shape:
+            raise ValueError(
+                f"{item.labels}: labels must have the size of {item.image}, {image.shape[:2]}; got {labels.shape}"
+            )
+        wrong = np.unique(labels[(labels != IGNORE) & ((labels < 0) | (labels >= len(self.classes)))])
+        if wrong.size:
+            raise ValueError(
+                f"{item.labels}: label values must be 0..{len(self.classes) - 1} or {IGNORE} (void); got "
+                f"{', '.join(map(str, wrong[:5]))}"
+            )
+        colours = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+        return Example(item.name, colours.astype(np.uint8), labels.astype(np.uint8))
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    return files_by_stem(folder, suffixes)
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of a list, one a line; empty lines are left out. Raises ValueError if there is none."""
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path}: the list is empty")
+    return names
+
+
+def camvid(root: Path, split: str) -> SegmentationFolder:
+    """CamVid in the 11-class split of the SegNet papers: ``images/SPLIT``, ``labels/SPLIT`` and ``SPLIT.txt`` in ``root``.
+
+    split: "train" (367), "val" (101) or "test" (233), or whatever lists there are.
+    """
+    return SegmentationFolder(
+        root / "images" / split, root / "labels" / split, CAMVID_CLASSES, read_names(root / f"{split}.txt")
+    )
