@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
+from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.deeplab import DeepLab
 from deeplab_crf.models.interp import pad_bottom_right, padded_size
 from deeplab_crf.models.pictures import Picture, as_pictures
-from deeplab_crf.models.weights.names import BGR_MEAN
 from deeplab_crf.nn import fuse
 from deeplab_crf.ops.library import CUDA_BUILT
 
