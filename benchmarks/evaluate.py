@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ from deeplab_crf.engine.saved_scores import write_saved_scores
 from deeplab_crf.engine.trimap import TrimapScores, band_widths
 from deeplab_crf.models import VARIANTS, SegmentationPipeline, build_model, load_model
 from deeplab_crf.models.interp import padded_size
-from deeplab_crf.presets import Preset, get_preset
+from deeplab_crf.presets import PRESETS, Preset, get_preset
 
 GOAL = 6.0  # of the loop with CRF, at 101 images and two cores
 DATA = f"camvid:{ROOT.parent / 'shared' / 'data' / 'camvid'}:val"
@@ -99,8 +100,8 @@ def peer_loop(
 
 @dataclass
 class Race:
-    """One loop with one preset. Seconds on the clock of every turn; processor seconds of all; mean IoU after the CRF; threads of the
-    peer's network."""
+    """One loop with one preset. Seconds on the clock of every turn; processor seconds of all; mean IoU after the CRF; threads of
+    the peer's network."""
 
     loop: str
     preset: str
@@ -279,11 +280,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"argument --{name}: must be at least 1; got {getattr(options, name)}")
     try:
         options.data = DatasetName().convert(options.data, None, None)
-        options.presets = options.presets.split(",")
-        for preset in options.presets:
-            get_preset(preset)
-    except Exception as error:
-        parser.error(f"argument --data or --presets: {error}")
+    except click.BadParameter as error:
+        parser.error(f"argument --data: {error}")
+    options.presets = options.presets.split(",")
+    unknown = [preset for preset in options.presets if preset not in PRESETS]
+    if unknown:
+        parser.error(f"argument --presets: must be among {', '.join(PRESETS)}; got {', '.join(unknown)}")
     return options
 
 
