@@ -15,7 +15,7 @@ from types import MappingProxyType
 class VGG16:
     """The trunk of V1 and of V2's VGG nets: output stride 8, conv5 dilated by 2.
 
-    channels: of conv1; the others have 2, 4, 8 and 8 times as many. average_pool: pool5a, an average over 3 x 3 after pool5.
+    channels: of conv1; the others have 2, 4, 8 and 8 times as many; 64 in the papers. average_pool: pool5a, an average over 3 x 3 after pool5.
     """
 
     channels: int = 64
@@ -94,6 +94,13 @@ def _papers() -> tuple[Variant, ...]:
         Variant("v2-vgg16-aspp-s", plain, replace(LARGE_FOV, rates=(2, 4, 8, 12)), v2),
         Variant("v2-vgg16-aspp-l", plain, replace(LARGE_FOV, rates=ASPP_RATES), v2),
     )
+    # Ours, for small machines: half of the trunk's channels, fewer of the heads'; see `models.narrow`.
+    half, head = VGG16(channels=32), Head(kernel=3, rates=(12,), channels=384)
+    narrow = (
+        Variant("v1-narrow-largefov", replace(half, average_pool=True), head, v1),
+        Variant("v2-narrow-aspp-s", half, replace(head, rates=(2, 4, 8, 12), channels=128), v2),
+        Variant("v2-narrow-aspp-l", half, replace(head, rates=ASPP_RATES, channels=128), v2),
+    )
     trunks = {
         "resnet101": ResNet((3, 4, 23, 3)),
         "resnet50": ResNet((3, 4, 6, 3)),
@@ -108,7 +115,7 @@ def _papers() -> tuple[Variant, ...]:
         for trunk in trunks
         for head in heads
     )
-    return vgg + residual
+    return vgg + narrow + residual
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _papers()})
