@@ -18,6 +18,8 @@ _HOMES = {
     "PRESETS": "deeplab_crf.presets",
     "Preset": "deeplab_crf.presets",
     "get_preset": "deeplab_crf.presets",
+    "load_preset": "deeplab_crf.presets",
+    "save_preset": "deeplab_crf.presets",
     "Energy": "deeplab_crf.core.mean_field",
     "MeanField": "deeplab_crf.core.mean_field",
     "MeanFieldResult": "deeplab_crf.core.mean_field",
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     from deeplab_crf.kernels import Bilateral, Gaussian, PairwiseKernel
     from deeplab_crf.ops.conv import aspp_sum, dilated_conv2d
     from deeplab_crf.ops.conv_algorithms import conv_algorithm, get_conv_algorithm, set_conv_algorithm
-    from deeplab_crf.presets import PRESETS, Preset, get_preset
+    from deeplab_crf.presets import PRESETS, Preset, get_preset, load_preset, save_preset
     from deeplab_crf.pydensecrf import install_as_pydensecrf
 
 __all__ = [
@@ -97,11 +99,13 @@ __all__ = [
     "get_preset",
     "install_as_pydensecrf",
     "load_crfasrnn_state_dict",
+    "load_preset",
     "map_labels",
     "marginals",
     "native_info",
     "permutohedral_filter",
     "plot_convergence",
+    "save_preset",
     "set_conv_algorithm",
     "set_num_threads",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def dense_crf(
     kernels: Sequence[Kernel] | None = None,
     iterations: int | None = None,
     normalization: str | None = None,
-    preset: str | None = None,
+    preset: str | os.PathLike[str] | None = None,
     num_labels: int | None = None,
     confidence: float = 0.7,
     ignore_label: int | None = 255,
@@ -52,8 +53,8 @@ def dense_crf(
     Any float dtype and strides. A leading batch dimension on scores and image refines each image by itself.
 
     kernels (default ``Gaussian(), Bilateral()``), iterations (5), normalization ("symmetric"): the model, or those of a
-    ``preset`` (see `PRESETS`); what is given beside a preset wins. damping, tolerance: see `MeanField.inference`. threads: None
-    takes `get_num_threads`. dtype: float32, or float64 for everything in double precision.
+    ``preset``, a name or a file (see `get_preset`); what is given beside a preset wins. damping, tolerance: see
+    `MeanField.inference`. threads: None takes `get_num_threads`. dtype: float32, or float64 for everything in double precision.
 
     device: "cpu", "cuda" or "cuda:N", where arrays are copied to and the result from. CUDA tensors of torch among the arguments
     (features of a `PairwiseKernel` too) choose their own, arrays beside them are copied there, and the result is a CUDA tensor,

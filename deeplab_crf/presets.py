@@ -1,4 +1,5 @@
-"""CRF settings of the published DeepLab models and of the tools people come from, by name: plain data, no torch.
+"""CRF settings of the published DeepLab models and of the tools people come from, by name, and files of one's own: plain data,
+no torch.
 
 The released models normalise after the filter and feed the raw scores as they are; re-implementations on pydensecrf
 normalise symmetrically (and clip probabilities at 1e-5 before the logarithm).
@@ -6,11 +7,24 @@ normalise symmetrically (and clip probabilities at 1e-5 before the logarithm).
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
+from deeplab_crf.data.files import atomic_write
+from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, Width, check_normalization
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_KERNEL_TYPES: Mapping[str, type[Gaussian | Bilateral]] = {"gaussian": Gaussian, "bilateral": Bilateral}
 
 
 @dataclass(frozen=True)
@@ -75,18 +89,26 @@ def _papers() -> tuple[Preset, ...]:
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _papers()})
 
 
-def get_preset(name: str) -> Preset:
-    """Return the preset called ``name``. Raises ValueError that lists the names there are."""
-    try:
+def get_preset(name: str | os.PathLike[str]) -> Preset:
+    """The published preset called ``name``, or the one in a file, see `load_preset`. A file is what ends in .toml or names a folder
+    (``./mine``), or a ``Path``.
+
+    Raises ValueError that lists the names there are, or says what is wrong with the file.
+    """
+    if isinstance(name, str) and name in PRESETS:
         return PRESETS[name]
-    except (KeyError, TypeError):
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}") from None
+    if isinstance(name, os.PathLike) or (isinstance(name, str) and (name.endswith(".toml") or os.path.dirname(name))):
+        return load_preset(name)
+    raise ValueError(f"preset must be one of {', '.join(PRESETS)}, or a file that ends in .toml; got {name!r}")
 
 
 def choose_model(
-    preset: str | None, kernels: Sequence[Kernel] | None, iterations: int | None, normalization: str | None
+    preset: str | os.PathLike[str] | None,
+    kernels: Sequence[Kernel] | None,
+    iterations: int | None,
+    normalization: str | None,
 ) -> Preset:
-    """The preset of that name (None: "pydensecrf") with what is given beside it in place of its own."""
+    """The preset of that name or file (None: "pydensecrf") with what is given beside it in place of its own."""
     base = get_preset("pydensecrf" if preset is None else preset)
     return replace(
         base,
@@ -94,3 +116,108 @@ def choose_model(
         iterations=base.iterations if iterations is None else iterations,
         normalization=base.normalization if normalization is None else normalization,
     )
+
+
+def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
+    """Write a preset as a TOML file for `load_preset`, every number as it is; the file appears whole or not at all.
+
+    Raises ValueError for what such a file cannot hold: kernels over features of one's own, and compatibilities between labels.
+    """
+    lines = [
+        "# Settings of a dense CRF: deeplab-crf refine and segment --preset FILE, DenseCRF.from_preset(FILE).",
+        f"name = {_quoted(preset.name)}",
+        f"description = {_quoted(preset.description)}",
+        f"iterations = {preset.iterations}",
+        f"normalization = {_quoted(preset.normalization)}",
+    ]
+    for number, kernel in enumerate(preset.kernels):
+        if not isinstance(kernel, Gaussian | Bilateral) or kernel.compat is not None:
+            raise ValueError(
+                f"kernels[{number}] of a preset to be saved must be a Gaussian or Bilateral without compat; got {kernel!r}"
+            )
+        lines += ["", "[[kernels]]"]
+        lines.append('type = "gaussian"' if isinstance(kernel, Gaussian) else 'type = "bilateral"')
+        lines.append(f"sxy = {_number_or_list(kernel.sxy)}")
+        if isinstance(kernel, Bilateral):
+            lines.append(f"srgb = {_number_or_list(kernel.srgb)}")
+        lines.append(f"weight = {float(kernel.weight)!r}")
+        if kernel.normalization is not None:
+            lines.append(f"normalization = {_quoted(kernel.normalization)}")
+    with atomic_write(Path(path)) as stream:
+        stream.write(("\n".join(lines) + "\n").encode())
+
+
+def _quoted(text: str) -> str:
+    """As TOML's basic string, which is JSON's with DEL escaped too; lone surrogates (of file names) become question marks."""
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _number_or_list(value: Width) -> str:
+    return repr([float(each) for each in value] if isinstance(value, Sequence) else float(value))
+
+
+def load_preset(path: str | os.PathLike[str]) -> Preset:
+    """Read a preset from a TOML file: name, iterations, normalization, description (may be absent), and a table ``[[kernels]]`` for
+    each kernel with type ("gaussian" or "bilateral"), sxy, weight, srgb (bilateral alone), normalization (may be absent).
+
+    Raises ValueError that names the file, the key, what was expected and what came.
+    """
+    file = Path(path)
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"preset {file}: cannot be read ({error.strerror or error})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"preset {file}: is not a TOML file ({error})") from error
+    where = f"preset {file}"
+    _check_keys(table, ("name", "iterations", "normalization", "kernels"), ("description",), where)
+    kernels = table["kernels"]
+    if not isinstance(kernels, list) or not kernels or not all(isinstance(each, dict) for each in kernels):
+        raise ValueError(f"{where}: kernels must be one or more tables [[kernels]]; got {kernels!r}")
+    iterations = table["iterations"]
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"{where}: iterations must be a whole number >= 0; got {iterations!r}")
+    return Preset(
+        name=_text(table, "name", where),
+        kernels=tuple(_read_kernel(each, f"{where}: kernels[{number}]") for number, each in enumerate(kernels)),
+        iterations=iterations,
+        normalization=check_normalization(_text(table, "normalization", where), f"{where}: normalization"),
+        description=_text({"description": "", **table}, "description", where),
+    )
+
+
+def _read_kernel(table: dict[str, Any], where: str) -> Kernel:
+    kind = table.get("type")
+    if not isinstance(kind, str) or kind not in _KERNEL_TYPES:
+        raise ValueError(f"{where}: type must be one of {', '.join(_KERNEL_TYPES)}; got {kind!r}")
+    widths = ("sxy", "srgb") if kind == "bilateral" else ("sxy",)
+    _check_keys(table, ("type", *widths, "weight"), ("normalization",), where)
+    for key in (*widths, "weight"):
+        value = table[key]
+        values = value if isinstance(value, list) and key != "weight" else [value]
+        if not values or any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
+            wanted = "a number" if key == "weight" else "a number or a list of numbers"
+            raise ValueError(f"{where}: {key} must be {wanted}; got {value!r}")
+    try:
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+        }
+        return _KERNEL_TYPES[given.pop("type")](**given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_keys(table: Mapping[str, Any], needed: Sequence[str], allowed: Sequence[str], where: str) -> None:
+    for key in needed:
+        if key not in table:
+            raise ValueError(f"{where}: {key} must be given; got {', '.join(table) or 'nothing'}")
+    for key in table:
+        if key not in (*needed, *allowed):
+            raise ValueError(f"{where}: keys must be among {', '.join((*needed, *allowed))}; got {key}")
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    value = table[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} must be a text in quotes; got {value!r}")
+    return value

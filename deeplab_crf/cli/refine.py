@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import click
 
 from deeplab_crf.cli.jobs import attempt_all, report_failures
+from deeplab_crf.cli.options import PRESET_HELP, known_preset
 from deeplab_crf.data.scores import KINDS
 from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
-from deeplab_crf.presets import PRESETS, get_preset
+from deeplab_crf.presets import get_preset
 from deeplab_crf.refine import Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,8 +48,8 @@ def _device(_context: click.Context, _option: click.Parameter, value: str) -> st
 
 
 _CRF_OPTIONS = (
-    click.option("--preset", type=click.Choice(list(PRESETS)), default="pydensecrf", show_default=True, metavar="NAME",
-                 help=f"Published settings: {', '.join(PRESETS)}. The options below change single values."),
+    click.option("--preset", callback=known_preset, default="pydensecrf", show_default=True, metavar="NAME|FILE",
+                 help=f"Settings: {PRESET_HELP}. The options below change single values."),
     click.option("--gaussian-sxy", callback=_widths, metavar="NUMBERS",
                  help="Width of the smoothness kernel in pixels: S or SX,SY."),
     click.option("--gaussian-weight", type=float, help="Weight of the smoothness kernel; 0 leaves it out."),

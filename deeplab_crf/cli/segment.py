@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deeplab_crf.cli.jobs import attempt_all, report_failures
+from deeplab_crf.cli.options import PRESET_HELP, known_preset
 from deeplab_crf.models.variants import VARIANTS
-from deeplab_crf.presets import PRESETS
 from deeplab_crf.segment import plan_images, segment_file, write_legend
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 @click.option("--crf/--no-crf", default=True, show_default=True, help="Refine with the dense CRF.")
 @click.option(
     "--preset",
-    type=click.Choice(list(PRESETS)),
-    metavar="NAME",
-    help=f"Other settings of the CRF than the network's own: {', '.join(PRESETS)}.",
+    callback=known_preset,
+    metavar="NAME|FILE",
+    help=f"Other settings of the CRF than the network's own: {PRESET_HELP}.",
 )
 @click.option(
     "--min-probability",

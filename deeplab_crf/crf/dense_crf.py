@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -171,8 +172,9 @@ class DenseCRF(nn.Module):
                 self.register_buffer(name, value)
 
     @classmethod
-    def from_preset(cls, name: str, num_classes: int | None = None, **options: Any) -> DenseCRF:
-        """The CRF of a published model by name, see `PRESETS`. options: arguments of `DenseCRF`, which win over the preset's."""
+    def from_preset(cls, name: str | os.PathLike[str], num_classes: int | None = None, **options: Any) -> DenseCRF:
+        """The CRF of a published model by name, or of a preset file, see `get_preset`. options: arguments of `DenseCRF`, which win
+        over the preset's."""
         preset = get_preset(name)
         settings = {
             "kernels": preset.kernels,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab_crf.data.classes import CAMVID_CLASSES
+from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
 from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem
 from deeplab_crf.data.images import read_image, read_labels
 
@@ -85,8 +85,10 @@ def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names of a list, one a line; empty lines are left out. Raises ValueError if there is none."""
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    """The names of a list, one a line; empty lines are left out. Raises ValueError if there is no such file or no name in it."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such list")
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{path}: the list is empty")
     return names
@@ -100,3 +102,45 @@ def camvid(root: Path, split: str) -> SegmentationFolder:
     return SegmentationFolder(
         root / "images" / split, root / "labels" / split, CAMVID_CLASSES, read_names(root / f"{split}.txt")
     )
+
+
+def voc2012(root: Path, split: str) -> SegmentationFolder:
+    """Pascal VOC 2012 (``VOCdevkit/VOC2012``): ``JPEGImages``, and ``SegmentationClassAug`` where it is there, else
+    ``SegmentationClass``; the split is ``ImageSets/Segmentation/SPLIT.txt``.
+
+    split: "train" (1464), "val" (1449), "trainval" (2913), and with the annotations of Hariharan et al. (ICCV 2011) "train_aug"
+    (10582) and "trainval_aug" (12031), whose lists come as names, or as lines "/JPEGImages/X.jpg /SegmentationClassAug/X.png".
+    """
+    names = [_voc_name(line) for line in read_names(root / "ImageSets" / "Segmentation" / f"{split}.txt")]
+    augmented = root / "SegmentationClassAug"
+    labels = augmented if augmented.is_dir() else root / "SegmentationClass"
+    return SegmentationFolder(root / "JPEGImages", labels, VOC_CLASSES, names)
+
+
+def _voc_name(line: str) -> str:
+    """ "X" of "X", and of "/JPEGImages/X.jpg /SegmentationClassAug/X.png"."""
+    return Path(line.split()[0]).stem if "/" in line else line
+
+
+def folder(root: Path, split: str) -> SegmentationFolder:
+    """Folders of one's own: photographs in ``images/SPLIT`` or ``images``, label images in ``labels/SPLIT`` or ``labels``, names
+    of the classes in ``classes.txt``, one a line; ``SPLIT.txt``, where it is there, says which and in what order."""
+    images, labels = (
+        root / kind / split if (root / kind / split).is_dir() else root / kind for kind in ("images", "labels")
+    )
+    chosen = root / f"{split}.txt"
+    names = read_names(chosen) if chosen.is_file() else None
+    return SegmentationFolder(images, labels, read_names(root / "classes.txt"), names)
+
+
+DATASETS = {"camvid": camvid, "voc": voc2012, "folder": folder}
+
+
+def open_dataset(kind: str, root: Path, split: str) -> SegmentationFolder:
+    """The data set at ``root``. kind: "camvid", "voc" or "folder", see `camvid`, `voc2012` and `folder`. split: "train", ...
+
+    Raises ValueError that names the file or folder which is missing, or the list which is empty.
+    """
+    if kind not in DATASETS:
+        raise ValueError(f"data must be one of {', '.join(DATASETS)}; got {kind!r}")
+    return DATASETS[kind](root, split)

@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deeplab_crf.data.files import atomic_write
 
+# The mean colour of ImageNet's photographs, blue first, in 0..255: DeepLab sees images without it.
+BGR_MEAN = (104.008, 116.669, 122.675)
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
+from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.deeplab import DeepLab
 from deeplab_crf.models.interp import pad_bottom_right, padded_size
 from deeplab_crf.models.pictures import Picture, as_pictures
-from deeplab_crf.models.weights.names import BGR_MEAN
 from deeplab_crf.nn import fuse
 from deeplab_crf.ops.library import CUDA_BUILT
 
@@ -60,7 +61,8 @@ class SegmentationPipeline(nn.Module):
     through the CRF (CRF as RNN), compiles and exports.
 
     network: which. crf: "released", the one of the variant (ten iterations, normalised after the filter, as the papers run it); the
-    name of a preset, such as "deeplab-v1-largefov-pydensecrf", which re-implementations run; a `DenseCRF` of yours; or None.
+    name of a preset, such as "deeplab-v1-largefov-pydensecrf", which re-implementations run, or a preset file, see `get_preset`; a
+    `DenseCRF` of yours; or None.
     min_probability: probabilities below are raised to it before the CRF, as re-implementations do (1e-5); 0: the raw scores, as the
     papers do. pad_to: `predict` pads images to at least this size, as the released nets see all of theirs at 513 x 513; 1 pads no
     more than the strides need, which is faster for small images. fused: whether `predict` runs a copy of the network whose
@@ -75,14 +77,14 @@ class SegmentationPipeline(nn.Module):
     def __init__(
         self,
         network: DeepLab,
-        crf: DenseCRF | str | None = RELEASED,
+        crf: DenseCRF | str | os.PathLike[str] | None = RELEASED,
         *,
         min_probability: float = 0.0,
         pad_to: int = RELEASED_SIZE,
         fused: bool = True,
     ) -> None:
         super().__init__()
-        if isinstance(crf, str):
+        if isinstance(crf, str | os.PathLike):
             crf = DenseCRF.from_preset(network.variant.crf if crf == RELEASED else crf, network.num_classes)
         if not 0 <= min_probability < 1:
             raise ValueError(f"min_probability must lie in [0, 1); got {min_probability!r}")

@@ -19,7 +19,7 @@ import deeplab_crf
 import deeplab_crf.cli.refine as cli_refine
 from deeplab_crf.cli import main
 from deeplab_crf.kernels import Bilateral, Gaussian
-from deeplab_crf.presets import get_preset
+from deeplab_crf.presets import Preset, get_preset, save_preset
 
 HEIGHT, WIDTH = 24, 32
 PALETTE = (5, 5, 5, 250, 10, 10, 10, 250, 10, 10, 10, 250)
@@ -158,6 +158,29 @@ def test_presets_and_weight_zero(
         getattr(preset.kernels[1], field) for field in ("sxy", "srgb", "weight")
     )
     assert (seen["iterations"], seen["normalization"]) == (preset.iterations, preset.normalization)
+
+
+def test_a_preset_file_is_taken_like_a_name(pair: tuple[str, str, Path], tmp_path: Path) -> None:
+    image, labels, out = pair
+    mine = Preset("mine", (Bilateral(9.0, 6.0, 5.0), Gaussian(2.0, 1.0)), iterations=3, normalization="before")
+    save_preset(mine, tmp_path / "mine.toml")
+    assert main(["refine", image, labels, "-o", str(out), "--preset", str(tmp_path / "mine.toml")]) == 0
+    given = read(Path(labels))
+    want = deeplab_crf.dense_crf(read(Path(image)), labels=given, preset=tmp_path / "mine.toml")
+    np.testing.assert_array_equal(read(out), want.argmax(axis=0))
+    assert (read(out) != given).any()
+
+
+def test_an_unusable_preset_file_is_wrong_usage(
+    pair: tuple[str, str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, labels, out = pair
+    (tmp_path / "mine.toml").write_text('name = "mine"\n')
+    assert main(["refine", image, labels, "-o", str(out), "--preset", str(tmp_path / "mine.toml")]) == 2
+    error = capsys.readouterr().err
+    assert "Invalid value for '--preset': preset " in error
+    assert "mine.toml: iterations must be given; got name" in error
+    assert not out.exists()
 
 
 def test_overlay_and_probabilities_lie_beside_the_result(pair: tuple[str, str, Path]) -> None:

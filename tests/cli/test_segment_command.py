@@ -19,8 +19,10 @@ from slow_network import vgg_weights  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.images import voc_palette  # noqa: E402
+from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
 from deeplab_crf.models import variants as table  # noqa: E402
+from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
 HEIGHT, WIDTH = 24, 32
 NAME = "v2-compact-aspp"
@@ -264,3 +266,12 @@ def test_convert_asks_where_several_networks_fit(tmp_path: Path, capsys: pytest.
     assert load_model(out)[0].variant.name == "v1-vgg16-largefov"
     assert main(["convert", str(source), str(tmp_path / "out.pth")]) == 2
     assert "must end in .safetensors" in capsys.readouterr().err
+
+
+def test_a_preset_file_is_taken_like_a_name(tmp_path: Path, weights: Path) -> None:
+    image, preset = write_image(tmp_path / "cat.png"), tmp_path / "mine.toml"
+    save_preset(Preset("mine", (Bilateral(9.0, 30.0, 5.0),), iterations=2), preset)
+    assert segment(tmp_path / "cat.png", "--weights", weights, "-o", tmp_path / "out", "--preset", preset) == 0
+    (want,) = SegmentationPipeline(load_model(weights)[0], preset, pad_to=1).predict(image)
+    assert "sxy=(9.0, 9.0), srgb=(30.0, 30.0, 30.0)" in repr(SegmentationPipeline(load_model(weights)[0], preset).crf)
+    np.testing.assert_array_equal(read(tmp_path / "out" / "cat.png"), want.labels)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.heads import MSC_BRANCHES
 from deeplab_crf.models.vgg import STAGES
 from deeplab_crf.models.weights.files import RawWeights
@@ -138,9 +139,8 @@ def _from_state_dict(raw: RawWeights, known: StateDictNames) -> Translation:
     return result
 
 
-# ImageNet's mean and deviation, RGB in 0..1, that torchvision's networks see images with; and DeepLab's mean, BGR in 0..255.
+# ImageNet's mean and deviation, RGB in 0..1, that torchvision's networks see images with.
 TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BGR_MEAN = (104.008, 116.669, 122.675)
 
 
 def _from_rgb(result: Translation) -> None:

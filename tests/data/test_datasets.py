@@ -1,0 +1,119 @@
+"""Data sets on disk: which files, which labels, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_files import CLASSES, write_folder, write_pair
+from numpy.typing import NDArray
+from PIL import Image
+from samples import photo
+
+from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
+from deeplab_crf.data.datasets import open_dataset
+from deeplab_crf.data.images import LabelImage, write_labels
+
+
+def write_voc(root: Path, labels: str, names: tuple[str, ...] = ("2007_01", "2007_02")) -> NDArray[np.int64]:
+    """JPEG photographs, palette labels with void borders."""
+    ids = np.random.default_rng(0).integers(0, len(VOC_CLASSES), (24, 32))
+    ids[:3] = 255
+    (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(photo(24, 32)).save(root / "JPEGImages" / f"{name}.jpg")
+        write_labels(root / labels / f"{name}.png", LabelImage(ids))
+    return ids
+
+
+def write_list(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_camvid(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_pair(tmp_path, name, (24, 32), seed=1)
+    write_list(tmp_path / "train.txt", "b", "", "a")
+    dataset = open_dataset("camvid", tmp_path, "train")
+    assert dataset.classes == CAMVID_CLASSES
+    assert [item.name for item in dataset.items] == ["b", "a"]
+    example = dataset[0]
+    assert example.image.shape == (24, 32, 3)
+    assert set(np.unique(example.labels)) == {0, 1, 2, 255}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("2007_02", "2007_01"),
+        (
+            "/JPEGImages/2007_02.jpg /SegmentationClassAug/2007_02.png",
+            "/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png",
+        ),
+    ],
+)
+def test_voc_with_both_forms_of_its_lists(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    write_voc(tmp_path, "SegmentationClass", names=("2007_01",))
+    ids = write_voc(tmp_path, "SegmentationClassAug")
+    write_list(tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt", *lines)
+    dataset = open_dataset("voc", tmp_path, "train_aug")
+    assert dataset.classes == VOC_CLASSES
+    assert [item.labels.parent.name for item in dataset.items] == ["SegmentationClassAug"] * 2
+    assert [example.name for example in (dataset[0], dataset[1])] == ["2007_02", "2007_01"]
+    np.testing.assert_array_equal(dataset[1].labels, ids)
+
+
+def test_voc_as_it_is_released(tmp_path: Path) -> None:
+    ids = write_voc(tmp_path, "SegmentationClass")
+    write_list(tmp_path / "ImageSets" / "Segmentation" / "val.txt", "2007_01")
+    (example,) = open_dataset("voc", tmp_path, "val")
+    np.testing.assert_array_equal(example.labels, ids)
+
+
+def test_folders_with_and_without_splits_and_lists(tmp_path: Path) -> None:
+    split = write_folder(tmp_path / "split", train=2, val=1)
+    assert [item.name for item in open_dataset("folder", split, "train").items] == ["train0", "train1"]
+    assert open_dataset("folder", split, "val").classes == CLASSES
+    flat = tmp_path / "flat"
+    for name in "abc":
+        write_pair(flat, name, (8, 8), seed=0, split=".")
+    write_list(flat / "classes.txt", *CLASSES)
+    assert len(open_dataset("folder", flat, "train")) == 3
+    write_list(flat / "train.txt", "c")
+    assert [item.name for item in open_dataset("folder", flat, "train").items] == ["c"]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data", train=2, val=1)
+    with pytest.raises(ValueError, match="data must be one of camvid, voc, folder; got 'coco'"):
+        open_dataset("coco", root, "train")
+    with pytest.raises(ValueError, match=r"train\.txt: no such list"):
+        open_dataset("camvid", root, "train")
+    write_list(root / "train.txt", "")
+    with pytest.raises(ValueError, match=r"train\.txt: the list is empty"):
+        open_dataset("folder", root, "train")
+    write_list(root / "train.txt", "train0", "train7")
+    with pytest.raises(ValueError, match="no photograph called 'train7'"):
+        open_dataset("folder", root, "train")
+    (root / "labels" / "val" / "val0.png").unlink()
+    with pytest.raises(ValueError, match=r"labels.val: no label image called 'val0'"):
+        open_dataset("folder", root, "val")
+    write_list(root / "ImageSets" / "Segmentation" / "val.txt", "a")
+    with pytest.raises(ValueError, match="JPEGImages: no such folder"):
+        open_dataset("voc", root, "val")
+
+
+def test_labels_that_do_not_fit_name_the_file_and_the_value(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, train=2)
+    path = root / "labels" / "train" / "train1.png"
+    Image.fromarray(np.full((40, 48), 7, np.uint8)).save(path)
+    dataset = open_dataset("folder", root, "train")
+    with pytest.raises(ValueError, match=rf"{path}: label values must be 0\.\.2 or 255 \(void\); got 7"):
+        _ = dataset[1]
+    Image.fromarray(np.zeros((40, 47), np.uint8)).save(path)
+    with pytest.raises(
+        ValueError, match=rf"{path}: labels must have the size of .*train1\.png, \(40, 48\); got \(40, 47\)"
+    ):
+        _ = dataset[1]
