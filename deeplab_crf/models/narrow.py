@@ -30,7 +30,7 @@ def narrow_trunk(full: VGG16Trunk, narrow: VGG16Trunk, images: Tensor, seed: int
     """
     _check(full, narrow, images)
     generator = torch.Generator().manual_seed(seed)
-    wide, thin = list(images.split(1)), list(images.split(1))
+    wide, thin = list(torch.split(images, 1)), list(torch.split(images, 1))
     errors = []
     for layer, small in zip(full.features, narrow.features, strict=True):
         if not isinstance(layer, nn.Conv2d):
@@ -51,9 +51,7 @@ def _check(full: VGG16Trunk, narrow: VGG16Trunk, images: Tensor) -> None:
         raise ValueError(
             f"narrow must have the layers of full, {len(full.features)}; got {len(narrow.features)} (average_pool must agree)"
         )
-    channels = [
-        next(m.out_channels for m in trunk.features if isinstance(m, nn.Conv2d)) for trunk in (full, narrow)
-    ]
+    channels = [next(m.out_channels for m in trunk.features if isinstance(m, nn.Conv2d)) for trunk in (full, narrow)]
     if channels[1] > channels[0]:
         raise ValueError(f"narrow must have at most the {channels[0]} channels of full in conv1; got {channels[1]}")
 
@@ -84,9 +82,9 @@ def _fit(layer: nn.Conv2d, inputs: list[Tensor], targets: list[Tensor], generato
     x, y = torch.cat(patches).double(), torch.cat(wanted).double()
     x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     moments = x.T @ x
-    penalty = moments.diagonal()[:-1].mean() * RIDGE
+    penalty = moments.diagonal()[:-1].mean() * RIDGE + 1e-12  # where nothing comes in, nothing is fitted
     moments.diagonal()[:-1] += penalty  # the bias is free
-    solution = torch.linalg.lstsq(moments, x.T @ y).solution
+    solution = torch.linalg.solve(moments, x.T @ y)
     layer.weight.copy_(solution[:-1].T.reshape(layer.weight.shape))
     assert layer.bias is not None
     layer.bias.copy_(solution[-1])

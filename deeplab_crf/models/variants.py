@@ -15,7 +15,8 @@ from types import MappingProxyType
 class VGG16:
     """The trunk of V1 and of V2's VGG nets: output stride 8, conv5 dilated by 2.
 
-    channels: of conv1; the others have 2, 4, 8 and 8 times as many; 64 in the papers. average_pool: pool5a, an average over 3 x 3 after pool5.
+    channels: of conv1; the others have 2, 4, 8 and 8 times as many; 64 in the papers. average_pool: pool5a, an average over 3 x 3
+    after pool5.
     """
 
     channels: int = 64
