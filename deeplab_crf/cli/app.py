@@ -12,6 +12,7 @@ from deeplab_crf.cli.demo import demo
 from deeplab_crf.cli.info import info
 from deeplab_crf.cli.refine import refine
 from deeplab_crf.cli.segment import segment
+from deeplab_crf.cli.train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
@@ -20,7 +21,7 @@ def group() -> None:
     """DeepLab and its dense CRF: segment photographs, and make coarse segmentations follow their edges."""
 
 
-for command in (segment, refine, convert, demo, info, bench):
+for command in (segment, refine, train, convert, demo, info, bench):
     group.add_command(command)
 
 
