@@ -3,7 +3,8 @@
 Each layer keeps the channels from which the others are best linear combinations (pivoted Cholesky decomposition of their second
 moments, as interpolative decompositions do: Chee et al., NeurIPS 2022, arXiv 2108.00065), and its weights are fitted anew, by
 ridge regression on the narrow trunk's own features, to what the full layer says before ReLU (as He et al., ICCV 2017, arXiv
-1707.06168). So errors do not pile up from layer to layer.
+1707.06168). So errors do not pile up from layer to layer. Then each layer is scaled so that what leaves it has mean square one,
+which with ReLU and pooling changes nothing but the scale of the features, and makes all layers learn at similar rates.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ SAMPLES = 60_000  # pixels that each layer is fitted to
 
 @torch.no_grad()
 def narrow_trunk(full: VGG16Trunk, narrow: VGG16Trunk, images: Tensor, seed: int = 0) -> list[float]:
-    """Fill ``narrow`` so that it says what ``full`` says on ``images``, channels that it lacks left out.
+    """Fill ``narrow`` so that it says what ``full`` says on ``images``, but for its scale and for channels that it lacks.
 
     full, narrow: trunks of the same layers, the second with at most as many channels. images: ``(B, 3, H, W)``, BGR minus the mean;
     some dozen crops of the photographs to train on. seed: of the choice of pixels. Both trunks stay in the mode they are in.
@@ -40,6 +41,7 @@ def narrow_trunk(full: VGG16Trunk, narrow: VGG16Trunk, images: Tensor, seed: int
         wide = [layer(values) for values in wide]
         kept = _kept_channels(wide, small.out_channels, generator)
         errors.append(_fit(small, thin, [values[:, kept] for values in wide], generator))
+        _scale(small, thin)
         thin = [small(values) for values in thin]
     return errors
 
@@ -89,6 +91,16 @@ def _fit(layer: nn.Conv2d, inputs: list[Tensor], targets: list[Tensor], generato
     assert layer.bias is not None
     layer.bias.copy_(solution[-1])
     return float(((x @ solution - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum().clamp(min=1e-300))
+
+
+def _scale(layer: nn.Conv2d, inputs: list[Tensor]) -> None:
+    """Divide weights and bias so that the mean square after ReLU is one."""
+    squares = torch.stack([layer(values).relu().double().square().mean() for values in inputs]).mean()
+    if squares > 0:
+        factor = squares.rsqrt().to(layer.weight.dtype)
+        layer.weight.mul_(factor)
+        assert layer.bias is not None
+        layer.bias.mul_(factor)
 
 
 def _unfolded(values: Tensor, layer: nn.Conv2d) -> Tensor:
