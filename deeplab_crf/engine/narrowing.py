@@ -17,6 +17,7 @@ from deeplab_crf.models.vgg import VGG16Trunk
 from deeplab_crf.models.weights.load import load_weights
 
 FULL_CHANNELS = VGG16().channels
+SCALES = (1.0, 1.5)  # at which photographs are seen
 
 
 def narrow_weights(
@@ -32,7 +33,7 @@ def narrow_weights(
     layer.
 
     source: weights with a whole VGG-16 trunk, see `load_weights`. photographs: of the kind that it will see; ``crops`` of them,
-    evenly spread, are cut by ``augmentation``. The head is new. Raises ValueError for variants without such a trunk.
+    evenly spread, are cut by ``augmentation``. The head is new. Raises ValueError for files and variants without such a trunk.
     """
     variant = get_variant(model)
     if not isinstance(variant.trunk, VGG16) or variant.trunk.channels >= FULL_CHANNELS:
@@ -52,6 +53,10 @@ def _full_trunk(variant: Variant, source: Path) -> VGG16Trunk:
     assert isinstance(variant.trunk, VGG16)
     trunk = replace(variant.trunk, channels=FULL_CHANNELS)
     network = DeepLab(replace(variant, trunk=trunk, head=Head(kernel=1, rates=(1,))), 1)
-    load_weights(network, source, classifier=False)
+    report = load_weights(network, source, classifier=False, strict=False)  # whatever head it has
+    lacking = [name for name in report.missing if name.startswith("backbone.")]
+    if lacking or report.misshapen:
+        wrong = ", ".join((*report.misshapen, *lacking)[:3])
+        raise ValueError(f"{source} must have a whole VGG-16 trunk; wrong or missing: {wrong}")
     assert isinstance(network.backbone, VGG16Trunk)
     return network.backbone
