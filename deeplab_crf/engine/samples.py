@@ -6,9 +6,10 @@ augmentation does to it: neither worker processes, nor processes that train toge
 
 from __future__ import annotations
 
-import re
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -61,7 +62,7 @@ class Numbers:
         return (self.settings.iterations - self.start) * self.settings.accumulate
 
 
-def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> Iterator[list[Batch]]:
+def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> Generator[list[Batch]]:
     """The parts of each iteration's batch that are this process's, from iteration ``start`` on.
 
     Raises what reading raised, as it was raised, and ChildProcessError where a worker process died.
@@ -74,8 +75,27 @@ def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> 
         worker_init_fn=_ignore_interrupts,
     )
     parts = iter(loader)
-    for _ in range(start, settings.iterations):
-        yield [_next(parts) for _ in range(settings.accumulate)]
+    try:
+        with _quiet_children():
+            for _ in range(start, settings.iterations):
+                yield [_next(parts, settings.workers) for _ in range(settings.accumulate)]
+    finally:
+        # Left to the garbage collector, where an error's traceback holds it, the loader can take five seconds a worker.
+        getattr(parts, "_shutdown_workers", lambda: None)()
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Where a worker dies, torch raises from a signal handler, in the middle of whatever runs, be it a change of the weights.
+    Without the handler it raises where the next batch is waited for, after seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _ignore_interrupts(_worker: int) -> None:
@@ -83,27 +103,24 @@ def _ignore_interrupts(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _next(parts: Iterator[Any]) -> Batch:
+def _next(parts: Iterator[Any], workers: int) -> Batch:
     try:
         images, labels = next(parts)
-    except RuntimeError as error:
-        if ("DataLoader worker" in str(error) and "exited" in str(error)) or "killed by signal" in str(error):
-            raise ChildProcessError(
-                f"a process that reads data died ({' '.join(str(error).split())[:200]}); it may have run out of memory: use "
-                "fewer workers (0: read in the training process)"
-            ) from error
-        raise _as_raised(error) from None
+        return images, labels
     except Exception as error:
-        raise _as_raised(error) from None
-    return images, labels
+        if workers == 0:
+            raise
+        raised = _from_worker(error)
+    raise raised
 
 
-def _as_raised(error: Exception) -> Exception:
-    """The worker's error without the worker's traceback, which torch puts into its message."""
-    last = str(error).strip().rsplit("\n", 1)[-1]
-    found = (
-        re.fullmatch(rf"(?:[\w.]+\.)?{type(error).__name__}: (.*)", last)
-        if "Original Traceback" in str(error)
-        else None
-    )
-    return type(error)(found[1]) if found else error
+def _from_worker(error: Exception) -> Exception:
+    """What a worker raised, without its traceback, which torch puts into the message; else what became of the worker."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return ChildProcessError(
+            f"a process that reads data died ({' '.join(text.split())[:200]}); it may have run out of memory: use fewer workers "
+            "(0: read in the training process)"
+        )
+    kind, _, message = text.rsplit("\n", 1)[-1].partition(": ")
+    return type(error)(message) if kind.endswith(type(error).__name__) else error

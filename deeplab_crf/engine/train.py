@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,8 +114,9 @@ class Training:
             for _ in self._iterations(should_stop):
                 pass
             return None
-        with Log(self.folder.log, self.iteration, tensorboard=self.settings.tensorboard) as log:
-            for row, is_last in self._iterations(should_stop):
+        log = Log(self.folder.log, self.iteration, tensorboard=self.settings.tensorboard)
+        with log, closing(self._iterations(should_stop)) as iterations:
+            for row, is_last in iterations:
                 log.add(row)
                 report(row)
                 if is_last or self.iteration % self.settings.checkpoint_every == 0:
@@ -125,24 +127,24 @@ class Training:
             save_weights(self.network, self.folder.weights)
         return Outcome(self.iteration, finished, rows)
 
-    def _iterations(self, should_stop: Callable[[], bool]) -> Iterator[tuple[Row, bool]]:
+    def _iterations(self, should_stop: Callable[[], bool]) -> Generator[tuple[Row, bool]]:
         """Do one after the other; each one's row, and whether it is the last."""
         settings, world = self.settings, self.world
         weight = class_weights(settings.class_weights, self.photographs)
         loss = BatchLoss(self.network, settings.amp, world, None if weight is None else weight.to(world.device))
         augmentation = Augmentation(settings.crop, settings.scales, settings.mirror, settings.colour)
         crops = Crops(self.photographs, augmentation, settings.seed)
-        following = batches(crops, settings, world, self.iteration)
         is_last = self.iteration == settings.iterations
-        while not is_last:
-            began = time.perf_counter()
-            parts = self._next(following)
-            rate = learning_rate(settings, self.iteration)
-            value = self._descend(loss, parts, rate)
-            stopped = world.sum(torch.tensor(int(should_stop()), device=world.device))
-            is_last = self.iteration == settings.iterations or bool(stopped)
-            seconds = time.perf_counter() - began
-            yield Row(self.iteration, value, rate, settings.batch / seconds, *self._validated()), is_last
+        with closing(batches(crops, settings, world, self.iteration)) as following:
+            while not is_last:
+                began = time.perf_counter()
+                parts = self._next(following)
+                rate = learning_rate(settings, self.iteration)
+                value = self._descend(loss, parts, rate)
+                stopped = world.sum(torch.tensor(int(should_stop()), device=world.device))
+                is_last = self.iteration == settings.iterations or bool(stopped)
+                seconds = time.perf_counter() - began
+                yield Row(self.iteration, value, rate, settings.batch / seconds, *self._validated()), is_last
 
     def _next(self, following: Iterator[list[Batch]]) -> list[Batch]:
         try:
