@@ -24,6 +24,13 @@ class ConfusionMatrix:
         self.num_classes, self.ignore = int(num_classes), int(ignore)
         self.matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
 
+    @classmethod
+    def of(cls, matrix: NDArray[np.int64], ignore: int = IGNORE) -> ConfusionMatrix:
+        """With counts made elsewhere, int64 ``(C, C)``, which are not copied."""
+        result = cls(len(matrix), ignore)
+        result.matrix = matrix
+        return result
+
     def add(self, predicted: Any, labels: Any) -> None:
         """Count one image or several. Arrays or tensors of whole numbers, of one shape, ``(H, W)`` or any other.
 
@@ -33,19 +40,8 @@ class ConfusionMatrix:
         guess, truth = _whole_numbers(predicted, "predicted"), _whole_numbers(labels, "labels")
         if guess.shape != truth.shape:
             raise ValueError(f"predicted must have the shape of labels, {truth.shape}; got {guess.shape}")
-        self.matrix += self.counts(guess, truth)
-
-    def counts(self, predicted: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.int64]:
-        """What `add` would add for these arrays of one shape: int64 ``(C, C)``. Errors as there."""
-        scored = labels != self.ignore
-        truth, guess = labels[scored], predicted[scored]
-        for name, values in (("labels", truth), ("predicted", guess)):
-            if values.size and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
-                wrong = int(values.min()) if values.min() < 0 else int(values.max())
-                allowed = f"0..{self.num_classes - 1}" + (f" or {self.ignore} (not scored)" if name == "labels" else "")
-                raise ValueError(f"{name} must be in {allowed}; got {wrong}")
-        pairs = truth.astype(np.intp) * self.num_classes + guess.astype(np.intp)
-        return np.bincount(pairs, minlength=self.matrix.size).reshape(self.matrix.shape)
+        pairs, _ = pair_numbers(guess, truth, self.num_classes, self.ignore)
+        self.matrix += np.bincount(pairs, minlength=self.matrix.size).reshape(self.matrix.shape)
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add what another matrix of the same classes counted."""
@@ -97,6 +93,21 @@ class ConfusionMatrix:
             f"{type(self).__name__}({self.num_classes} classes, {self.num_pixels} pixels, mean_iou={self.mean_iou:.4f}, "
             f"pixel_accuracy={self.pixel_accuracy:.4f})"
         )
+
+
+def pair_numbers(
+    predicted: NDArray[Any], labels: NDArray[Any], num_classes: int, ignore: int
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """``true class * num_classes + predicted class`` of the n pixels that are scored, ``(n,)``, and which those are, of the arrays'
+    one shape. Raises ValueError for classes outside 0..num_classes-1 among them."""
+    scored = labels != ignore
+    truth, guess = labels[scored], predicted[scored]
+    for name, values in (("labels", truth), ("predicted", guess)):
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
+            wrong = int(values.min()) if values.min() < 0 else int(values.max())
+            allowed = f"0..{num_classes - 1}" + (f" or {ignore} (not scored)" if name == "labels" else "")
+            raise ValueError(f"{name} must be in {allowed}; got {wrong}")
+    return truth.astype(np.intp) * num_classes + guess.astype(np.intp), scored
 
 
 def _whole_numbers(values: Any, name: str) -> NDArray[Any]:
