@@ -24,7 +24,7 @@ class GridSearch:
     """A search over images; what is found is kept in a table, and what the table has is not computed again.
 
     For an image and a set of bandwidths the lattices are built once, for all weights and numbers of iterations; energies, features
-    and the Gaussian lattice are kept for all settings (`TuneImages`). Images run side by side, one thread each. Every result has the
+    and the Gaussian lattice are kept for all settings (`TuneImages`). Images run side by side, one thread each. Results have the
     bits of `dense_crf` with the same numbers.
     """
 
@@ -48,7 +48,7 @@ class GridSearch:
         return best_trial(self.table.trials)
 
     def _try(self, settings: Sequence[Setting], number: int) -> list[Trial]:
-        """The trials of these settings: those that the table lacks are computed and added, a group of equal bandwidths at a time."""
+        """The trials of these settings: those that the table lacks are computed and added, those of equal bandwidths at a time."""
         known = {trial.setting for trial in self.table.trials}
         groups: dict[tuple[float, ...], list[Setting]] = defaultdict(list)
         for setting in settings:
@@ -81,14 +81,14 @@ class GridSearch:
 
 
 def confusions(image: PreparedImage, group: Sequence[Setting], normalization: str) -> list[ConfusionMatrix]:
-    """Of one image, for settings that share their bandwidths: lattices are built once, and what differs in the iterations alone goes
-    on from the fewer to the more."""
+    """Of one image, for settings that share their bandwidths: lattices are built once, and where iterations alone differ, the more
+    go on from the fewer."""
     gaussian = image.gaussian_lattice(group[0].gaussian_sxy)
     bilateral = image.bilateral_lattice(group[0].bilateral_sxy, group[0].bilateral_srgb)
     by_weights: dict[tuple[float, float], set[int]] = defaultdict(set)
     for setting in group:
         by_weights[setting.gaussian_weight, setting.bilateral_weight].add(setting.iterations)
-    found: dict[tuple[float, float, int], ConfusionMatrix] = {}
+    found: dict[tuple[tuple[float, float], int], ConfusionMatrix] = {}
     for weights, iterations in by_weights.items():
         labels, points = image.unary.shape
         field = MeanField(points, labels, dtype=FLOAT, threads=1, order=image.points.order)
@@ -97,6 +97,6 @@ def confusions(image: PreparedImage, group: Sequence[Setting], normalization: st
         beliefs, done = None, 0
         for count in sorted(iterations):
             beliefs = field.inference(image.unary, count - done, q=beliefs, check_finite=False).probabilities
-            found[*weights, count] = image.confusion(beliefs)
+            found[weights, count] = image.confusion(beliefs)
             done = count
-    return [found[each.gaussian_weight, each.bilateral_weight, each.iterations] for each in group]
+    return [found[(each.gaussian_weight, each.bilateral_weight), each.iterations] for each in group]

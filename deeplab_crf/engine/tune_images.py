@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from deeplab_crf.core.lattice import PermutohedralLattice
 from deeplab_crf.core.mean_field import pack_unary
 from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.engine.metrics import ConfusionMatrix
-from deeplab_crf.engine.tune_scores import CoarseScores, full_scores
+from deeplab_crf.engine.saved_scores import SavedScores
+from deeplab_crf.models.interp import interp
 from deeplab_crf.presets import Preset
 
 FLOAT = np.dtype(np.float32)
@@ -42,6 +44,12 @@ def spread_evenly(count: int, wanted: int | None) -> tuple[int, ...]:
     return tuple(int(i) for i in np.linspace(0, count - 1, wanted).round())
 
 
+def full_scores(coarse: SavedScores, height: int, width: int) -> NDArray[np.float32]:
+    """Scores ``(C, height, width)``, upsampled as DeepLab does: to the padded size, then without the padding."""
+    values = torch.from_numpy(coarse.values.astype(np.float32))
+    return interp(values[None], coarse.size)[0, :, :height, :width].contiguous().numpy()
+
+
 @dataclass(eq=False)
 class PreparedImage:
     """What every setting needs of a photograph of N = H·W pixels and L classes.
@@ -51,7 +59,7 @@ class PreparedImage:
     """
 
     pixels: NDArray[np.uint8]
-    scores: CoarseScores
+    scores: SavedScores
     labels: NDArray[np.uint8]
     unary: FloatArray
     points: ImagePoints
@@ -85,15 +93,16 @@ class PreparedImage:
 class TuneImages:
     """A part of a data set with the network's scores.
 
-    dataset: photographs and labels. indices: which of them. scores: of each of those, in the same order. scored: makes of a label image
-    the one that counts, 255 where nothing is to be scored (a trimap's band); None: as it is. threads: that work on images, one each.
+    dataset: photographs and labels. indices: which of them. scores: of each of those, in the same order. scored: makes of a label
+    image the one that counts, 255 where nothing is to be scored (outside a trimap's band); None: as it is. threads: that work on
+    images, one each.
     """
 
     def __init__(
         self,
         dataset: SegmentationFolder,
         indices: Sequence[int],
-        scores: Sequence[CoarseScores],
+        scores: Sequence[SavedScores],
         *,
         scored: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
         threads: int = 1,
@@ -120,10 +129,7 @@ class TuneImages:
         example = self.dataset[self.indices[number]]
         height, width = example.labels.shape
         coarse = self._scores[number]
-        if coarse.size[0] < height or coarse.size[1] < width:
-            raise ValueError(
-                f"scores of {example.name} must be of an image of at least {height} x {width} (H x W); got {coarse.size}"
-            )
+        coarse.check_image((height, width), Path(example.name))
         logits = full_scores(coarse, height, width)
         prepared = PreparedImage(
             example.image,

@@ -24,7 +24,7 @@ _COLUMNS = ("round", *Setting._fields, "mean_iou", "pixel_accuracy")
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting and how well it does on all images together. round: 0 for the grid, 1, 2, ... for the neighbourhoods of the best."""
+    """A setting and how well it does on all images together. round: 0 for the grid, 1, 2, ... around the best."""
 
     setting: Setting
     round: int
@@ -88,23 +88,24 @@ def _read_trials(path: Path) -> list[Trial]:
         raise ValueError(
             f"{path}: the first line must be {','.join(_COLUMNS)}; got {','.join(rows[0]) if rows else ''}"
         )
-    trials = []
-    for number, row in enumerate(rows[1:], 2):
-        try:
-            turn, *values = (float(word) for word in row)
-            *setting, mean_iou, accuracy = values
-            iterations = int(setting.pop())
-            trials.append(Trial(Setting(*setting, iterations), int(turn), mean_iou, accuracy))
-        except (ValueError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"{path}: line {number} must hold {len(_COLUMNS)} numbers; got {','.join(row)}. --overwrite begins afresh"
-            ) from error
-    return trials
+    return [_read_trial(row, f"{path}: line {number}") for number, row in enumerate(rows[1:], 2)]
+
+
+def _read_trial(row: Sequence[str], where: str) -> Trial:
+    try:
+        number, *numbers, iterations, mean_iou, accuracy = row
+        gaussian_weight, gaussian_sxy, weight, sxy, srgb = map(float, numbers)
+        setting = Setting(gaussian_weight, gaussian_sxy, weight, sxy, srgb, int(iterations))
+        return Trial(setting, int(number), float(mean_iou), float(accuracy))
+    except ValueError as error:
+        raise ValueError(
+            f"{where} must hold {len(_COLUMNS)} numbers; got {','.join(row)}. --overwrite begins afresh"
+        ) from error
 
 
 def plot_trials(trials: Sequence[Trial]) -> Figure | None:
-    """Heat maps of the mean IoU over every two numbers that were varied, each cell the best over all others, the best of all framed.
-    None where less than two were varied.
+    """Heat maps of the mean IoU over every two numbers that were varied, each cell the best over all others, the best of all
+    framed. None where less than two were varied.
 
     Save it with ``.savefig(path)``. Raises ImportError where matplotlib is not installed.
     """
