@@ -9,6 +9,7 @@ import click
 from deeplab_crf.cli.bench import bench
 from deeplab_crf.cli.convert import convert
 from deeplab_crf.cli.demo import demo
+from deeplab_crf.cli.evaluate import evaluate
 from deeplab_crf.cli.info import info
 from deeplab_crf.cli.refine import refine
 from deeplab_crf.cli.segment import segment
@@ -20,7 +21,7 @@ def group() -> None:
     """DeepLab and its dense CRF: segment photographs, and make coarse segmentations follow their edges."""
 
 
-for command in (segment, refine, convert, demo, info, bench):
+for command in (segment, refine, evaluate, convert, demo, info, bench):
     group.add_command(command)
 
 

@@ -92,7 +92,7 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, overwrite: bool
     jobs = [job for job in plan if overwrite or not job.finished]
     failures: list[str] = []
     if jobs:
-        pipeline = _pipeline(**options)
+        pipeline = make_pipeline(**options)
         if pictures:
             write_legend(out, pipeline.network.num_classes)
         failures = attempt_all(jobs, lambda job: segment_file(job, pipeline), "segment", lambda job: (job.image,))
@@ -105,7 +105,7 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, overwrite: bool
     return report_failures(failures)
 
 
-def _pipeline(
+def make_pipeline(
     *,
     weights: Path,
     model: str | None,
@@ -121,7 +121,7 @@ def _pipeline(
     """The network with its weights on the device, and the CRF. Raises ImportError that says what to install without torch."""
     from deeplab_crf.models import SegmentationPipeline, load_model  # loads torch, which takes seconds: not for --help
 
-    place = _device(device, threads)
+    place = torch_device(device, threads)
     network, report = load_model(weights, model, num_classes=num_classes, multi_scale=multi_scale)
     click.echo(
         f"{network.variant.name}, {network.num_classes} classes, from {weights} ({report.format} names)", err=True
@@ -132,7 +132,7 @@ def _pipeline(
     return pipeline.eval()
 
 
-def _device(name: str, threads: int | None) -> Any:
+def torch_device(name: str, threads: int | None) -> Any:
     """The torch device, if it can be used here."""
     import torch
 

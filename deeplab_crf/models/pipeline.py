@@ -128,14 +128,7 @@ class SegmentationPipeline(nn.Module):
 
     def refine(self, logits: Tensor, images: Tensor) -> Tensor:
         """The CRF's logits for the network's ``(B, C, H, W)`` and RGB images ``(B, 3, H, W)``; without a CRF the network's own."""
-        if self.crf is None:
-            return logits
-        unary = logits
-        if self.min_probability > 0:
-            unary = torch.softmax(logits, dim=1).clamp(min=self.min_probability).log()
-        device = self.crf.weights.device
-        refined: Tensor = self.crf(unary.to(device), images.to(device))
-        return refined.to(logits.device)
+        return logits if self.crf is None else refine_logits(self.crf, logits, images, self.min_probability)
 
     @torch.no_grad()
     def predict(self, images: Picture | Sequence[Picture]) -> list[Segmentation]:
@@ -148,7 +141,7 @@ class SegmentationPipeline(nn.Module):
         pictures = as_pictures(images)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, picture in enumerate(pictures):
-            groups[self._padded_size(picture)].append(i)
+            groups[self.padded_size(picture)].append(i)
         results: dict[int, Segmentation] = {}
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -161,21 +154,39 @@ class SegmentationPipeline(nn.Module):
                 module.training = mode
         return [results[i] for i in range(len(pictures))]
 
-    def _padded_size(self, picture: Tensor) -> tuple[int, int]:
+    def padded_size(self, picture: Tensor) -> tuple[int, int]:
+        """Rows and columns that the network sees of a picture ``(3, H, W)``."""
         rows, columns = (
             padded_size(max(length, self.pad_to), self.network.size_multiple)
             for length in (picture.shape[-2], picture.shape[-1])
         )
         return rows, columns
 
-    def _predict_batch(self, pictures: list[Tensor], size: tuple[int, int]) -> list[Segmentation]:
-        """Images that are padded to the same ``size``."""
+    @torch.no_grad()
+    def padded_logits(self, pictures: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """The network's part of `predict`, in evaluation mode: logits ``(B, C, *size)``, on its device, for pictures ``(3, H, W)``
+        padded to ``size``. Those of the padding are still there: score i of the network stands at pixel 8 i."""
         device = next(self.network.parameters()).device
         seen = [self.preprocess(picture.to(device)[None]) for picture in pictures]
-        padded = torch.cat([pad_bottom_right(image, size) for image in seen])
-        scores = self.inference_network(padded)["out"]
+        logits: Tensor = self.inference_network(torch.cat([pad_bottom_right(image, size) for image in seen]))["out"]
+        return logits
+
+    def _predict_batch(self, pictures: list[Tensor], size: tuple[int, int]) -> list[Segmentation]:
+        """Images that are padded to the same ``size``."""
         results = []
-        for picture, each in zip(pictures, scores, strict=True):
-            logits = each[:, : picture.shape[-2], : picture.shape[-1]].contiguous()
-            results.append(Segmentation(self.refine(logits[None], picture.to(device)[None])[0], logits))
+        for picture, padded in zip(pictures, self.padded_logits(pictures, size), strict=True):
+            logits = padded[:, : picture.shape[-2], : picture.shape[-1]].contiguous()
+            refined = self.refine(logits[None], picture.to(logits.device)[None])
+            results.append(Segmentation(refined[0], logits))
         return results
+
+
+def refine_logits(crf: DenseCRF, logits: Tensor, images: Tensor, min_probability: float = 0.0) -> Tensor:
+    """The CRF's logits for a network's ``(B, C, H, W)`` and RGB images ``(B, 3, H, W)``, computed where the CRF's numbers are and
+    brought to the device of ``logits``. min_probability: see `SegmentationPipeline`."""
+    unary = logits
+    if min_probability > 0:
+        unary = torch.softmax(logits, dim=1).clamp(min=min_probability).log()
+    device = crf.weights.device
+    refined: Tensor = crf(unary.to(device), images.to(device))
+    return refined.to(logits.device)

@@ -1,0 +1,269 @@
+"""``deeplab-crf evaluate``: a network, or saved scores, on a labelled data set, before and after the CRF."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deeplab_crf.cli.interrupts import remembered_interrupts
+from deeplab_crf.cli.options import PRESET_HELP, known_preset
+from deeplab_crf.cli.segment import make_pipeline, torch_device
+from deeplab_crf.core.threads import get_num_threads
+from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
+from deeplab_crf.data.scores import KINDS as SCORE_KINDS
+from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
+from deeplab_crf.models.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from deeplab_crf.engine.evaluate import Evaluation, ScoreSource, Task
+    from deeplab_crf.engine.evaluate_ranks import Ranks
+    from deeplab_crf.engine.evaluate_report import Report
+
+DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they are of
+
+
+class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newer click alone
+    """KIND:ROOT:SPLIT, the arguments of `open_dataset`. ROOT may hold colons itself."""
+
+    name = "KIND:ROOT:SPLIT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path, str]:
+        kind, colon, rest = str(value).partition(":")
+        root, second, split = rest.rpartition(":")
+        if kind not in DATASETS or not (colon and second and root and split):
+            self.fail(
+                f"{value!r} must be KIND:ROOT:SPLIT, such as camvid:data/camvid:val; KIND is {', '.join(DATASETS)}"
+            )
+        return kind, Path(root), split
+
+
+@click.command()
+@click.option("--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}.")
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Trained weights: .caffemodel, .pth or .safetensors; see docs/models.md.",
+)
+@click.option(
+    "--scores",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Instead of a network: NAME.npz or NAME.npy for each image, by --save-scores or by other programs.",
+)
+@click.option(
+    "--model",
+    type=click.Choice(list(VARIANTS)),
+    metavar="NAME",
+    help=f"The network, where FILE does not say it: {', '.join(VARIANTS)}.",
+)
+@click.option(
+    "--multi-scale/--single-scale",
+    default=None,
+    help="See the image at scales 1, 0.75 and 0.5, or at 1 alone. Default: as released.",
+)
+@click.option(
+    "--pad-to",
+    type=click.IntRange(1),
+    default=513,
+    show_default=True,
+    metavar="PIXELS",
+    help="Pad smaller images to this size, as the released networks saw them; 1 is faster for small images.",
+)
+@click.option(
+    "--scores-are",
+    type=click.Choice(SCORE_KINDS),
+    help="What others' scores are. Default: by the key's name, or by the numbers if certain.",
+)
+@click.option("--key", help="Which array of others' .npz files.")
+@click.option(
+    "--align-corners", is_flag=True, help="Upsample others' coarse scores so that corner samples meet corner pixels."
+)
+@click.option("--crf/--no-crf", default=True, show_default=True, help="Also score the labels after the dense CRF.")
+@click.option(
+    "--preset",
+    callback=known_preset,
+    metavar="NAME|FILE",
+    help=f"Settings of the CRF: {PRESET_HELP}. Default: the network's own; for --scores {DEFAULT_PRESET}.",
+)
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Raise probabilities to it before the CRF; re-implementations on pydensecrf use 1e-5.",
+)
+@click.option(
+    "--trimap",
+    type=click.Choice(TRIMAP_KINDS),
+    default="boundary",
+    show_default=True,
+    help="Score bands around borders between classes, or around void: the papers' trimap, for PASCAL VOC.",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where to run: cpu, cuda, cuda:1, mps. The CRF runs there too on CUDA, where it was built with it.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Default: all cores, shared with torchrun's other processes.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Images at a time. Default: as many as threads on the CPU, else 2. Fewer take less memory.",
+)
+@click.option(
+    "--save-scores",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Keep the network's scores, NAME.npz for each image, for --scores and tune.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Write results.json, results.md, trimap.png and examples.",
+)
+@click.option("--examples", type=click.IntRange(0), default=3, show_default=True,
+              help="Figures of so many images that the CRF made worst, and best.")  # fmt: skip
+def evaluate(out: Path | None, examples: int, **options: Any) -> None:
+    """Score a network and its CRF on a data set: IoU of each class, mean IoU and accuracies, from one confusion matrix over all
+    images, and near the edges of objects (trimap).
+
+    Under torchrun every process takes a share of the images, and the first one reports.
+    """
+    _check_options(options)
+    dataset = open_dataset(*options["data"])
+    try:
+        from deeplab_crf.engine.evaluate_ranks import Ranks, joined  # loads torch, which takes seconds: not for --help
+    except ModuleNotFoundError as error:
+        raise ImportError('evaluate needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
+    ranks = Ranks.from_environment()
+    threads = options["threads"] or max(1, get_num_threads() // ranks.local_world)
+    device = _rank_device(options["device"], ranks, threads)
+    workers = options["workers"] or (threads if device.type == "cpu" else 2)
+    task, settings = _task(dataset, options, device, threads)
+    with joined(ranks):
+        evaluation = _run(task, ranks, workers, max(1, threads // workers))
+    if evaluation is None:
+        return
+    from deeplab_crf.engine.evaluate_report import Report, as_text, score_rows, trimap_rows
+
+    counts = {"threads": threads, "workers": workers, "processes": ranks.world}
+    report = Report(evaluation, dataset.classes, {**settings, **counts})
+    click.echo(as_text(score_rows(report)))
+    click.echo()
+    click.echo(as_text(trimap_rows(report)))
+    click.echo(f"\n{len(evaluation.images)} images in {evaluation.seconds:.1f} s")
+    if out is not None:
+        _write(report, task, out, examples)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises UsageError for options that do not go together."""
+    if (options["weights"] is None) == (options["scores"] is None):
+        raise click.UsageError("give either --weights FILE or --scores FOLDER")
+    of_network = {"--model": "model", "--save-scores": "save_scores", "--multi-scale": "multi_scale"}
+    of_scores = {"--scores-are": "scores_are", "--key": "key", "--align-corners": "align_corners"}
+    given, needed = (of_network, "--weights") if options["weights"] is None else (of_scores, "--scores")
+    for name, option in given.items():
+        if options[option] not in (None, False):
+            raise click.UsageError(f"{name} is of use with {needed} alone")
+
+
+def _rank_device(name: str, ranks: Ranks, threads: int) -> Any:
+    """The torch device; of torchrun's processes each has a GPU of its own where "cuda" is asked for."""
+    return torch_device(f"cuda:{ranks.local_rank}" if name == "cuda" and ranks.world > 1 else name, threads)
+
+
+def _task(
+    dataset: SegmentationFolder, options: dict[str, Any], device: Any, threads: int
+) -> tuple[Task, dict[str, Any]]:
+    """What to evaluate, and the settings as the report shows them."""
+    from deeplab_crf.engine.evaluate import Task
+
+    kind, root, split = options["data"]
+    settings = {"data": f"{kind} {split} ({root})", "device": str(device)}
+    if options["weights"] is not None:
+        source, crf, preset, used = _network(dataset, options, device, threads)
+    else:
+        source, crf, preset, used = _files(dataset, options, device)
+    settings |= used | {"crf": preset if crf is not None else "none", "min_probability": options["min_probability"]}
+    return Task(dataset, source, crf, options["min_probability"], options["trimap"]), settings
+
+
+def _network(
+    dataset: SegmentationFolder, options: dict[str, Any], device: Any, threads: int
+) -> tuple[ScoreSource, Any, str, dict[str, Any]]:
+    """The source of scores, the CRF, the name of its settings, and what the report says of the network."""
+    from deeplab_crf.engine.evaluate import NetworkScores
+
+    names = ("weights", "model", "multi_scale", "pad_to", "crf", "preset", "min_probability")
+    given = {name: options[name] for name in names}
+    pipeline = make_pipeline(**given, num_classes=None, device=str(device), threads=threads)
+    network = pipeline.network
+    if network.num_classes != len(dataset.classes):
+        raise ValueError(
+            f"{options['weights']}: the network must have the data set's {len(dataset.classes)} classes; got {network.num_classes}"
+        )
+    used = {"weights": str(options["weights"]), "model": network.variant.name, "scales": list(network.scales)}
+    source = NetworkScores(pipeline, options["save_scores"])
+    return (
+        source,
+        pipeline.crf,
+        options["preset"] or network.variant.crf,
+        used | {"pad_to": options["pad_to"]},
+    )
+
+
+def _files(
+    dataset: SegmentationFolder, options: dict[str, Any], device: Any
+) -> tuple[ScoreSource, Any, str, dict[str, Any]]:
+    """The same for scores from a folder."""
+    from deeplab_crf.crf.dense_crf import DenseCRF
+    from deeplab_crf.engine.evaluate import FileScores, ScoreReading
+    from deeplab_crf.ops.library import CUDA_BUILT
+
+    preset = options["preset"] or DEFAULT_PRESET
+    crf = DenseCRF.from_preset(preset, len(dataset.classes)) if options["crf"] else None
+    if crf is not None and device.type == "cuda" and CUDA_BUILT:
+        crf.to(device)
+    reading = ScoreReading(options["scores_are"], options["key"], options["align_corners"])
+    return FileScores(dataset, options["scores"], reading, device), crf, preset, {"scores": str(options["scores"])}
+
+
+def _run(task: Task, ranks: Ranks, workers: int, threads: int) -> Evaluation | None:
+    """The scores, on rank 0, under a progress bar."""
+    from deeplab_crf.engine.evaluate_ranks import evaluate_share
+
+    first = ranks.rank == 0
+    share = -(-len(task.dataset) // ranks.world)
+    progress = click.progressbar(length=share, label="evaluate", file=sys.stderr) if first else nullcontext()
+    with remembered_interrupts() as check_interrupts, progress as bar:
+
+        def on_image() -> None:
+            check_interrupts()
+            if bar is not None:
+                bar.update(1)
+
+        return evaluate_share(task, ranks, workers=workers, threads=threads, on_image=on_image)
+
+
+def _write(report: Report, task: Task, out: Path, examples: int) -> None:
+    from deeplab_crf.engine.evaluate import predict
+    from deeplab_crf.engine.evaluate_report import choose_examples, plot_trimap, write_example, write_results
+
+    write_results(report, out)
+    for stem, image in choose_examples(report.evaluation.images, examples).items():
+        write_example(predict(task, image.index), report.classes, out / "examples" / f"{stem}.png")
+    try:
+        plot_trimap(report, out / "trimap.png")
+    except ImportError as error:
+        click.echo(f"Note: trimap.png is left out: {error}", err=True)
+    click.echo(f"wrote {out}")

@@ -1,0 +1,290 @@
+"""Scores of a network, or of files, on a data set: one confusion matrix before the CRF and one after it, and their trimap curves.
+
+The path of an image: `SegmentationFolder` reads it, a `ScoreSource` says its logits, `refine_logits` is the CRF, `TrimapScores`
+counts. Images go side by side through a pool of threads, each with its share of the cores: torch and our kernels release the GIL,
+so the network of one image runs beside the CRF of another, and nobody waits for the slower of two halves of one image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deeplab_crf.crf.dense_crf import DenseCRF
+from deeplab_crf.data.datasets import Example, SegmentationFolder
+from deeplab_crf.data.files import ARRAY_SUFFIXES, files_by_stem
+from deeplab_crf.data.scores import KINDS, fit_to_image, read_scores
+from deeplab_crf.engine.saved_scores import read_saved_scores, write_saved_scores
+from deeplab_crf.engine.trimap import TrimapScores, band_widths
+from deeplab_crf.models.interp import interp
+from deeplab_crf.models.pictures import as_pictures
+from deeplab_crf.models.pipeline import SegmentationPipeline, refine_logits
+
+OUTPUT_STRIDE = 8
+SMALLEST_PROBABILITY = 1e-5  # as `deeplab_crf.dense_crf` reads probabilities
+STAGES = ("read", "scores", "crf", "count")
+
+
+class ScoreSource(Protocol):
+    """Where an image's scores come from. Called by several threads at once."""
+
+    def logits(self, example: Example) -> Tensor:
+        """Float32 ``(C, H, W)`` at the image's size, on the device that the rest is to run on."""
+
+
+class NetworkScores:
+    """Scores of a pipeline's network, as `SegmentationPipeline.predict` finds them. save_to: a folder for NAME.npz, see
+    `deeplab_crf.engine.saved_scores`, or None."""
+
+    def __init__(self, pipeline: SegmentationPipeline, save_to: Path | None = None) -> None:
+        if pipeline.training:
+            raise ValueError("pipeline must be in evaluation mode; got one in training mode. Call .eval()")
+        self.pipeline, self.save_to = pipeline, save_to
+        _ = pipeline.inference_network  # made here, once, not by each thread
+
+    def logits(self, example: Example) -> Tensor:
+        """See `ScoreSource`."""
+        (picture,) = as_pictures(example.image)
+        size = self.pipeline.padded_size(picture)
+        (padded,) = self.pipeline.padded_logits([picture], size)
+        if self.save_to is not None:
+            stride = 1 if self.pipeline.network.msc is not None else OUTPUT_STRIDE
+            scores = (
+                padded[:, ::stride, ::stride].cpu().numpy()
+            )  # the very scores: upsampling leaves them where they are
+            write_saved_scores(self.save_to / f"{example.name}.npz", scores, size)
+        logits: Tensor = padded[:, : picture.shape[-2], : picture.shape[-1]].contiguous()
+        return logits
+
+
+@dataclass(frozen=True)
+class ScoreReading:
+    """How to read scores that others saved: see `read_scores` and `fit_to_image`."""
+
+    kind: str | None = None
+    key: str | None = None
+    align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
+
+
+class FileScores:
+    """Scores from a folder, one .npz or .npy for each image of the data set, with its stem: those that `NetworkScores` saved, and
+    those of others, see `ScoreReading`. Raises ValueError that names the images without scores."""
+
+    def __init__(
+        self,
+        dataset: SegmentationFolder,
+        folder: Path,
+        reading: ScoreReading | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+        self.num_classes, self.reading, self.device = len(dataset.classes), reading or ScoreReading(), device
+        found = files_by_stem(folder, ARRAY_SUFFIXES)
+        missing = [item.name for item in dataset.items if item.name not in found]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(f"{folder}: no scores (.npz or .npy) of {len(missing)} of {len(dataset)} images: {shown}")
+        self.paths = {item.name: found[item.name] for item in dataset.items}
+
+    def logits(self, example: Example) -> Tensor:
+        """See `ScoreSource`."""
+        path, size = self.paths[example.name], example.labels.shape
+        saved = read_saved_scores(path)
+        if saved is None:
+            return torch.from_numpy(self._others_logits(path, (size[0], size[1]))).to(self.device)
+        self._check_classes(path, len(saved.values))
+        saved.check_image((size[0], size[1]), path)
+        scores = torch.from_numpy(saved.values.astype(np.float32)).to(self.device)
+        return interp(scores[None], saved.size)[0, :, : size[0], : size[1]].contiguous()
+
+    def _others_logits(self, path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
+        reading = self.reading
+        scores = read_scores(path, kind=reading.kind, key=reading.key, image_size=size)
+        if scores.kind == "labels":
+            raise ValueError(f"{path}: holds labels; scores of each class are needed, floats of shape (C, H, W)")
+        self._check_classes(path, len(scores.values))
+        fitted = fit_to_image(scores, *size, align_corners=reading.align_corners, name=str(path))
+        values = np.ascontiguousarray(fitted.values, dtype=np.float32)
+        if scores.kind == "probabilities":
+            np.log(values.clip(SMALLEST_PROBABILITY, 1), out=values)
+        return -values if scores.kind == "unary" else values
+
+    def _check_classes(self, path: Path, count: int) -> None:
+        if count != self.num_classes:
+            raise ValueError(f"{path}: scores must have the data set's {self.num_classes} classes; got {count}")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is evaluated. crf: None scores the network alone. min_probability: as in `SegmentationPipeline`. trimap: see
+    `band_widths`."""
+
+    dataset: SegmentationFolder
+    source: ScoreSource
+    crf: DenseCRF | None = None
+    min_probability: float = 0.0
+    trimap: str = "boundary"
+
+    def new_scores(self) -> TrimapScores:
+        """With nothing counted yet."""
+        return TrimapScores(len(self.dataset.classes), self.trimap)
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image: pixel accuracy and mean IoU over its own classes, of the network and of the CRF (None without one), and seconds
+    spent in each of `STAGES`. For finding examples: the numbers of the set are not means of these."""
+
+    index: int
+    name: str
+    pixel_accuracy: tuple[float, float | None]
+    mean_iou: tuple[float, float | None]
+    seconds: dict[str, float]
+
+    @property
+    def gain(self) -> float:
+        """What the CRF adds to the pixel accuracy; 0 without one, NaN where nothing is scored."""
+        before, after = self.pixel_accuracy
+        return 0.0 if after is None else after - before
+
+
+@dataclass
+class Evaluation:
+    """Scores of a set of images. network, crf: counts of all of them. images: in the data set's order. seconds: on the clock."""
+
+    network: TrimapScores
+    crf: TrimapScores | None
+    images: list[ImageScore] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def merge(self, other: Evaluation) -> None:
+        """Add another part of the same task, made at the same time."""
+        self.network.merge(other.network)
+        if self.crf is not None and other.crf is not None:
+            self.crf.merge(other.crf)
+        self.images = sorted([*self.images, *other.images], key=lambda image: image.index)
+        self.seconds = max(self.seconds, other.seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Labels uint8 ``(H, W)`` of one image, of the network and of the CRF (None without one), and seconds of each stage so far."""
+
+    example: Example
+    network: NDArray[np.uint8]
+    crf: NDArray[np.uint8] | None
+    seconds: dict[str, float]
+
+
+@torch.no_grad()
+def predict(task: Task, index: int) -> Prediction:
+    """Labels of one image. Raises ValueError that names its file."""
+    item, times = task.dataset.items[index], [time.perf_counter()]
+
+    def lap() -> None:
+        times.append(time.perf_counter())
+
+    try:
+        example = task.dataset[index]
+        lap()
+        logits = task.source.logits(example)
+        network = top_labels(logits)
+        lap()
+        refined = None
+        if task.crf is not None:
+            (picture,) = as_pictures(example.image)
+            picture = picture.to(logits.device)
+            refined = top_labels(refine_logits(task.crf, logits[None], picture[None], task.min_probability)[0])
+        lap()
+    except (ValueError, TypeError) as error:
+        named = any(str(path) in str(error) for path in (item.image, item.labels)) or f"{item.name}." in str(error)
+        raise error if named else ValueError(f"{item.image}: {error}") from error
+    seconds = dict(zip(STAGES, np.diff(times).tolist(), strict=False))
+    return Prediction(example, network, refined, seconds)
+
+
+def top_labels(logits: Tensor) -> NDArray[np.uint8]:
+    """The most probable class of each pixel of ``(C, H, W)``, the first of equal ones: uint8 ``(H, W)``."""
+    if logits.is_cpu:  # NumPy takes a quarter of torch's time
+        labels: NDArray[np.uint8] = logits.detach().numpy().argmax(axis=0).astype(np.uint8)
+        return labels
+    on_device: NDArray[np.uint8] = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return on_device
+
+
+def evaluate_image(task: Task, index: int) -> Evaluation:
+    """`evaluate` of one image."""
+    prediction = predict(task, index)
+    began, labels = time.perf_counter(), prediction.example.labels
+    widths = band_widths(labels, task.trimap)
+    network, crf = task.new_scores(), None
+    network.add(prediction.network, labels, widths)
+    if prediction.crf is not None:
+        crf = task.new_scores()
+        crf.add(prediction.crf, labels, widths)
+    before, after = network.whole, None if crf is None else crf.whole
+    score = ImageScore(
+        index,
+        prediction.example.name,
+        (before.pixel_accuracy, None if after is None else after.pixel_accuracy),
+        (before.mean_iou, None if after is None else after.mean_iou),
+        {**prediction.seconds, "count": time.perf_counter() - began},
+    )
+    return Evaluation(network, crf, [score])
+
+
+def evaluate(
+    task: Task,
+    indices: Sequence[int] | None = None,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    on_image: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Score images of a data set.
+
+    indices: which; None: all. workers: images at a time. threads: of each of them on the CPU. The result depends on neither but for
+    the rounding of torch's convolutions. on_image: called after each image. The first error ends it, at once, and names the file.
+    """
+    began = time.perf_counter()
+    total = Evaluation(task.new_scores(), None if task.crf is None else task.new_scores())
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+    try:
+        for part in _in_order(pool, task, range(len(task.dataset)) if indices is None else indices, 2 * workers):
+            total.network.merge(part.network)
+            if total.crf is not None and part.crf is not None:
+                total.crf.merge(part.crf)
+            total.images += part.images
+            on_image()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # new threads would take the pool's
+    total.seconds = time.perf_counter() - began
+    return total
+
+
+def _in_order(pool: ThreadPoolExecutor, task: Task, indices: Sequence[int], ahead: int) -> Iterator[Evaluation]:
+    """Images' parts, as many of them under way or waiting as ``ahead``."""
+    waiting: deque[Future[Evaluation]] = deque()
+    for index in indices:
+        waiting.append(pool.submit(evaluate_image, task, index))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,76 @@
+"""Network scores kept on disk, one small file an image: what `evaluate` saves and reads, and `tune` searches on. No torch.
+
+NAME.npz holds
+
+- ``scores``: float16 ``(C, h, w)``, logits at the network's output stride (8; MSc variants 1), score ``[c, i, j]`` over pixel
+  ``(8 i, 8 j)``: corners are aligned;
+- ``size``: int64 ``(2,)``, rows and columns of the padded picture that the network saw, ``8 (h - 1) + 1`` and ``8 (w - 1) + 1``.
+  The photograph is its upper left part.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab_crf.data.files import atomic_write
+
+_KEYS = ("scores", "size")
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, eq=False)
+class SavedScores:
+    """values: float16 ``(C, h, w)``. size: rows and columns of the padded picture."""
+
+    values: NDArray[np.float16]
+    size: tuple[int, int]
+
+    def check_image(self, image_size: tuple[int, int], path: Path) -> None:
+        """Raises ValueError that names the file unless a photograph of this many rows and columns is part of the picture."""
+        if image_size[0] > self.size[0] or image_size[1] > self.size[1]:
+            raise ValueError(
+                f"{path}: scores are of a picture of {self.size[0]} x {self.size[1]} (rows x columns), padding included; the image "
+                f"has {image_size[0]} x {image_size[1]}. Are they another image's?"
+            )
+
+
+def write_saved_scores(path: Path, scores: NDArray[Any], size: tuple[int, int]) -> None:
+    """Write logits ``(C, h, w)`` of a picture padded to ``size``; the file appears whole or not at all. Raises ValueError for
+    numbers that float16 cannot hold."""
+    largest = float(np.abs(scores).max(initial=0))
+    if not largest <= _LARGEST:  # NaN too
+        raise ValueError(f"{path}: scores must be within +-{_LARGEST:g} to be kept as float16; got {largest:g}")
+    with atomic_write(path) as stream:
+        np.savez(stream, scores=scores.astype(np.float16), size=np.array(size, np.int64))
+
+
+def read_saved_scores(path: Path) -> SavedScores | None:
+    """What `write_saved_scores` wrote; None for a file of another kind. Raises ValueError that names a damaged file."""
+    if path.suffix.lower() != ".npz":
+        return None
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            if any(key not in stored.files for key in _KEYS):
+                return None
+            values, size = stored["scores"], stored["size"]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read as a NumPy file ({str(error) or type(error).__name__})") from error
+    if values.ndim != 3 or values.size == 0 or values.dtype.kind != "f" or size.shape != (2,) or size.dtype.kind != "i":
+        raise ValueError(
+            f"{path}: scores must be floats of shape (C, h, w) and size two whole numbers; got {values.dtype} of shape "
+            f"{values.shape} and {size.dtype} of shape {size.shape}"
+        )
+    rows, columns = int(size[0]), int(size[1])
+    if rows < values.shape[1] or columns < values.shape[2]:
+        raise ValueError(
+            f"{path}: size must be no less than that of the scores, {values.shape[1:]}; got {(rows, columns)}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path}: scores must be finite; got NaN or inf")
+    return SavedScores(values, (rows, columns))
