@@ -69,7 +69,7 @@ class Learner:
         self._parameters = [self._log_weights, *(p for name, p in self._crf.named_parameters() if name != "weights")]
 
     def epochs(self, progress: Callable[[int], None] = lambda _images: None) -> Iterator[Epoch]:
-        """One after the other. progress: called with the number of images that were done. Raises ArithmeticError if the loss or a
+        """One after the other. progress: called with the number of images that were done. Raises ValueError if the loss or a
         gradient is not finite; what was yielded before is good."""
         optimizer = torch.optim.Adam(self._parameters, self.learning.rate)
         generator = torch.Generator().manual_seed(self.learning.seed)
@@ -97,7 +97,7 @@ class Learner:
             total += float(loss.detach())
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if not torch.tensor([total, *(float(gradient.abs().sum()) for gradient in gradients)]).isfinite().all():
-            raise ArithmeticError(f"loss {total / pixels} or its gradient is not finite; take a smaller rate")
+            raise ValueError(f"loss and gradients must stay finite; got loss {total / pixels:g}. Take a smaller --rate")
         optimizer.step()
         return total, pixels
 

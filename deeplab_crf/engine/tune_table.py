@@ -62,7 +62,9 @@ class TrialTable:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        writer.writerows((each.round, *each.setting, each.mean_iou, each.pixel_accuracy) for each in self.trials)
+        for each in self.trials:
+            *numbers, iterations = each.setting
+            writer.writerow((each.round, *map(float, numbers), iterations, each.mean_iou, each.pixel_accuracy))
         with atomic_write(self.path) as stream:
             stream.write(text.getvalue().encode())
 
