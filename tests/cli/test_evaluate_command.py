@@ -1,0 +1,185 @@
+"""``deeplab-crf evaluate``: what is written, what is said, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_files import write_folder
+from PIL import Image
+from samples import run_python
+
+torch = pytest.importorskip("torch", reason="the networks need torch")
+
+from model_samples import narrow, small_model  # noqa: E402
+
+from deeplab_crf.cli import main  # noqa: E402
+from deeplab_crf.data.datasets import open_dataset  # noqa: E402
+from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
+from deeplab_crf.kernels import Bilateral  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
+from deeplab_crf.models import variants as table  # noqa: E402
+from deeplab_crf.presets import Preset, save_preset  # noqa: E402
+
+COUNT = 3
+
+
+@pytest.fixture(autouse=True)
+def _narrow_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variant with a few channels."""
+    monkeypatch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
+    monkeypatch.setattr("deeplab_crf.models.weights.load.VARIANTS", table.VARIANTS)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "data", train=1, val=COUNT)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    save_weights(small_model(), path)
+    return path
+
+
+def evaluate(root: Path, *arguments: Any) -> int:
+    return main(["evaluate", "--data", f"folder:{root}:val", "--threads", "1", *map(str, arguments)])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_results_are_those_of_segment(
+    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, preset = tmp_path / "out", tmp_path / "mine.toml"
+    save_preset(Preset("mine", (Bilateral(9, 20, 3),), iterations=2), preset)
+    assert evaluate(root, "--weights", weights, "--pad-to", 1, "--preset", preset, "-o", out, "--examples", 1) == 0
+    pipeline = SegmentationPipeline(load_model(weights)[0], preset, pad_to=1)
+    dataset, before, after = open_dataset("folder", root, "val"), ConfusionMatrix(3), ConfusionMatrix(3)
+    for i in range(COUNT):
+        (result,) = pipeline.predict(dataset[i].image)
+        before.add(result.network_labels, dataset[i].labels)
+        after.add(result.labels, dataset[i].labels)
+    data = results(out)
+    assert data["network"]["matrix"] == before.matrix.tolist()
+    assert data["crf"]["matrix"] == after.matrix.tolist()
+    assert data["crf"]["mean_iou"] == after.mean_iou
+    assert data["settings"]["crf"] == str(preset)
+    assert data["settings"]["model"] == "v2-compact-aspp"
+    assert data["trimap"]["kind"] == "boundary"
+    written = files(out)
+    assert [name for name in written if not name.startswith("examples")] == ["results.json", "results.md", "trimap.png"]
+    assert [name[:15] for name in written if name.startswith("examples")] == [
+        "examples/best-1",
+        "examples/worst-1"[:15],
+    ]
+    spoken = capsys.readouterr()
+    assert f"mean IoU  {100 * before.mean_iou:>11.2f}".split() == spoken.out.split("\n")[4].split()[:3]
+    assert f"{COUNT} images in " in spoken.out
+    assert "v2-compact-aspp, 3 classes" in spoken.err
+
+
+def test_saved_scores_give_the_same_without_the_network(root: Path, weights: Path, tmp_path: Path) -> None:
+    """Within float16's rounding; and the default settings of the CRF are the network's, and pydensecrf's for scores."""
+    saved = tmp_path / "scores"
+    common = ("--trimap", "void", "--examples", 0)
+    assert evaluate(root, "--weights", weights, "--save-scores", saved, "-o", tmp_path / "a", *common) == 0
+    assert files(saved) == [f"val{i}.npz" for i in range(COUNT)]
+    preset = ("--preset", "deeplab-v2-resnet101")
+    assert evaluate(root, "--scores", saved, "-o", tmp_path / "b", *common, *preset) == 0
+    a, b = results(tmp_path / "a"), results(tmp_path / "b")
+    assert a["settings"]["crf"] == b["settings"]["crf"] == "deeplab-v2-resnet101"
+    assert a["trimap"]["kind"] == b["trimap"]["kind"] == "void"
+    for stage in ("network", "crf"):
+        assert np.abs(np.array(a[stage]["matrix"]) - np.array(b[stage]["matrix"])).sum() <= 40  # of 5760 pixels
+    assert evaluate(root, "--scores", saved, "-o", tmp_path / "c") == 0
+    assert results(tmp_path / "c")["settings"]["crf"] == "pydensecrf"
+    assert evaluate(root, "--scores", saved, "-o", tmp_path / "d", "--no-crf", "--workers", 2) == 0
+    d = results(tmp_path / "d")
+    assert d["settings"]["crf"] == "none"
+    assert "crf" not in d
+    assert d["network"] == b["network"]
+
+
+def test_every_option_reaches_the_pipeline(root: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Spy(SegmentationPipeline):
+        def __init__(self, network: Any, crf: Any, **options: Any) -> None:
+            seen.update(options, crf=crf, scales=network.scales)
+            super().__init__(network, crf, **options)
+
+    monkeypatch.setattr("deeplab_crf.models.SegmentationPipeline", Spy)
+    options = "--multi-scale --preset crfasrnn --min-probability 0.25 --pad-to 9 --model v2-compact-aspp"
+    assert evaluate(root, "--weights", weights, *options.split()) == 0
+    assert seen == {"crf": "crfasrnn", "min_probability": 0.25, "pad_to": 9, "scales": (1.0, 0.75, 0.5)}
+
+
+def test_what_cannot_be_is_said_in_one_line(
+    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = tmp_path / "two.safetensors"
+    save_weights(small_model(classes=2), two)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "val.txt").write_text("\n")
+    out = tmp_path / "out"
+    net = ("--weights", weights)
+    cases = [
+        (2, "give either --weights FILE or --scores FOLDER", []),
+        (2, "give either --weights FILE or --scores FOLDER", [*net, "--scores", tmp_path]),
+        (2, "--key is of use with --scores alone", [*net, "--key", "logits"]),
+        (2, "--align-corners is of use with --scores alone", [*net, "--align-corners"]),
+        (2, "--save-scores is of use with --weights alone", ["--scores", tmp_path, "--save-scores", out]),
+        (2, "--device", [*net, "--device", "gpu"]),
+        (2, "preset must be one of", [*net, "--preset", "none"]),
+        (1, "no scores (.npz or .npy) of 3 of 3 images: val0, val1, val2", ["--scores", tmp_path / "empty"]),
+        (1, "the network must have the data set's 3 classes; got 2", ["--weights", two]),
+    ]
+    for status, message, arguments in cases:
+        assert evaluate(root, *arguments, "-o", out) == status, message
+        spoken = capsys.readouterr().err
+        assert message in spoken
+        assert spoken.count("Error: ") == 1
+    for status, message, data in (
+        (2, "must be KIND:ROOT:SPLIT, such as camvid:data/camvid:val", "camvid"),
+        (2, "must be KIND:ROOT:SPLIT", "cityscapes:here:val"),
+        (1, "classes.txt: no such list", f"folder:{root}/nowhere:val"),
+        (1, "the list is empty", f"camvid:{tmp_path / 'hollow'}:val"),
+    ):
+        assert main(["evaluate", "--data", data, "--weights", str(weights)]) == status, message
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_bad_file_is_named(root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((40, 48), 9, np.uint8)).save(root / "labels" / "val" / "val1.png")
+    assert evaluate(root, "--weights", weights, "--pad-to", 1, "-o", tmp_path / "out") == 1
+    assert "val1.png: label values must be 0..2 or 255 (void); got 9" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_needs_no_torch_and_running_says_what_to_install(root: Path, weights: Path) -> None:
+    arguments = ["evaluate", "--data", f"folder:{root}:val", "--weights", str(weights)]
+    script = (
+        "import sys; sys.modules['torch'] = None\nfrom deeplab_crf.cli import main\n"
+        f"assert main(['evaluate', '--help']) == 0\nsys.exit(main({arguments!r}))"
+    )
+    done = run_python(script)
+    assert done.returncode == 1
+    assert "--trimap" in done.stdout
+    assert 'pip install "deeplab-crf[torch]"' in done.stderr
+    assert done.stderr.count("\n") == 1
