@@ -168,7 +168,8 @@ def _check_classes(model: DeepLab, path: Path, given: dict[str, Tensor], scores:
         if count != model.num_classes:
             raise ValueError(
                 f"{path} has {count} classes and the model {model.num_classes}: build it with num_classes={count} "
-                f"(--num-classes {count}), or load everything but the classifier with classifier=False"
+                f"(--num-classes {count}), or load everything but the classifier with classifier=False "
+                "(train: --new-classifier)"
             )
 
 
