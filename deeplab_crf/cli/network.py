@@ -67,21 +67,23 @@ def make_pipeline(
     device: str = "cpu",
     threads: int | None = None,
 ) -> SegmentationPipeline:
-    """The network of ``options`` (those of `NETWORK_OPTIONS` among them) on the device, and the CRF, in evaluation mode. Raises
-    ImportError that says what to install without torch."""
+    """The network of ``options`` (what is absent of `NETWORK_OPTIONS` is as by default) on the device, and the CRF, in evaluation
+    mode. Raises ImportError that says what to install without torch."""
     from deeplab_crf.models import SegmentationPipeline, load_model  # loads torch, which takes seconds: not for --help
     from deeplab_crf.models.pipeline import RELEASED
 
-    place, weights = torch_device(device, threads), options["weights"] or WEIGHTS
-    network, report = load_model(weights, options["model"], num_classes=num_classes, multi_scale=options["multi_scale"])
+    place, weights = torch_device(device, threads), options.get("weights") or WEIGHTS
+    network, report = load_model(
+        weights, options.get("model"), num_classes=num_classes, multi_scale=options.get("multi_scale")
+    )
     where = "the package" if weights == WEIGHTS else f"{weights} ({report.format} names)"
     click.echo(f"{network.variant.name}, {network.num_classes} classes, from {where}", err=True)
     pipeline = SegmentationPipeline(
         network,
         (preset or RELEASED) if crf else None,
         min_probability=min_probability,
-        longer_side=options["longer_side"],
-        pad_to=options["pad_to"],
+        longer_side=options.get("longer_side"),
+        pad_to=options.get("pad_to"),
     )
     pipeline.run_on(place)
     return pipeline.eval()
