@@ -22,7 +22,7 @@ class TrainingState:
     and `train.seed_iteration`, so that no generator's state belongs to it."""
 
     network: DeepLab
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
     def is_finite(self) -> bool:

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with the papers' learning rate for each kind of parameter."""
+"""Descent with the papers' learning rate for each kind of parameter."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from deeplab_crf.models.deeplab import DeepLab
 SCORE_LAYERS, BIASES = 10.0, 2.0  # times the trunk's learning rate
 
 
-def make_optimizer(network: DeepLab, settings: TrainSettings) -> torch.optim.SGD:
-    """SGD with momentum over `parameter_groups`. `set_learning_rate` has to be called before the first step."""
-    return torch.optim.SGD(
-        parameter_groups(network, settings.weight_decay), lr=settings.learning_rate, momentum=settings.momentum
-    )
+def make_optimizer(network: DeepLab, settings: TrainSettings) -> torch.optim.Optimizer:
+    """SGD with momentum, as in the papers, or AdamW (Loshchilov & Hutter, arXiv 1711.05101), over `parameter_groups`.
+    `set_learning_rate` has to be called before the first step."""
+    groups = parameter_groups(network, settings.weight_decay)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
 
 
 def parameter_groups(network: DeepLab, weight_decay: float) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ def parameter_groups(network: DeepLab, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """``rate`` for the trunk's weights, its multiples for the others."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiple"]

@@ -1,4 +1,4 @@
-"""How the learning rate falls during a training. No torch."""
+"""How the learning rate rises and falls during a training. No torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ FACTOR = 0.1
 def learning_rate(settings: TrainSettings, iteration: int) -> float:
     """The trunk's learning rate in iteration 0, 1, ... of ``settings.iterations``.
 
-    poly: lr · (1 - iteration / iterations) ** 0.9, as V2. step: a tenth after every ``settings.step`` iterations, as V1.
+    poly: lr · (1 - iteration / iterations) ** 0.9, as V2. step: a tenth after every ``settings.step`` iterations, as V1. Over the
+    first ``settings.warmup`` iterations times (iteration + 1) / warmup.
     """
+    rate = settings.learning_rate * min((iteration + 1) / max(settings.warmup, 1), 1.0)
     if settings.policy == "poly":
-        return float(settings.learning_rate * (1 - iteration / settings.iterations) ** POWER)
-    return float(settings.learning_rate * FACTOR ** (iteration // settings.step))
+        return float(rate * (1 - iteration / settings.iterations) ** POWER)
+    return float(rate * FACTOR ** (iteration // settings.step))

@@ -21,6 +21,7 @@ else:
 
 POLICIES = ("poly", "step")
 CLASS_WEIGHTS = ("none", "balanced")
+OPTIMIZERS = ("sgd", "adamw")
 AMP = ("off", "bfloat16", "float16")
 
 
@@ -96,10 +97,13 @@ class TrainSettings:
     mirror: bool = _setting(bool, "Mirror every other crop.", True)
     colour: float = _setting(float, "Change brightness, contrast and saturation by up to this.", 0.0, low=0, high=1)
     class_weights: str = _setting(str, "Give rare classes more weight, or not.", "none", choices=CLASS_WEIGHTS)
+    longer_side: int = _setting(int, "Of images in validation and, later, in use; 0: as they are.", 0, low=0)
+    optimizer: str = _setting(str, "The papers' SGD, or AdamW for short trainings.", "sgd", choices=OPTIMIZERS)
     learning_rate: float = _setting(float, "Of the trunk at the start.", 1e-3, low=SMALLEST)
+    warmup: int = _setting(int, "Iterations over which the learning rate rises from zero.", 0, low=0)
     policy: str = _setting(str, "How the learning rate falls.", "poly", choices=POLICIES)
     step: int = _setting(int, "Policy step: a tenth after each so many iterations.", 2000, low=1)
-    momentum: float = _setting(float, "Of the descent.", 0.9, low=0, high=1)
+    momentum: float = _setting(float, "Of the descent; of AdamW its first beta.", 0.9, low=0, high=1)
     weight_decay: float = _setting(float, "Of weights, not of biases.", 5e-4, low=0)
     amp: str = _setting(str, "Precision of the convolutions.", "off", choices=AMP)
     device: str = _setting(str, "cpu, cuda, cuda:1; under torchrun cuda is each process's own.", "cpu")

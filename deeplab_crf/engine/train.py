@@ -27,6 +27,7 @@ from deeplab_crf.engine.settings import TrainSettings, write_settings
 from deeplab_crf.engine.step import BatchLoss
 from deeplab_crf.engine.validation import validate
 from deeplab_crf.models.deeplab import DeepLab, build_model
+from deeplab_crf.models.usage import Usage
 from deeplab_crf.models.weights.load import load_weights, save_weights
 
 
@@ -88,6 +89,7 @@ class Training:
         settings = self.settings
         torch.manual_seed(settings.seed)
         network = build_model(settings.model, len(self.photographs.classes), settings.multi_scale)
+        network.usage = Usage(self.photographs.classes, settings.longer_side or None)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(self.world.device).train()
 

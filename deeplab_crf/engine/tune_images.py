@@ -21,7 +21,7 @@ from deeplab_crf.core.mean_field import pack_unary
 from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.engine.metrics import ConfusionMatrix
 from deeplab_crf.engine.saved_scores import SavedScores
-from deeplab_crf.models.interp import interp
+from deeplab_crf.models.interp import image_scores
 from deeplab_crf.presets import Preset
 
 FLOAT = np.dtype(np.float32)
@@ -44,20 +44,23 @@ def spread_evenly(count: int, wanted: int | None) -> tuple[int, ...]:
     return tuple(int(i) for i in np.linspace(0, count - 1, wanted).round())
 
 
-def full_scores(coarse: SavedScores, height: int, width: int) -> NDArray[np.float32]:
-    """Scores ``(C, height, width)``, upsampled as DeepLab does: to the padded size, then without the padding."""
+def full_scores(coarse: SavedScores, height: int, width: int, name: str) -> NDArray[np.float32]:
+    """Scores ``(C, height, width)`` of the photograph ``name``, upsampled as DeepLab does. Raises ValueError unless they are
+    its."""
     values = torch.from_numpy(coarse.values.astype(np.float32))
-    return interp(values[None], coarse.size)[0, :, :height, :width].contiguous().numpy()
+    seen = coarse.seen_of((height, width), Path(name))
+    return image_scores(values[None], coarse.size, seen, (height, width))[0].contiguous().numpy()
 
 
 @dataclass(eq=False)
 class PreparedImage:
-    """What every setting needs of a photograph of N = H·W pixels and L classes.
+    """What every setting needs of the photograph ``name``, of N = H·W pixels and L classes.
 
     pixels: uint8 ``(H, W, 3)``. scores: the coarse ones. labels: uint8 ``(H, W)``, 255 where nothing is scored. unary: energies
     ``(L, N)`` as `MeanField` takes them. points: the walk and the features.
     """
 
+    name: str
     pixels: NDArray[np.uint8]
     scores: SavedScores
     labels: NDArray[np.uint8]
@@ -129,9 +132,9 @@ class TuneImages:
         example = self.dataset[self.indices[number]]
         height, width = example.labels.shape
         coarse = self._scores[number]
-        coarse.check_image((height, width), Path(example.name))
-        logits = full_scores(coarse, height, width)
+        logits = full_scores(coarse, height, width, example.name)
         prepared = PreparedImage(
+            example.name,
             example.image,
             coarse,
             example.labels if self._scored is None else self._scored(example.labels),
@@ -184,6 +187,6 @@ class TuneImages:
 def as_tensors(image: PreparedImage) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits ``(1, L, H, W)``, picture ``(1, 3, H, W)`` and labels int64 ``(1, H, W)`` as `DenseCRF` and losses take them."""
     height, width = image.labels.shape
-    logits = torch.from_numpy(full_scores(image.scores, height, width))
+    logits = torch.from_numpy(full_scores(image.scores, height, width, image.name))
     pixels = torch.from_numpy(np.ascontiguousarray(image.pixels.transpose(2, 0, 1)))
     return logits[None], pixels[None], torch.from_numpy(image.labels.astype(np.int64))[None]

@@ -93,7 +93,7 @@ def test_probabilities_of_kept_lattices_have_the_bits_of_dense_crf(root: Path, m
     group = [Setting(1.0, 3.0, weight, 12.0, 9.0, count) for weight in (2.0, 5.0) for count in (3, 7)]
     confusions(image, group, "after")
     confusions(image, group, "after")  # the Gaussian lattice is the kept one now
-    logits = full_scores(image.scores, 40, 48)
+    logits = full_scores(image.scores, 40, 48, image.name)
     for setting, found in zip(group * 2, seen, strict=True):
         preset = setting.preset("x", "after")
         want = dense_crf(

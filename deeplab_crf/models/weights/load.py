@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.models.deeplab import DeepLab, build_model
+from deeplab_crf.models.usage import read_usage
 from deeplab_crf.models.variants import VARIANTS, Variant
 from deeplab_crf.models.weights.files import RawWeights, read_file
 from deeplab_crf.models.weights.names import COUNTER, Translation, translate
@@ -92,12 +93,23 @@ def load_model(
         multi_scale = stored["multi_scale"] == "True"
     model = build_model(name, classes if num_classes is None else num_classes, multi_scale)
     report = _load(model, path, translation, classifier=True, strict=True)
+    try:
+        model.usage = read_usage(stored, model.num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return model.eval(), report
 
 
-def save_weights(model: DeepLab, path: str | os.PathLike[str]) -> None:
-    """Write ``model`` as safetensors, whole or not at all, with the variant's name, the number of classes and whether it is
-    multi-scale, so that `load_model` needs nothing else. Raises ImportError where safetensors is not installed."""
+def save_weights(
+    model: DeepLab, path: str | os.PathLike[str], *, classifier: bool = True, dtype: torch.dtype | None = None
+) -> None:
+    """Write ``model`` as safetensors, whole or not at all, with the variant's name, the number of classes, whether it is
+    multi-scale and its `Usage`, so that `load_model` needs nothing else.
+
+    classifier: False leaves out all but the backbone: an initialisation. dtype: of the numbers in the file; None: as they are.
+    ``torch.float16`` takes half of the space and rounds each by at most 1/2048 of itself. Raises ImportError where safetensors is
+    not installed.
+    """
     try:
         from safetensors.torch import save
     except ImportError as error:
@@ -109,11 +121,12 @@ def save_weights(model: DeepLab, path: str | os.PathLike[str]) -> None:
         "model": model.variant.name,
         "num_classes": str(model.num_classes),
         "multi_scale": str(model.multi_scale),
+        **model.usage.as_metadata(),
     }
     tensors = {
-        name: value.detach().cpu().contiguous()
+        name: value.detach().to("cpu", dtype).contiguous()
         for name, value in model.state_dict().items()
-        if not name.endswith(COUNTER)
+        if not name.endswith(COUNTER) and (classifier or name.startswith("backbone."))
     }
     with atomic_write(Path(path)) as stream:
         stream.write(save(tensors, metadata))
