@@ -13,14 +13,14 @@ import click
 
 from deeplab_crf.cli.evaluate import DatasetName
 from deeplab_crf.cli.interrupts import remembered_interrupts
+from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
 from deeplab_crf.cli.options import PRESET_HELP, known_preset
-from deeplab_crf.cli.segment import make_pipeline
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.engine.tune_grid import Grid, Setting
 from deeplab_crf.kernels import NORMALIZATIONS
-from deeplab_crf.models.variants import VARIANTS
+from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.presets import get_preset
 
 if TYPE_CHECKING:
@@ -68,28 +68,9 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
     "--scores",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Scores that deeplab-crf evaluate --save-scores wrote.",
+    help="Scores that deeplab-crf evaluate --save-scores wrote. Without: the network's, computed first and kept in -o.",
 )
-@click.option(
-    "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Instead: a trained network, whose scores are computed first and kept in the results' folder.",
-)
-@click.option(
-    "--model",
-    type=click.Choice(list(VARIANTS)),
-    metavar="NAME",
-    help="The network, where FILE does not say it; see deeplab-crf segment --help.",
-)
-@click.option(
-    "--pad-to",
-    type=click.IntRange(1),
-    default=513,
-    show_default=True,
-    metavar="PIXELS",
-    help="With --weights: pad smaller images to this size.",
-)
+@network_options
 @click.option(
     "-o",
     "--out",
@@ -198,10 +179,10 @@ _OF_GRADIENT = ("start", "epochs", "rate", "batch", "seed")
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
     """Raises UsageError for options that do not go together."""
-    if (options["weights"] is None) == (options["scores"] is None):
-        raise click.UsageError("give either --scores FOLDER or --weights FILE")
-    if options["model"] is not None and options["weights"] is None:
-        raise click.UsageError("--model is of use with --weights alone")
+    if options["scores"] is not None:
+        for name in NETWORK_OPTIONS:
+            if options[name] is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} is of use with a network, not with --scores")
     for name in _OF_GRADIENT if method == "search" else _OF_SEARCH:
         if options[name] is not None:
             raise click.UsageError(f"--{name.replace('_', '-')} is of no use with --method {method}")
@@ -225,25 +206,16 @@ def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path,
     """The network's scores, in a folder in ``out`` that is the weights' own; those that are there are not computed again."""
     from deeplab_crf.engine.evaluate import NetworkScores
 
-    digest = hashlib.sha256(f"{options['model']} {options['pad_to']} ".encode() + options["weights"].read_bytes())
+    weights = options["weights"] or WEIGHTS
+    given = " ".join(str(options[name]) for name in NETWORK_OPTIONS[1:])
+    digest = hashlib.sha256(given.encode() + weights.read_bytes())
     folder = out / f"scores-{digest.hexdigest()[:8]}"
     missing = [i for i in indices if not (folder / f"{dataset.items[i].name}.npz").exists()]
     if missing:
-        pipeline = make_pipeline(
-            weights=options["weights"],
-            model=options["model"],
-            num_classes=None,
-            multi_scale=None,
-            pad_to=options["pad_to"],
-            crf=False,
-            preset=None,
-            min_probability=0.0,
-            device="cpu",
-            threads=options["threads"],
-        )
+        pipeline = make_pipeline(options, crf=False, threads=options["threads"])
         if pipeline.network.num_classes != len(dataset.classes):
             raise ValueError(
-                f"{options['weights']}: the network must have the {len(dataset.classes)} classes of the data set; "
+                f"{weights}: the network must have the {len(dataset.classes)} classes of the data set; "
                 f"got {pipeline.network.num_classes}"
             )
         source = NetworkScores(pipeline, folder)

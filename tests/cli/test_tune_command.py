@@ -136,8 +136,11 @@ def test_weights_instead_of_scores(
 
 
 WRONG = {
-    "neither scores nor weights": ((), False, "give either --scores FOLDER or --weights FILE"),
-    "a model without weights": (("--model", "v2-compact-aspp"), True, "--model is of use with --weights alone"),
+    "a model beside scores": (
+        ("--model", "v2-compact-aspp"),
+        True,
+        "--model is of use with a network, not with --scores",
+    ),
     "a gradient's option": (("--epochs", 3), True, "--epochs is of no use with --method search"),
     "a search's option": (
         ("--method", "gradient", "--start", "crfasrnn", "--bilateral-sxy", 3),
