@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -49,27 +48,24 @@ class World:
                 dist.broadcast(buffer, 0)
 
 
-@contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str) -> World:
     """This process's place among those that torchrun started, by its environment variables; alone without them.
 
-    device: "cpu" (they talk by gloo) or "cuda" (by nccl; each takes the device of its number on its machine). Raises ValueError
-    where the device cannot be used.
+    device: "cpu" (they talk by gloo) or "cuda" (by nccl; each takes the device of its number on its machine). A process group that
+    is there already is used; one that is made here lasts as long as the process, since torch cannot make a second one in its place.
+    Raises ValueError where the device cannot be used.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World(0, 1, _usable(device))
-        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(0, 1, _usable(device))
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda under torchrun, which numbers the devices itself; got {device!r}")
     where = _usable("cpu" if device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    dist.init_process_group("gloo" if where.type == "cpu" else "nccl")
-    try:
-        yield World(dist.get_rank(), dist.get_world_size(), where)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo" if where.type == "cpu" else "nccl")
+        atexit.register(dist.destroy_process_group)
+    return World(dist.get_rank(), dist.get_world_size(), where)
 
 
 def _usable(device: str) -> torch.device:

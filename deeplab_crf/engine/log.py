@@ -78,8 +78,6 @@ def _as_cells(row: Row) -> list[str]:
 
 
 def _events(folder: Path, iteration: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("tensorboard = true needs TensorBoard: pip install tensorboard") from error
+    from torch.utils.tensorboard import SummaryWriter  # needs TensorBoard, which most trainings do without
+
     return SummaryWriter(str(folder), purge_step=iteration + 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from deeplab_crf.data.datasets import DATASETS
 from deeplab_crf.data.files import atomic_write
-from deeplab_crf.models.variants import get_variant
+from deeplab_crf.models.variants import VARIANTS, get_variant
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,7 +79,7 @@ class TrainSettings:
     setting, what is expected and what came.
     """
 
-    model: str = _setting(str, "The network, one of `deeplab-crf segment --help`'s.")
+    model: str = _setting(str, f"The network: {', '.join(VARIANTS)}.")
     data: str = _setting(str, "The layout of the data set.", choices=tuple(DATASETS))
     root: str = _setting(str, "Its folder.")
     train_split: str = _setting(str, "What to train on.", "train")

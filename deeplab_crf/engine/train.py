@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,26 @@ def train(
     Raises ValueError for settings and data that cannot be, FloatingPointError where the loss becomes NaN or inf, ChildProcessError
     where a process that reads data died, OSError where the disk is full. What was reached before is kept.
     """
+    _check_packages(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with join_world(settings.device) as world:
-        parts = settings.accumulate * world.size
-        if settings.batch % parts:
-            raise ValueError(
-                f"batch must be a multiple of accumulate x processes, {settings.accumulate} x {world.size}; got {settings.batch}"
-            )
-        training = Training(settings, RunFolder(out), world)
-        training.begin(resume=resume, overwrite=overwrite)
-        return training.run(report, should_stop)
+    world = join_world(settings.device)
+    parts = settings.accumulate * world.size
+    if settings.batch % parts:
+        raise ValueError(
+            f"batch must be a multiple of accumulate x processes, {settings.accumulate} x {world.size}; got {settings.batch}"
+        )
+    training = Training(settings, RunFolder(out), world)
+    training.begin(resume=resume, overwrite=overwrite)
+    return training.run(report, should_stop)
+
+
+def _check_packages(settings: TrainSettings) -> None:
+    """What is needed hours later, or in a folder that would be begun for nothing."""
+    if find_spec("safetensors") is None:
+        raise ImportError('saving weights needs safetensors: pip install "deeplab-crf[train]"')
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        raise ImportError("tensorboard = true needs TensorBoard: pip install tensorboard")
 
 
 class Training:

@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Values to try, all with all. The default is DeepLab V2's (TPAMI 2017, section 4.1): w1 in 3..6, sigma_alpha in 30..100,
+    """Values to try, all with all. The default is DeepLab V2's (Chen et al., TPAMI 2017): w1 in 3..6, sigma_alpha in 30..100,
     sigma_beta in 3..6, with w2 = sigma_gamma = 3 and ten iterations.
 
     Raises ValueError for an empty list, a width that is not positive, a negative weight, and iterations below 1.

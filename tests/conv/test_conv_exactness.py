@@ -80,7 +80,7 @@ def test_epilogue(
 @pytest.mark.parametrize("other", ["alike", "another layout", "every second column"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(
-    ("filters", "height", "width"), [(1, 1, 1), (3, 5, 1), (17, 3, 5), (64, 16, 16), (129, 16, 16)]
+    ("filters", "height", "width"), [(1, 1, 1), (3, 5, 1), (17, 3, 5), (64, 32, 32), (129, 32, 33)]
 )
 def test_the_pass_behind_torch_has_the_bits_of_torch(
     filters: int, height: int, width: int, layout: torch.memory_format, other: str, threads: int

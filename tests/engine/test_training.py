@@ -15,6 +15,7 @@ from training_runs import COMPACT, DROPOUT, FROZEN, assert_same_state, losses, m
 
 from deeplab_crf.data.datasets import open_dataset  # noqa: E402
 from deeplab_crf.data.transforms import Augmentation  # noqa: E402
+from deeplab_crf.engine import train as loop  # noqa: E402
 from deeplab_crf.engine.distributed import World  # noqa: E402
 from deeplab_crf.engine.log import COLUMNS  # noqa: E402
 from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
@@ -127,11 +128,11 @@ def test_validation_is_the_pipeline_s_without_crf(data: Path, tmp_path: Path) ->
 
 
 def test_what_is_left_behind(data: Path, tmp_path: Path) -> None:
-    settings, out = make(data, val_split="val", tensorboard=True), tmp_path / "new" / "out"
+    settings, out = make(data, val_split="val"), tmp_path / "new" / "out"
     outcome = run(settings, out)
     assert (outcome.iteration, outcome.finished) == (6, True)
     names = {path.name for path in out.iterdir()}
-    assert names == {"checkpoint.pt", "curves.png", "events", "log.csv", "settings.toml", "weights.safetensors"}
+    assert names == {"checkpoint.pt", "curves.png", "log.csv", "settings.toml", "weights.safetensors"}
     assert make_settings(read_values(out / "settings.toml")) == settings
     network, _ = load_model(out / "weights.safetensors")
     assert (network.variant.name, network.num_classes) == (COMPACT, 3)
@@ -144,7 +145,29 @@ def test_what_is_left_behind(data: Path, tmp_path: Path) -> None:
     assert [int(line.split(",")[0]) for line in lines[1:]] == [1, 2, 3, 4, 5, 6]
     with Image.open(out / "curves.png") as picture:
         assert picture.width > 500
-    assert [path.name for path in (out / "events").iterdir() if "tfevents" in path.name]
+
+
+def test_tensorboard_where_it_is_asked_for(data: Path, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs TensorBoard")
+    outcome = run(make(data, val_split="val", tensorboard=True), tmp_path / "out")
+    events = reader.EventAccumulator(str(tmp_path / "out" / "events"))
+    events.Reload()
+    assert [(each.step, each.value) for each in events.Scalars("loss")] == [
+        (row.iteration, pytest.approx(row.loss)) for row in outcome.rows
+    ]
+    assert [each.step for each in events.Scalars("mean_iou")] == [6]
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_begun(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "find_spec", lambda name: None if name == "tensorboard" else name)
+    with pytest.raises(ImportError, match="tensorboard = true needs TensorBoard: pip install tensorboard"):
+        run(make(data, tensorboard=True), tmp_path / "out")
+    monkeypatch.setattr(loop, "find_spec", lambda name: None if name == "safetensors" else name)
+    with pytest.raises(ImportError, match=r'saving weights needs safetensors: pip install "deeplab-crf\[train\]"'):
+        run(make(data), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_to_start_from(data: Path, tmp_path: Path) -> None:

@@ -261,8 +261,10 @@ def test_only_the_band_is_scored(root: Path) -> None:
         images_of(root, scored=Measure().scored).measure(None).matrix.tolist()
         == images_of(root).measure(None).matrix.tolist()
     )
-    with pytest.raises(ValueError, match=r"the trimap's width must be in 1..40 pixels; got 41"):
-        Measure(41)
+    assert (Measure(1).width, Measure(40).width) == (1, 40)
+    for wrong in (0, 41):
+        with pytest.raises(ValueError, match=f"the trimap's width must be in 1..40 pixels; got {wrong}"):
+            Measure(wrong)
 
 
 def test_nothing_to_score_is_an_error(root: Path) -> None:
@@ -355,6 +357,10 @@ def test_the_picture_shows_each_pair_of_what_varied() -> None:
     assert figure is not None
     cells = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(cells, [[13, 14, 15], [23, 24, 25]])
+    worse = [trial(2.0, 0.01, bilateral_sxy=30.0, bilateral_srgb=5.0)]
+    figure = plot_trials([*trials, *worse])
+    assert figure is not None
+    assert figure.axes[0].images[0].get_array()[1, 0] == pytest.approx(23)  # the best of the cell, not the last
     more = [*trials, *(trial(w, 0.9, bilateral_srgb=5.0) for w in (1.0, 3.0))]
     figure = plot_trials(more)
     assert figure is not None
