@@ -64,7 +64,9 @@ def assert_same_state(first: Path, second: Path) -> None:
         assert torch.equal(value, b["network"][name]), name
     assert a["optimizer"]["state"].keys() == b["optimizer"]["state"].keys()
     for number, value in a["optimizer"]["state"].items():
-        assert torch.equal(value["momentum_buffer"], b["optimizer"]["state"][number]["momentum_buffer"])
+        assert value.keys() == b["optimizer"]["state"][number].keys()
+        for name, part in value.items():
+            assert torch.equal(part, b["optimizer"]["state"][number][name]), name
 
 
 def losses(outcome: Outcome) -> list[float]:

@@ -1,6 +1,6 @@
 """DeepLab V1 and V2: the networks, their released weights, and the pipeline from a picture to labels. Needs torch.
 
-The table of variants (variants.py) is plain data and loads without torch.
+The table of variants (variants.py) and what weights say of their use (usage.py) are plain data and load without torch.
 """
 
 from __future__ import annotations

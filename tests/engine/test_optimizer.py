@@ -32,6 +32,13 @@ def test_step_is_v1_s() -> None:
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rel=1e-9)
 
 
+def test_warm_up_rises_in_equal_steps() -> None:
+    for policy in ("poly", "step"):
+        plain, warm = settings(policy=policy), settings(policy=policy, warmup=4)
+        shares = [learning_rate(warm, t) / learning_rate(plain, t) for t in (0, 1, 2, 3, 4, 19999)]
+        assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
 def rates(name: str) -> dict[str, tuple[float, float]]:
     """Multiple and weight decay of every parameter that is trained."""
     model = small_model(name)
@@ -73,6 +80,28 @@ def test_msc_trains_its_branches_alone() -> None:
     assert {name.split(".")[0] for name in found} == {"msc"}
     assert found["msc.pool2.ms.weight"] == (10, 5e-4)
     assert found["msc.pool2.conv.bias"] == (2, 0)
+
+
+def test_frozen_stages_are_left_out() -> None:
+    found = rates("v2-narrow-aspp-l")
+    assert not [name for name in found if name.startswith(("backbone.features.0.", "backbone.features.2."))]
+    assert found["backbone.features.5.weight"] == (1, 5e-4)
+    assert len(found) == 2 * (11 + 4 * 3)
+
+
+def test_a_step_of_adamw_is_of_the_size_of_the_rate() -> None:
+    """The first step is lr times the gradient's sign, and weight decay is lr times decay times the weight."""
+    model = small_model("v2-vgg16-largefov")
+    optimizer = make_optimizer(model, settings(optimizer="adamw", weight_decay=0.1, momentum=0.8))
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, -3)
+    set_learning_rate(optimizer, 1e-2)
+    optimizer.step()
+    for name, multiple, decay in [("backbone.features.0.weight", 1, 0.1), ("classifier.branches.0.fc8.bias", 20, 0)]:
+        want = before[name] * (1 - 1e-2 * multiple * decay) + 1e-2 * multiple
+        torch.testing.assert_close(model.get_parameter(name), want)
 
 
 def test_a_step_is_what_the_rates_say() -> None:

@@ -51,9 +51,9 @@ def dying_at(iteration: int) -> Callable[[Row], None]:
     return report
 
 
-@pytest.mark.parametrize("model", [COMPACT, DROPOUT])
-def test_broken_off_at_any_iteration(model: str, data: Path, tmp_path: Path) -> None:
-    settings = make(data, model=model, colour=0.2, accumulate=2)
+@pytest.mark.parametrize(("model", "optimizer"), [(COMPACT, "sgd"), (DROPOUT, "sgd"), (DROPOUT, "adamw")])
+def test_broken_off_at_any_iteration(model: str, optimizer: str, data: Path, tmp_path: Path) -> None:
+    settings = make(data, model=model, optimizer=optimizer, warmup=3, colour=0.2, accumulate=2)
     whole = run(settings, tmp_path / "whole")
     for iteration in range(1, 7):
         out = tmp_path / str(iteration)

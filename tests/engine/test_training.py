@@ -21,7 +21,7 @@ from deeplab_crf.engine.log import COLUMNS  # noqa: E402
 from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
 from deeplab_crf.engine.samples import Crops, Numbers  # noqa: E402
 from deeplab_crf.engine.settings import make_settings, read_values  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, build_model, load_model, save_weights  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, Usage, build_model, load_model, save_weights  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -125,6 +125,19 @@ def test_validation_is_the_pipeline_s_without_crf(data: Path, tmp_path: Path) ->
     assert outcome.rows[-1].pixel_accuracy == matrix.pixel_accuracy
     run(make(data), tmp_path / "unseen")
     assert_same_state(tmp_path / "out", tmp_path / "unseen")  # looking changes nothing
+
+
+def test_the_longer_side_is_validated_and_travels_with_the_weights(data: Path, tmp_path: Path) -> None:
+    settings = make(data, val_split="train", longer_side=40, iterations=1)
+    outcome = run(settings, tmp_path)
+    network, _ = load_model(tmp_path / "weights.safetensors")
+    photographs = open_dataset("folder", data, "train")
+    assert network.usage == Usage(photographs.classes, 40)
+    matrix = ConfusionMatrix(len(photographs.classes))
+    for example in photographs:
+        (found,) = SegmentationPipeline(network, None, longer_side=40, pad_to=1).predict(example.image)
+        matrix.add(found.labels.numpy(), example.labels)
+    assert outcome.rows[-1].mean_iou == pytest.approx(matrix.mean_iou)
 
 
 def test_what_is_left_behind(data: Path, tmp_path: Path) -> None:
