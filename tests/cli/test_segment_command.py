@@ -20,7 +20,7 @@ from slow_network import vgg_weights  # noqa: E402
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.images import voc_palette  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, Usage, load_model, save_weights  # noqa: E402
 from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
@@ -254,6 +254,18 @@ def test_convert_writes_a_file_that_says_what_it_is(tmp_path: Path, capsys: pyte
     assert main(["convert", str(source), str(out)]) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
     assert main(["convert", str(source), str(out), "--overwrite"]) == 0
+
+
+def test_convert_packs_for_use(tmp_path: Path) -> None:
+    source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    model = small_model()
+    model.usage = Usage(("sky", "road", "car"), 48)
+    save_weights(model, source)
+    assert main(["convert", str(source), str(out), "--half", "--crf", "crfasrnn"]) == 0
+    packed = load_model(out)[0]
+    assert packed.usage == Usage(("sky", "road", "car"), 48, "crfasrnn")
+    weight = model.backbone.layer4[0].conv2.weight.detach()
+    assert torch.equal(packed.backbone.layer4[0].conv2.weight, weight.half().float())
 
 
 def test_convert_asks_where_several_networks_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -477,7 +477,7 @@ def test_nonsense_in_the_usage_is_named(tmp_path: Path, text: str, message: str)
 def test_half_precision_files_round_and_take_half_the_space(tmp_path: Path) -> None:
     model = small_model("v1-vgg16-largefov")
     save_weights(model, tmp_path / "full.safetensors")
-    save_weights(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    save_weights(model, tmp_path / "half.safetensors", half=True)
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("full", "half")]
     assert sizes[1] < 0.75 * sizes[0]  # a small net: names take much of it
     got = DeepLab(narrow("v1-vgg16-largefov"), CLASSES)
@@ -485,6 +485,11 @@ def test_half_precision_files_round_and_take_half_the_space(tmp_path: Path) -> N
     for name, value in numbers(model).items():
         torch.testing.assert_close(numbers(got)[name], value.half().float(), rtol=0, atol=0)
         assert numbers(got)[name].dtype == torch.float32
+    with torch.no_grad():
+        model.backbone.features[0].bias[0] = 1e6
+    with pytest.raises(ValueError, match=r"backbone.features.0.bias must lie within 65504 of zero"):
+        save_weights(model, tmp_path / "huge.safetensors", half=True)
+    assert not (tmp_path / "huge.safetensors").exists()
 
 
 def test_a_trunk_alone_is_an_initialisation(tmp_path: Path) -> None:

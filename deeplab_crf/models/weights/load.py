@@ -100,15 +100,13 @@ def load_model(
     return model.eval(), report
 
 
-def save_weights(
-    model: DeepLab, path: str | os.PathLike[str], *, classifier: bool = True, dtype: torch.dtype | None = None
-) -> None:
+def save_weights(model: DeepLab, path: str | os.PathLike[str], *, classifier: bool = True, half: bool = False) -> None:
     """Write ``model`` as safetensors, whole or not at all, with the variant's name, the number of classes, whether it is
     multi-scale and its `Usage`, so that `load_model` needs nothing else.
 
-    classifier: False leaves out all but the backbone: an initialisation. dtype: of the numbers in the file; None: as they are.
-    ``torch.float16`` takes half of the space and rounds each by at most 1/2048 of itself. Raises ImportError where safetensors is
-    not installed.
+    classifier: False leaves out all but the backbone: an initialisation. half: in float16, half of the space; each number is off
+    by at most 1/2048 of itself. Raises ImportError where safetensors is not installed, and ValueError for numbers that float16
+    cannot hold.
     """
     try:
         from safetensors.torch import save
@@ -124,10 +122,14 @@ def save_weights(
         **model.usage.as_metadata(),
     }
     tensors = {
-        name: value.detach().to("cpu", dtype).contiguous()
+        name: value.detach().to("cpu", torch.float16 if half else value.dtype).contiguous()
         for name, value in model.state_dict().items()
         if not name.endswith(COUNTER) and (classifier or name.startswith("backbone."))
     }
+    if half:
+        lost = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+        if lost:
+            raise ValueError(f"{lost[0]} must lie within 65504 of zero to be kept in float16; leave half away")
     with atomic_write(Path(path)) as stream:
         stream.write(save(tensors, metadata))
 
