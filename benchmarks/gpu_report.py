@@ -1,4 +1,4 @@
-"""The CUDA engine on this machine's GPU: built, tested, checked, timed, in one run of less than eight minutes.
+"""The CUDA engine on this machine's GPU: built, tested, checked, timed, in one run of less than ten minutes.
 
     python -m benchmarks.gpu_report [--out FOLDER] [--no-build]
 

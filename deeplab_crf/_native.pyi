@@ -435,6 +435,9 @@ def shifted_pack(shape: _ConvShape, branches: list[_Branch], out: int, threads: 
 def shifted_sum(
     shape: _ConvShape, branches: list[_Branch], x: int, packed: int, epilogue: _Epilogue, out: int, threads: int
 ) -> None: ...
+def add_relu(values: int, residual: int, count: int, threads: int) -> None:
+    """values <- relu(values + residual)."""
+
 def transpose_planes(values: int, shape: tuple[int, int, int], out: int, threads: int) -> None:
     """out (planes, columns, rows) of values (planes, rows, columns)."""
 

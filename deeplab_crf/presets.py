@@ -124,7 +124,7 @@ def save_preset(preset: Preset, path: str | os.PathLike[str]) -> None:
     Raises ValueError for what such a file cannot hold: kernels over features of one's own, and compatibilities between labels.
     """
     lines = [
-        "# Settings of a dense CRF: deeplab-crf refine and segment --preset FILE, DenseCRF.from_preset(FILE).",
+        "# Settings of a dense CRF, for deeplab-crf refine, segment and evaluate --preset FILE, and DenseCRF.from_preset(FILE).",
         f"name = {_quoted(preset.name)}",
         f"description = {_quoted(preset.description)}",
         f"iterations = {preset.iterations}",

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from deeplab_crf.data.classes import class_names
+from deeplab_crf.data.classes import class_names, class_palette
 from deeplab_crf.data.figures import figure, legend
 from deeplab_crf.data.files import IMAGE_SUFFIXES, files_by_stem
 from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deeplab_crf.models.pipeline import SegmentationPipeline
 
 LEGEND_WIDTH = 480
@@ -82,7 +80,9 @@ def segment_file(job: SegmentJob, pipeline: SegmentationPipeline) -> None:
     """
     image = read_image(job.image, turned=True)
     (result,) = pipeline.predict(image)
-    labels, before = _label_image(result.labels), _label_image(result.network_labels)
+    names = _class_names(pipeline)
+    colours = class_palette(names)
+    labels, before = (LabelImage(ids.cpu().numpy(), colours) for ids in (result.labels, result.network_labels))
     if job.overlay_out is not None:
         write_picture(job.overlay_out, overlay(image, labels))
     if job.figure_out is not None:
@@ -92,18 +92,19 @@ def segment_file(job: SegmentJob, pipeline: SegmentationPipeline) -> None:
         ]
         if pipeline.crf is not None:
             panels.append(("network and CRF", overlay(image, labels)))
-        names = class_names(pipeline.network.num_classes)
         seen = {int(i): names[i] for i in np.union1d(before.ids, labels.ids)}
-        write_picture(job.figure_out, figure(panels, seen))
+        write_picture(job.figure_out, figure(panels, seen, colours))
     write_labels(job.labels_out, labels)
 
 
-def _label_image(labels: Tensor) -> LabelImage:
-    return LabelImage(labels.cpu().numpy())
+def _class_names(pipeline: SegmentationPipeline) -> tuple[str, ...]:
+    """As the weights say, else as `class_names`."""
+    return pipeline.network.usage.classes or class_names(pipeline.network.num_classes)
 
 
-def write_legend(folder: Path, num_classes: int) -> Path:
+def write_legend(folder: Path, pipeline: SegmentationPipeline) -> Path:
     """Write ``folder/legend/legend.png``: the colours of all classes and their names. Returns where."""
     path = folder / "legend" / "legend.png"
-    write_picture(path, legend(dict(enumerate(class_names(num_classes))), LEGEND_WIDTH))
+    names = _class_names(pipeline)
+    write_picture(path, legend(dict(enumerate(names)), LEGEND_WIDTH, class_palette(names)))
     return path

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from benchmarks.gpu.clock import GROUPS, Body, Clock, clock_for
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.problems import Problem, cases, inferred, layer_for, make_problem, repeats
 from benchmarks.gpu.section import Section
-from benchmarks.gpu.traffic import Account, Sizes, Traffic
+from benchmarks.gpu.traffic import ConvSizes, Sizes, Traffic
 from benchmarks.gpu.training import TRAINED, training_step
 from deeplab_crf.ops.lattice import build_lattice
 
@@ -47,12 +48,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Part:
-    """A body to profile. accounts: of those of its kernels that work on one lattice only, that of ``sizes``."""
+    """A body to profile. accounts: of those of its kernels whose work follows from ``sizes``: of one lattice, or a convolution."""
 
     title: str
     body: Body
-    accounts: Mapping[str, Account]
-    sizes: Sizes
+    accounts: Mapping[str, Callable[[Any], Traffic]]
+    sizes: Sizes | ConvSizes
     trains: bool = False
 
 

@@ -131,6 +131,42 @@ GRADIENTS: dict[str, Account] = {
     "sum_dots": lambda s: Traffic(4 * s.points),
     "embed_gradients": lambda s: Traffic(4 * s.points * (3 * s.dims + 1), flops=s.points * 3 * (s.dims + 1) ** 2),
 }
+
+
+@dataclass(frozen=True)
+class ConvSizes:
+    """Of one convolution with its epilogue. inputs, outputs: pixels over the batch. element: bytes of a number. tiles, matrices: of
+    Winograd, all tiles in one launch. gathered: pixels that the taps of a sum find inside the
+    map, over the taps and the batch."""
+
+    inputs: int
+    outputs: int
+    channels: int
+    filters: int
+    element: int
+    residual: bool = False
+    tiles: int = 0
+    matrices: int = 0
+    gathered: int = 0
+
+
+# Of the convolution's passes around a library's products. What neighbouring tiles read twice comes from the cache.
+CONVOLUTION: dict[str, Callable[[ConvSizes], Traffic]] = {
+    "finish_convolution": lambda s: Traffic(
+        s.outputs * s.filters * s.element * (2 + s.residual), flops=s.outputs * s.filters * (2 + s.residual)
+    ),
+    "transform_weights": lambda s: Traffic(4 * s.channels * s.filters * (9 + s.matrices)),
+    "transform_inputs": lambda s: Traffic(
+        4 * s.channels * (s.inputs + s.matrices * s.tiles),
+        4 * s.channels * max(0, s.matrices * s.tiles - s.inputs),
+        240 / 36 * s.matrices * s.tiles * s.channels,
+    ),
+    "transform_outputs": lambda s: Traffic(
+        4 * s.filters * (s.matrices * s.tiles + s.outputs * (1 + s.residual)),
+        flops=200 / 36 * s.matrices * s.tiles * s.filters,
+    ),
+    "gather_taps": lambda s: Traffic(s.element * s.filters * (s.gathered + s.outputs), flops=s.gathered * s.filters),
+}
 # Of one block, of a thread for each image, or with nothing to move where all is well.
 SMALL = frozenset(
     {"measure_coordinates", "choose_layout", "begin_structure", "judge_changes", "spoil_images", "add_chunks"}

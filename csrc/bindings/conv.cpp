@@ -9,6 +9,7 @@
 #include "bindings/pointers.h"
 #include "conv/cpu/kernels.h"
 #include "conv/direct.h"
+#include "conv/epilogue.h"
 #include "conv/fingerprint.h"
 #include "conv/shifted.h"
 #include "conv/winograd.h"
@@ -133,6 +134,13 @@ void register_conv(py::module_& module) {
   register_winograd(module);
   register_direct(module);
   register_shifted(module);
+  module.def(
+      "add_relu",
+      [](uintptr_t values, uintptr_t residual, int64_t count, int threads) {
+        const py::gil_scoped_release release;
+        conv::add_relu(pointer<float>(values), pointer<const float>(residual), count, threads);
+      },
+      py::arg("values"), py::arg("residual"), py::arg("count"), py::arg("threads"));
   module.def(
       "transpose_planes",
       [](uintptr_t in, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t out, int threads) {

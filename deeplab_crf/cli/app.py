@@ -11,8 +11,11 @@ from deeplab_crf.cli.convert import convert
 from deeplab_crf.cli.demo import demo
 from deeplab_crf.cli.evaluate import evaluate
 from deeplab_crf.cli.info import info
+from deeplab_crf.cli.narrow import narrow
 from deeplab_crf.cli.refine import refine
 from deeplab_crf.cli.segment import segment
+from deeplab_crf.cli.train import train
+from deeplab_crf.cli.tune import tune
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
@@ -21,7 +24,7 @@ def group() -> None:
     """DeepLab and its dense CRF: segment photographs, and make coarse segmentations follow their edges."""
 
 
-for command in (segment, refine, evaluate, convert, demo, info, bench):
+for command in (segment, refine, train, evaluate, tune, narrow, convert, demo, info, bench):
     group.add_command(command)
 
 

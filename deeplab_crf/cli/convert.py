@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from deeplab_crf.models.variants import VARIANTS
+from deeplab_crf.presets import PRESETS
 
 
 @click.command()
@@ -23,8 +26,15 @@ from deeplab_crf.models.variants import VARIANTS
     default=None,
     help="Whether OUT's network sees images at three scales. Default: as released.",
 )
+@click.option("--half", is_flag=True, help="Keep numbers in 16 bits: half of the space.")
+@click.option(
+    "--crf",
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help="The CRF that OUT's network is to have where none is asked for.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is there.")  # fmt: skip
-def convert(source: Path, out: Path, model: str | None, multi_scale: bool | None, overwrite: bool) -> None:
+def convert(source: Path, out: Path, overwrite: bool, half: bool, crf: str | None, **options: Any) -> None:
     """Convert the weights IN, a .caffemodel or .pth of any known origin, to OUT.safetensors.
 
     OUT says which network and how many classes it is for, loads without running any code, and is what `segment` takes without
@@ -36,7 +46,9 @@ def convert(source: Path, out: Path, model: str | None, multi_scale: bool | None
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="OUT")
     from deeplab_crf.models import load_model, save_weights  # loads torch, which takes seconds: not for --help
 
-    network, report = load_model(source, model, multi_scale=multi_scale)
-    save_weights(network, out)
+    network, report = load_model(source, options["model"], multi_scale=options["multi_scale"])
+    if crf is not None:
+        network.usage = replace(network.usage, crf=crf)
+    save_weights(network, out, half=half)
     click.echo(str(report))
     click.echo(f"wrote {out}: {network.variant.name}, {network.num_classes} classes")

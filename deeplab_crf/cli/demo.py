@@ -1,15 +1,18 @@
-"""``deeplab-crf demo``: the bundled photograph, before and after."""
+"""``deeplab-crf demo``: the bundled photographs, before and after."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
+from deeplab_crf.cli.network import make_pipeline
 from deeplab_crf.data.images import overlay, read_image, read_labels, side_by_side, write_picture
-from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH
+from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH, STREET
 from deeplab_crf.kernels import Bilateral, Gaussian
 from deeplab_crf.refine import RefineSettings, plan_file, refine_file
+from deeplab_crf.segment import SegmentJob, segment_file
 
 SETTINGS = RefineSettings(
     kernels=(Gaussian(sxy=3, weight=3), Bilateral(sxy=40, srgb=10, weight=8)), iterations=10, confidence=0.6
@@ -27,7 +30,26 @@ OPTIONS = "--bilateral-sxy 40 --bilateral-srgb 10 --bilateral-weight 8 --iterati
     help="Folder for the pictures.",
 )
 def demo(folder: Path) -> None:
-    """Refine the coarse labels of a bundled photograph: before.png, after.png, before_after.png, labels.png."""
+    """Segment a bundled street photograph with the bundled network and its CRF, and refine coarse labels of a portrait.
+
+    Writes street.png (image, network, network and CRF) and street_labels.png where torch is installed, and before.png, after.png,
+    before_after.png and labels.png.
+    """
+    written = _refine_portrait(folder)
+    if find_spec("torch") is None:
+        click.echo('the street needs torch, which is not installed: pip install "deeplab-crf[torch]"', err=True)
+    else:
+        written = _segment_street(folder) + written
+    click.echo(f"wrote {', '.join(written[:-1])} and {written[-1]} to {folder}")
+
+
+def _segment_street(folder: Path) -> list[str]:
+    job = SegmentJob(STREET, folder / "street_labels.png", figure_out=folder / "street.png")
+    segment_file(job, make_pipeline({}))
+    return ["street.png", "street_labels.png"]
+
+
+def _refine_portrait(folder: Path) -> list[str]:
     labels_out = folder / "labels.png"
     refine_file(plan_file(PHOTOGRAPH, COARSE_LABELS, labels_out), SETTINGS)
     image = read_image(PHOTOGRAPH)
@@ -35,5 +57,4 @@ def demo(folder: Path) -> None:
     pictures = {"before.png": before, "after.png": after, "before_after.png": side_by_side([before, after])}
     for name, picture in pictures.items():
         write_picture(folder / name, picture)
-    click.echo(f"wrote {', '.join(pictures)} and labels.png to {folder}")
-    click.echo(f"the same by hand: deeplab-crf refine {PHOTOGRAPH} {COARSE_LABELS} -o OUT.png --overlay {OPTIONS}")
+    return [*pictures, "labels.png"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
+from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, torch_device
 from deeplab_crf.cli.options import PRESET_HELP, known_preset
-from deeplab_crf.cli.segment import make_pipeline, torch_device
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
 from deeplab_crf.data.scores import KINDS as SCORE_KINDS
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
-from deeplab_crf.models.variants import VARIANTS
+from deeplab_crf.models.bundled import WEIGHTS
 
 if TYPE_CHECKING:
     from deeplab_crf.engine.evaluate import Evaluation, ScoreSource, Task
@@ -43,36 +43,12 @@ class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 
 @click.command()
 @click.option("--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}.")
-@click.option(
-    "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Trained weights: .caffemodel, .pth or .safetensors; see docs/models.md.",
-)
+@network_options
 @click.option(
     "--scores",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="FOLDER",
     help="Instead of a network: NAME.npz or NAME.npy for each image, by --save-scores or by other programs.",
-)
-@click.option(
-    "--model",
-    type=click.Choice(list(VARIANTS)),
-    metavar="NAME",
-    help=f"The network, where FILE does not say it: {', '.join(VARIANTS)}.",
-)
-@click.option(
-    "--multi-scale/--single-scale",
-    default=None,
-    help="See the image at scales 1, 0.75 and 0.5, or at 1 alone. Default: as released.",
-)
-@click.option(
-    "--pad-to",
-    type=click.IntRange(1),
-    default=513,
-    show_default=True,
-    metavar="PIXELS",
-    help="Pad smaller images to this size, as the released networks saw them; 1 is faster for small images.",
 )
 @click.option(
     "--scores-are",
@@ -167,14 +143,13 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     """Raises UsageError for options that do not go together."""
-    if (options["weights"] is None) == (options["scores"] is None):
-        raise click.UsageError("give either --weights FILE or --scores FOLDER")
-    of_network = {"--model": "model", "--save-scores": "save_scores", "--multi-scale": "multi_scale"}
-    of_scores = {"--scores-are": "scores_are", "--key": "key", "--align-corners": "align_corners"}
-    given, needed = (of_network, "--weights") if options["weights"] is None else (of_scores, "--scores")
-    for name, option in given.items():
+    useless: tuple[str, ...] = ("scores_are", "key", "align_corners")
+    why = "with --scores alone"
+    if options["scores"] is not None:
+        useless, why = (*NETWORK_OPTIONS, "save_scores"), "with a network, not with --scores"
+    for option in useless:
         if options[option] not in (None, False):
-            raise click.UsageError(f"{name} is of use with {needed} alone")
+            raise click.UsageError(f"--{option.replace('_', '-')} is of use {why}")
 
 
 def _rank_device(name: str, ranks: Ranks, threads: int) -> Any:
@@ -190,7 +165,7 @@ def _task(
 
     kind, root, split = options["data"]
     settings = {"data": f"{kind} {split} ({root})", "device": str(device)}
-    if options["weights"] is not None:
+    if options["scores"] is None:
         source, crf, preset, used = _network(dataset, options, device, threads)
     else:
         source, crf, preset, used = _files(dataset, options, device)
@@ -204,21 +179,20 @@ def _network(
     """The source of scores, the CRF, the name of its settings, and what the report says of the network."""
     from deeplab_crf.engine.evaluate import NetworkScores
 
-    names = ("weights", "model", "multi_scale", "pad_to", "crf", "preset", "min_probability")
-    given = {name: options[name] for name in names}
-    pipeline = make_pipeline(**given, num_classes=None, device=str(device), threads=threads)
-    network = pipeline.network
+    given = {name: options[name] for name in ("crf", "preset", "min_probability")}
+    pipeline = make_pipeline(options, **given, device=str(device), threads=threads)
+    network, weights = pipeline.network, options["weights"] or WEIGHTS
     if network.num_classes != len(dataset.classes):
         raise ValueError(
-            f"{options['weights']}: the network must have the data set's {len(dataset.classes)} classes; got {network.num_classes}"
+            f"{weights}: the network must have the data set's {len(dataset.classes)} classes; got {network.num_classes}"
         )
-    used = {"weights": str(options["weights"]), "model": network.variant.name, "scales": list(network.scales)}
+    used = {"weights": str(weights), "model": network.variant.name, "scales": list(network.scales)}
     source = NetworkScores(pipeline, options["save_scores"])
     return (
         source,
         pipeline.crf,
-        options["preset"] or network.variant.crf,
-        used | {"pad_to": options["pad_to"]},
+        options["preset"] or network.usage.crf or network.variant.crf,
+        used | {"longer_side": pipeline.longer_side, "pad_to": pipeline.pad_to},
     )
 
 

@@ -1,6 +1,8 @@
-"""Names of classes."""
+"""Names of classes and their colours."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -9,6 +11,17 @@ VOC_CLASSES = (
 CAMVID_CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
+
+# Red, green, blue of each, as CamVid is shown everywhere.
+CAMVID_PALETTE = (
+    128, 128, 128, 128, 0, 0, 192, 192, 128, 128, 64, 128, 60, 40, 222, 128, 128, 0,
+    192, 128, 128, 64, 64, 128, 64, 0, 128, 64, 64, 0, 0, 128, 192,
+)  # fmt: skip
+
+
+def class_palette(names: Sequence[str]) -> tuple[int, ...] | None:
+    """The customary colours of these classes, R, G, B, R, G, B, ...; None: PASCAL VOC's colours do."""
+    return CAMVID_PALETTE if tuple(names) == CAMVID_CLASSES else None
 
 
 def class_names(count: int) -> tuple[str, ...]:

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from deeplab_crf.data.images import side_by_side, voc_palette
+from deeplab_crf.data.images import full_palette, side_by_side
 
 MARGIN, SWATCH, GAP = 6, 14, 8
 
 
-def legend(names: Mapping[int, str], width: int) -> Image.Image:
-    """A coloured square and a name for each class id, in as many columns as fit into ``width`` pixels."""
+def legend(names: Mapping[int, str], width: int, colours: tuple[int, ...] | None = None) -> Image.Image:
+    """A coloured square and a name for each class id, in as many columns as fit into ``width`` pixels. colours: a palette; None:
+    PASCAL VOC's."""
     font = ImageFont.load_default()
-    palette = voc_palette(max(names, default=0) + 1)
+    palette = full_palette(colours, max(names, default=0) + 1)
     column = 2 * SWATCH + GAP + int(max((font.getlength(name) for name in names.values()), default=0))
     columns = max(1, min(len(names), (width - MARGIN) // column))
     rows = -(-len(names) // columns)
@@ -28,10 +29,12 @@ def legend(names: Mapping[int, str], width: int) -> Image.Image:
     return picture
 
 
-def figure(panels: Sequence[tuple[str, Image.Image]], names: Mapping[int, str]) -> Image.Image:
-    """Pictures side by side under their titles, and below them the legend of ``names``."""
+def figure(
+    panels: Sequence[tuple[str, Image.Image]], names: Mapping[int, str], colours: tuple[int, ...] | None = None
+) -> Image.Image:
+    """Pictures side by side under their titles, and below them the legend of ``names`` in ``colours``, see `legend`."""
     row = side_by_side([_titled(title, picture) for title, picture in panels])
-    below = legend(names, row.width)
+    below = legend(names, row.width, colours)
     whole = Image.new("RGB", (max(row.width, below.width), row.height + below.height), "white")
     whole.paste(row, (0, 0))
     whole.paste(below, (0, row.height))

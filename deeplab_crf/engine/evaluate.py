@@ -26,7 +26,7 @@ from deeplab_crf.data.files import ARRAY_SUFFIXES, files_by_stem
 from deeplab_crf.data.scores import KINDS, fit_to_image, read_scores
 from deeplab_crf.engine.saved_scores import read_saved_scores, write_saved_scores
 from deeplab_crf.engine.trimap import TrimapScores, band_widths
-from deeplab_crf.models.interp import interp
+from deeplab_crf.models.interp import image_scores
 from deeplab_crf.models.pictures import as_pictures
 from deeplab_crf.models.pipeline import SegmentationPipeline, refine_logits
 
@@ -55,16 +55,16 @@ class NetworkScores:
     def logits(self, example: Example) -> Tensor:
         """See `ScoreSource`."""
         (picture,) = as_pictures(example.image)
-        size = self.pipeline.padded_size(picture)
+        size, seen = self.pipeline.padded_size(picture), self.pipeline.seen_size(picture)
         (padded,) = self.pipeline.padded_logits([picture], size)
         if self.save_to is not None:
             stride = 1 if self.pipeline.network.msc is not None else OUTPUT_STRIDE
             scores = (
                 padded[:, ::stride, ::stride].cpu().numpy()
             )  # the very scores: upsampling leaves them where they are
-            write_saved_scores(self.save_to / f"{example.name}.npz", scores, size)
-        logits: Tensor = padded[:, : picture.shape[-2], : picture.shape[-1]].contiguous()
-        return logits
+            write_saved_scores(self.save_to / f"{example.name}.npz", scores, size, seen)
+        image = (picture.shape[-2], picture.shape[-1])
+        return image_scores(padded[None], size, seen, image)[0].contiguous()
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class FileScores:
         if saved is None:
             return torch.from_numpy(self._others_logits(path, (size[0], size[1]))).to(self.device)
         self._check_classes(path, len(saved.values))
-        saved.check_image((size[0], size[1]), path)
+        image = (size[0], size[1])
         scores = torch.from_numpy(saved.values.astype(np.float32)).to(self.device)
-        return interp(scores[None], saved.size)[0, :, : size[0], : size[1]].contiguous()
+        return image_scores(scores[None], saved.size, saved.seen_of(image, path), image)[0].contiguous()
 
     def _others_logits(self, path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
         reading = self.reading

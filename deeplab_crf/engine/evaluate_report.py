@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deeplab_crf.data.classes import class_palette
 from deeplab_crf.data.datasets import IGNORE
 from deeplab_crf.data.figures import figure
 from deeplab_crf.data.files import atomic_write
@@ -229,17 +230,17 @@ def choose_examples(images: Sequence[ImageScore], count: int) -> dict[str, Image
 def write_example(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
     """Photograph, labels, network and CRF side by side, void black, with a legend."""
     example = prediction.example
-    panels = [("image", Image.fromarray(example.image)), ("labels", _painted(example.image, example.labels))]
-    panels.append(("network", _painted(example.image, prediction.network)))
-    shown = [example.labels, prediction.network]
+    shown = {"labels": example.labels, "network": prediction.network}
     if prediction.crf is not None:
-        panels.append(("network and CRF", _painted(example.image, prediction.crf)))
-        shown.append(prediction.crf)
-    seen = np.unique(np.concatenate([ids.ravel() for ids in shown]))
-    write_picture(path, figure(panels, {int(i): classes[i] for i in seen if i != IGNORE}))
+        shown["network and CRF"] = prediction.crf
+    colours = class_palette(classes)
+    panels = [("image", Image.fromarray(example.image))]
+    panels += [(title, _painted(example.image, ids, colours)) for title, ids in shown.items()]
+    seen = np.unique(np.concatenate([ids.ravel() for ids in shown.values()]))
+    write_picture(path, figure(panels, {int(i): classes[i] for i in seen if i != IGNORE}, colours))
 
 
-def _painted(image: NDArray[np.uint8], ids: NDArray[np.uint8]) -> Image.Image:
-    painted = np.array(overlay(image, LabelImage(ids.astype(np.int64)), opacity=0.7))
+def _painted(image: NDArray[np.uint8], ids: NDArray[np.uint8], colours: tuple[int, ...] | None) -> Image.Image:
+    painted = np.array(overlay(image, LabelImage(ids.astype(np.int64), colours), opacity=0.7))
     painted[ids == IGNORE] = 0
     return Image.fromarray(painted)

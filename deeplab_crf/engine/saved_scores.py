@@ -4,8 +4,9 @@ NAME.npz holds
 
 - ``scores``: float16 ``(C, h, w)``, logits at the network's output stride (8; MSc variants 1), score ``[c, i, j]`` over pixel
   ``(8 i, 8 j)``: corners are aligned;
-- ``size``: int64 ``(2,)``, rows and columns of the padded picture that the network saw, ``8 (h - 1) + 1`` and ``8 (w - 1) + 1``.
-  The photograph is its upper left part.
+- ``size``: int64 ``(2,)``, rows and columns of the padded picture that the network saw, ``8 (h - 1) + 1`` and ``8 (w - 1) + 1``;
+- ``seen``: int64 ``(2,)``, rows and columns of its upper left part that is the photograph, which was resized to this. Absent: the
+  photograph as it is.
 """
 
 from __future__ import annotations
@@ -26,28 +27,41 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True, eq=False)
 class SavedScores:
-    """values: float16 ``(C, h, w)``. size: rows and columns of the padded picture."""
+    """values: float16 ``(C, h, w)``. size: rows and columns of the padded picture. seen: of the photograph in it, resized; None:
+    as it is."""
 
     values: NDArray[np.float16]
     size: tuple[int, int]
+    seen: tuple[int, int] | None = None
 
-    def check_image(self, image_size: tuple[int, int], path: Path) -> None:
-        """Raises ValueError that names the file unless a photograph of this many rows and columns is part of the picture."""
-        if image_size[0] > self.size[0] or image_size[1] > self.size[1]:
+    def seen_of(self, image_size: tuple[int, int], path: Path) -> tuple[int, int]:
+        """Rows and columns of the photograph in the picture. Raises ValueError that names the file where one of ``image_size``
+        cannot be part of it."""
+        seen = image_size if self.seen is None else self.seen
+        bent = abs(seen[0] * image_size[1] - seen[1] * image_size[0]) > max(
+            *seen, *image_size
+        )  # more than a pixel's rounding
+        if seen[0] > self.size[0] or seen[1] > self.size[1] or bent:
             raise ValueError(
-                f"{path}: scores are of a picture of {self.size[0]} x {self.size[1]} (rows x columns), padding included; the image "
-                f"has {image_size[0]} x {image_size[1]}. Are they another image's?"
+                f"{path}: scores are of a picture of {self.size[0]} x {self.size[1]} (rows x columns), padding included, of which "
+                f"{seen[0]} x {seen[1]} are the photograph; the image has {image_size[0]} x {image_size[1]}. Another image's?"
             )
+        return seen
 
 
-def write_saved_scores(path: Path, scores: NDArray[Any], size: tuple[int, int]) -> None:
-    """Write logits ``(C, h, w)`` of a picture padded to ``size``; the file appears whole or not at all. Raises ValueError for
-    numbers that float16 cannot hold."""
+def write_saved_scores(
+    path: Path, scores: NDArray[Any], size: tuple[int, int], seen: tuple[int, int] | None = None
+) -> None:
+    """Write logits ``(C, h, w)`` of a picture padded to ``size``, in which the photograph takes ``seen`` (None: it is as it was);
+    the file appears whole or not at all. Raises ValueError for numbers that float16 cannot hold."""
     largest = float(np.abs(scores).max(initial=0))
     if not largest <= _LARGEST:  # NaN too
         raise ValueError(f"{path}: scores must be within +-{_LARGEST:g} to be kept as float16; got {largest:g}")
     with atomic_write(path) as stream:
-        np.savez(stream, scores=scores.astype(np.float16), size=np.array(size, np.int64))
+        arrays: dict[str, Any] = {"scores": scores.astype(np.float16), "size": np.array(size, np.int64)}
+        if seen is not None:
+            arrays["seen"] = np.array(seen, np.int64)
+        np.savez(stream, **arrays)
 
 
 def read_saved_scores(path: Path) -> SavedScores | None:
@@ -59,12 +73,18 @@ def read_saved_scores(path: Path) -> SavedScores | None:
             if any(key not in stored.files for key in _KEYS):
                 return None
             values, size = stored["scores"], stored["size"]
+            seen = stored["seen"] if "seen" in stored.files else size
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read as a NumPy file ({str(error) or type(error).__name__})") from error
-    if values.ndim != 3 or values.size == 0 or values.dtype.kind != "f" or size.shape != (2,) or size.dtype.kind != "i":
+    if (
+        values.ndim != 3
+        or values.size == 0
+        or values.dtype.kind != "f"
+        or any(each.shape != (2,) or each.dtype.kind != "i" for each in (size, seen))
+    ):
         raise ValueError(
-            f"{path}: scores must be floats of shape (C, h, w) and size two whole numbers; got {values.dtype} of shape "
-            f"{values.shape} and {size.dtype} of shape {size.shape}"
+            f"{path}: scores must be floats of shape (C, h, w), size and seen two whole numbers; got {values.dtype} of shape "
+            f"{values.shape} and {size.dtype} of shape {size.shape}, {seen.dtype} of shape {seen.shape}"
         )
     rows, columns = int(size[0]), int(size[1])
     if rows < values.shape[1] or columns < values.shape[2]:
@@ -73,4 +93,4 @@ def read_saved_scores(path: Path) -> SavedScores | None:
         )
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: scores must be finite; got NaN or inf")
-    return SavedScores(values, (rows, columns))
+    return SavedScores(values, (rows, columns), None if seen is size else (int(seen[0]), int(seen[1])))

@@ -1,6 +1,6 @@
 """DeepLab V1 and V2: the networks, their released weights, and the pipeline from a picture to labels. Needs torch.
 
-The table of variants (variants.py) is plain data and loads without torch.
+The table of variants (variants.py) and what weights say of their use (usage.py) are plain data and load without torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deeplab_crf._lazy import load_name
 
 _HOMES = {
+    "Usage": "deeplab_crf.models.usage",
     "VARIANTS": "deeplab_crf.models.variants",
     "Variant": "deeplab_crf.models.variants",
     "get_variant": "deeplab_crf.models.variants",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     )
     from deeplab_crf.models.losses import training_loss
     from deeplab_crf.models.pipeline import Segmentation, SegmentationPipeline
+    from deeplab_crf.models.usage import Usage
     from deeplab_crf.models.variants import VARIANTS, Variant, get_variant
     from deeplab_crf.models.weights.load import WeightsReport, load_model, load_weights, save_weights
 
@@ -52,6 +54,7 @@ __all__ = [
     "Scores",
     "Segmentation",
     "SegmentationPipeline",
+    "Usage",
     "Variant",
     "WeightsReport",
     "build_model",

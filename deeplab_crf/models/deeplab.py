@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deeplab_crf.models.heads import MultiScaleFeatures, SummedBranches
 from deeplab_crf.models.interp import interp, pad_bottom_right, padded_size, scaled_size
 from deeplab_crf.models.resnet import ResNetTrunk
+from deeplab_crf.models.usage import Usage
 from deeplab_crf.models.variants import VGG16, Variant, get_variant
 from deeplab_crf.models.vgg import VGG16Trunk
 
@@ -35,7 +36,8 @@ class DeepLab(nn.Module):
     variant: which. num_classes: C, background included. multi_scale: run on the image at scales 1, 0.75 and 0.5 with shared weights
     and take the maximum of the scores; None: as the variant was released.
 
-    Images are BGR minus the mean (104.008, 116.669, 122.675), as `SegmentationPipeline` makes them.
+    Images are BGR minus the mean (104.008, 116.669, 122.675), as `SegmentationPipeline` makes them. ``usage``: what weights that
+    were loaded say of themselves, and what `save_weights` writes.
     """
 
     def __init__(self, variant: Variant, num_classes: int = 21, multi_scale: bool | None = None) -> None:
@@ -43,6 +45,7 @@ class DeepLab(nn.Module):
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be a whole number >= 1; got {num_classes!r}")
         self.variant, self.num_classes = variant, num_classes
+        self.usage = Usage()
         self.scales = SCALES if (variant.multi_scale if multi_scale is None else multi_scale) else SCALES[:1]
         if variant.msc_channels and len(self.scales) > 1:
             raise ValueError(f"multi_scale must be False for {variant.name}, whose multi-scale features it replaces")

@@ -52,10 +52,10 @@ def _branch(head: Head, rate: int, features: int, num_classes: int) -> nn.Module
     layers: dict[str, nn.Module] = {
         "fc6": nn.Conv2d(features, head.channels, head.kernel, padding=padding, dilation=rate),
         "relu6": nn.ReLU(inplace=True),
-        "drop6": nn.Dropout(0.5),
+        "drop6": nn.Dropout(head.dropout),
         "fc7": nn.Conv2d(head.channels, head.channels, 1),
         "relu7": nn.ReLU(inplace=True),
-        "drop7": nn.Dropout(0.5),
+        "drop7": nn.Dropout(head.dropout),
         "fc8": score_layer(head.channels, num_classes),
     }
     return nn.Sequential(OrderedDict(layers))

@@ -29,6 +29,31 @@ def interp(values: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=True)
 
 
+def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures ``(B, C, H, W)`` at another size, as picture libraries do it: bilinear between the centres of pixels, which are
+    square and fill the picture; averaged where it shrinks."""
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def size_with_longer_side(size: tuple[int, int], longer_side: int | None) -> tuple[int, int]:
+    """Rows and columns, in the same proportion, whose greater is ``longer_side``; None: as they are."""
+    if longer_side is None:
+        return size
+    scale = longer_side / max(size)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
+def image_scores(scores: Tensor, padded: tuple[int, int], seen: tuple[int, int], image: tuple[int, int]) -> Tensor:
+    """Scores for the pixels of an image ``(B, C, H, W)`` from a network's ``(B, C, h, w)``.
+
+    padded: rows and columns of what the network saw, on whose corners the corners of ``scores`` lie. seen: the same without its
+    padding. image: the size (H, W) of the image, which was resized to ``seen``.
+    """
+    return resize(interp(scores, padded)[..., : seen[0], : seen[1]], image)
+
+
 def pad_bottom_right(values: Tensor, size: tuple[int, int], fill: float = 0.0) -> Tensor:
     """``(..., H, W)`` with ``fill`` below and at the right, up to ``size``: where DeepLab pads, so that pixel (0, 0) stays."""
     below, right = size[0] - values.shape[-2], size[1] - values.shape[-1]

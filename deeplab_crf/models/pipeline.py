@@ -14,7 +14,7 @@ from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
 from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.deeplab import DeepLab
-from deeplab_crf.models.interp import pad_bottom_right, padded_size
+from deeplab_crf.models.interp import image_scores, pad_bottom_right, padded_size, resize, size_with_longer_side
 from deeplab_crf.models.pictures import Picture, as_pictures
 from deeplab_crf.nn import fuse
 from deeplab_crf.ops.library import CUDA_BUILT
@@ -60,14 +60,16 @@ class SegmentationPipeline(nn.Module):
     ``pipeline.predict(images)`` takes pictures as they come and gives labels. ``pipeline(batch)`` takes a tensor, is differentiable
     through the CRF (CRF as RNN), compiles and exports.
 
-    network: which. crf: "released", the one of the variant (ten iterations, normalised after the filter, as the papers run it); the
-    name of a preset, such as "deeplab-v1-largefov-pydensecrf", which re-implementations run, or a preset file, see `get_preset`; a
-    `DenseCRF` of yours; or None.
-    min_probability: probabilities below are raised to it before the CRF, as re-implementations do (1e-5); 0: the raw scores, as the
-    papers do. pad_to: `predict` pads images to at least this size, as the released nets see all of theirs at 513 x 513; 1 pads no
-    more than the strides need, which is faster for small images. fused: whether `predict` runs a copy of the network whose
-    convolutions are fused and faster (`deeplab_crf.nn.fuse`), for the memory of a second set of weights; writes to weights through
-    ``.data`` go unseen by it.
+    network: which. crf: "released", the one of the variant (ten iterations, normalised after the filter, as the papers run it);
+    the name of a preset, such as "deeplab-v1-largefov-pydensecrf", which re-implementations run, or a preset file, see
+    `get_preset`; a `DenseCRF` of yours; or None. min_probability: probabilities below are raised to it before the CRF, as
+    re-implementations do (1e-5); 0: the raw scores, as the papers do. longer_side: pixels of the longer side that `predict`
+    brings images to before the network sees them, as it was trained; scores are brought back, and the CRF sees the image as it
+    is. None: as the network's `Usage` says, else the image's own size. pad_to: `predict` pads images to at least this size, as
+    the released nets see all of theirs at 513 x 513; 1 pads no more than the strides need, which is faster for small images.
+    None: 513, or 1 with a longer side. fused: whether `predict` runs a copy of the network whose convolutions are fused and
+    faster (`deeplab_crf.nn.fuse`), for the memory of a second set of weights; writes to weights through ``.data`` go unseen by
+    it.
 
     The CRF runs where its own numbers are: `run_on` puts the network on any device, and the CRF beside it where it has kernels.
     """
@@ -80,16 +82,22 @@ class SegmentationPipeline(nn.Module):
         crf: DenseCRF | str | os.PathLike[str] | None = RELEASED,
         *,
         min_probability: float = 0.0,
-        pad_to: int = RELEASED_SIZE,
+        longer_side: int | None = None,
+        pad_to: int | None = None,
         fused: bool = True,
     ) -> None:
         super().__init__()
         if isinstance(crf, str | os.PathLike):
-            crf = DenseCRF.from_preset(network.variant.crf if crf == RELEASED else crf, network.num_classes)
+            own = network.usage.crf or network.variant.crf
+            crf = DenseCRF.from_preset(own if crf == RELEASED else crf, network.num_classes)
+        if longer_side is not None and longer_side < 1:
+            raise ValueError(f"longer_side must be at least 1 pixel; got {longer_side!r}")
         if not 0 <= min_probability < 1:
             raise ValueError(f"min_probability must lie in [0, 1); got {min_probability!r}")
         self.network, self.crf = network, crf
-        self.min_probability, self.pad_to = min_probability, max(pad_to, 1)
+        self.min_probability = min_probability
+        self.longer_side = network.usage.longer_side if longer_side is None else longer_side
+        self.pad_to = (RELEASED_SIZE if self.longer_side is None else 1) if pad_to is None else max(pad_to, 1)
         self.fused = fused
         self._kept: tuple[object, nn.Module] | None = None
         self.train(network.training)
@@ -134,9 +142,9 @@ class SegmentationPipeline(nn.Module):
     def predict(self, images: Picture | Sequence[Picture]) -> list[Segmentation]:
         """Segment one image or several, of any sizes: PIL images, NumPy arrays or tensors in RGB, see `pictures.as_pictures`.
 
-        Images are padded with the mean at the bottom and at the right; those of the same padded size go through the network
-        together, and the CRF sees each without its padding. An image's result does not depend on what else is in the list. In
-        evaluation mode whatever the pipeline's; which is as before afterwards.
+        Images are resized (see longer_side) and padded with the mean at the bottom and at the right; those of the same padded
+        size go through the network together, and the CRF sees each without its padding. An image's result does not depend on what
+        else is in the list. In evaluation mode whatever the pipeline's; which is as before afterwards.
         """
         pictures = as_pictures(images)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -154,30 +162,36 @@ class SegmentationPipeline(nn.Module):
                 module.training = mode
         return [results[i] for i in range(len(pictures))]
 
+    def seen_size(self, picture: Tensor) -> tuple[int, int]:
+        """Rows and columns to which a picture ``(3, H, W)`` is resized for the network, without padding."""
+        return size_with_longer_side((picture.shape[-2], picture.shape[-1]), self.longer_side)
+
     def padded_size(self, picture: Tensor) -> tuple[int, int]:
-        """Rows and columns that the network sees of a picture ``(3, H, W)``."""
+        """Rows and columns that the network sees of a picture ``(3, H, W)``, padding included."""
         rows, columns = (
-            padded_size(max(length, self.pad_to), self.network.size_multiple)
-            for length in (picture.shape[-2], picture.shape[-1])
+            padded_size(max(length, self.pad_to), self.network.size_multiple) for length in self.seen_size(picture)
         )
         return rows, columns
 
     @torch.no_grad()
     def padded_logits(self, pictures: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """The network's part of `predict`, in evaluation mode: logits ``(B, C, *size)``, on its device, for pictures ``(3, H, W)``
-        padded to ``size``. Those of the padding are still there: score i of the network stands at pixel 8 i."""
+        resized and then padded to ``size``. Those of the padding are still there: score i of the network stands at pixel 8 i."""
         device = next(self.network.parameters()).device
-        seen = [self.preprocess(picture.to(device)[None]) for picture in pictures]
-        logits: Tensor = self.inference_network(torch.cat([pad_bottom_right(image, size) for image in seen]))["out"]
+        seen = []
+        for picture in pictures:
+            image = resize(picture.to(device, self.mean.dtype)[None], self.seen_size(picture))
+            seen.append(pad_bottom_right(self.preprocess(image), size))
+        logits: Tensor = self.inference_network(torch.cat(seen))["out"]
         return logits
 
     def _predict_batch(self, pictures: list[Tensor], size: tuple[int, int]) -> list[Segmentation]:
         """Images that are padded to the same ``size``."""
         results = []
-        for picture, padded in zip(pictures, self.padded_logits(pictures, size), strict=True):
-            logits = padded[:, : picture.shape[-2], : picture.shape[-1]].contiguous()
-            refined = self.refine(logits[None], picture.to(logits.device)[None])
-            results.append(Segmentation(refined[0], logits))
+        for picture, padded in zip(pictures, torch.split(self.padded_logits(pictures, size), 1), strict=True):
+            image = (picture.shape[-2], picture.shape[-1])
+            logits = image_scores(padded, size, self.seen_size(picture), image).contiguous()
+            results.append(Segmentation(self.refine(logits, picture.to(logits.device)[None])[0], logits[0]))
         return results
 
 

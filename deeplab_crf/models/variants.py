@@ -15,11 +15,13 @@ from types import MappingProxyType
 class VGG16:
     """The trunk of V1 and of V2's VGG nets: output stride 8, conv5 dilated by 2.
 
-    channels: of conv1; the others have 2, 4, 8 and 8 times as many. average_pool: pool5a, an average over 3 x 3 after pool5.
+    channels: of conv1; the others have 2, 4, 8 and 8 times as many; 64 in the papers. average_pool: pool5a, an average over 3 x 3
+    after pool5. frozen_stages: how many, from the first, keep their weights in training.
     """
 
     channels: int = 64
     average_pool: bool = False
+    frozen_stages: int = 0
 
     @property
     def features(self) -> int:
@@ -50,12 +52,14 @@ class Head:
     """From the trunk to the classes: a branch for each dilation rate, summed.
 
     channels > 0: fc6 (kernel x kernel, dilated), fc7 (1 x 1) and fc8 (1 x 1, to the classes), with ReLU and dropout between.
-    channels = 0: one convolution straight to the classes. Padding keeps the size: rate * (kernel - 1) / 2.
+    channels = 0: one convolution straight to the classes. dropout: the share of features left out in training. Padding keeps the
+    size: rate * (kernel - 1) / 2.
     """
 
     kernel: int
     rates: tuple[int, ...]
     channels: int = 0
+    dropout: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,13 @@ def _papers() -> tuple[Variant, ...]:
         Variant("v2-vgg16-aspp-s", plain, replace(LARGE_FOV, rates=(2, 4, 8, 12)), v2),
         Variant("v2-vgg16-aspp-l", plain, replace(LARGE_FOV, rates=ASPP_RATES), v2),
     )
+    # Ours, for small machines: half of the trunk's channels, fewer of the heads'; see `models.narrow`.
+    half, head = VGG16(channels=32, frozen_stages=1), Head(kernel=3, rates=(12,), channels=384, dropout=0.2)
+    narrow = (
+        Variant("v1-narrow-largefov", replace(half, average_pool=True), head, v1),
+        Variant("v2-narrow-aspp-s", half, replace(head, rates=(2, 4, 8, 12), channels=128), v2),
+        Variant("v2-narrow-aspp-l", half, replace(head, rates=ASPP_RATES, channels=128), v2),
+    )
     trunks = {
         "resnet101": ResNet((3, 4, 23, 3)),
         "resnet50": ResNet((3, 4, 6, 3)),
@@ -108,7 +119,7 @@ def _papers() -> tuple[Variant, ...]:
         for trunk in trunks
         for head in heads
     )
-    return vgg + residual
+    return vgg + narrow + residual
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _papers()})

@@ -26,7 +26,9 @@ class VGG16Trunk(nn.Module):
             dilation = 2 if stage == 4 else 1
             for _ in range(convolutions):
                 width = multiple * settings.channels
-                layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
+                convolution = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
+                convolution.requires_grad_(stage >= settings.frozen_stages)
+                layers += [convolution, nn.ReLU(inplace=True)]
                 channels = width
             self.pools += (len(layers),)
             layers.append(nn.MaxPool2d(3, stride=2 if stage < 3 else 1, padding=1, ceil_mode=True))

@@ -6,7 +6,7 @@ Inputs, (B, C, H, W), may have any strides; the kernels work on channels_last, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,12 @@ from deeplab_crf.ops.conv_algorithms import choose_algorithm, choose_sum
 from deeplab_crf.ops.conv_shapes import (
     Geometry,
     Shape,
-    check_convolution,
-    check_residual,
+    check_types,
+    convolution_shape,
     is_channels_last,
-    kernel_shape,
-    output_size,
+    known_shape,
+    make_geometry,
+    output_shape,
     pair,
     result_format,
 )
@@ -60,7 +61,7 @@ def dilated_conv2d(
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be None or "relu"; got {activation!r}')
-    geometry = Geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
     single = x.ndim == 3
     if single:
         x = x.unsqueeze(0)
@@ -96,8 +97,8 @@ def chosen_algorithm(
     dilation: int | Sequence[int] = 1,
 ) -> str:  # fmt: skip
     """What `dilated_conv2d` would take for these: "torch", "direct" or "winograd"."""
-    geometry = Geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
-    shape = kernel_shape(x, weight, output_size(x, weight.shape[2:], geometry), geometry)
+    geometry = make_geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    shape = known_shape(x.shape, weight.shape, None, None, geometry)
     if x.is_cuda:
         return on_cuda.choose_algorithm(x, shape, conv_algorithms.get_conv_algorithm())
     native = x.dtype == torch.float32 and x.device.type == "cpu"
@@ -108,11 +109,21 @@ def _by_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Geometry, relu: bool
 ) -> Tensor:
     out = torch.conv2d(x, weight, bias, *geometry)
+    if residual is not None and relu and _lie_alike(out, residual):
+        _native.add_relu(address(out), address(residual), out.numel(), torch.get_num_threads())
+        return out.contiguous(memory_format=result_format(x, weight))
     if residual is not None:
         out += residual
     if relu:
         out.relu_()
     return out.contiguous(memory_format=result_format(x, weight))
+
+
+def _lie_alike(out: Tensor, residual: Tensor) -> bool:
+    """Whether a native pass can go through both as they lie."""
+    native = out.dtype == torch.float32 and out.device.type == "cpu"
+    dense = out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)
+    return native and dense and out.stride() == residual.stride()
 
 
 # Bytes from which glibc asks the system anew for each result, and pages are worth being huge.
@@ -132,14 +143,14 @@ class _Native:
     """One convolution by a kernel: arguments that stay alive, and the result on its way back to the layout of the input."""
 
     def __init__(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, size: Sequence[int]
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: Sequence[int]
     ) -> None:
         self.format = result_format(x, weight)
         self.threads = torch.get_num_threads()
         self.x = _channels_last(x, self.threads)
         self.bias = None if bias is None else bias.contiguous()
         self.residual = None if residual is None else _channels_last(residual, self.threads)
-        self.out = _empty_result((x.shape[0], weight.shape[0], *size), torch.channels_last)
+        self.out = _empty_result(shape, torch.channels_last)
 
     def epilogue(self, relu: bool) -> tuple[int, int, bool]:
         return (address(self.bias), address(self.residual), relu)
@@ -207,17 +218,16 @@ def _conv_cpu(
     relu: bool,
     policy: str,
 ) -> Tensor:
-    geometry = Geometry(stride, padding, dilation)
-    size = _check(x, weight, bias, residual, geometry)
+    geometry = make_geometry(stride, padding, dilation)
+    shape = _check(x, weight, bias, residual, geometry)
     if x.dtype == torch.float32:
-        shape = kernel_shape(x, weight, size, geometry)
         algorithm = _choose(shape, policy, x)
         if algorithm == "direct":
-            call = _Native(x, weight, bias, residual, size)
+            call = _Native(x, weight, bias, residual, output_shape(shape))
             _direct(weight, call, shape, relu)
             return call.result()
         if algorithm == "winograd":
-            call = _Native(x, weight, bias, residual, size)
+            call = _Native(x, weight, bias, residual, output_shape(shape))
             if _winograd(x, weight, call, shape, relu):
                 return call.result()
             # Not all finite: one infinite or NaN input spoils the whole tile. Torch says what is and what is not.
@@ -235,39 +245,45 @@ def _conv_cuda(
     relu: bool,
     policy: str,
 ) -> Tensor:
-    geometry = Geometry(stride, padding, dilation)
-    size = _check(x, weight, bias, residual, geometry)
-    shape = kernel_shape(x, weight, size, geometry)
+    geometry = make_geometry(stride, padding, dilation)
+    shape = _check(x, weight, bias, residual, geometry)
     if on_cuda.choose_algorithm(x, shape, policy) == "winograd":
         return on_cuda.winograd(x, weight, bias, residual, shape, relu)
     by_torch = on_cuda.by_torch if x.dtype in on_cuda.DTYPES else _by_torch
     return by_torch(x, weight, bias, residual, geometry, relu)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Geometry) -> list[int]:
-    check_convolution(x, weight, bias, geometry)
-    size = output_size(x, weight.shape[2:], geometry)
-    check_residual(x, residual, (x.shape[0], weight.shape[0], *size))
-    return size
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    geometry: Geometry,
+    find: Callable[..., Shape] = known_shape,
+) -> Shape:
+    sizes = (None if tensor is None else tensor.shape for tensor in (bias, residual))
+    shape = find(x.shape, weight.shape, *sizes, geometry)
+    check_types(x, weight, "weight")
+    check_types(x, bias, "bias")
+    check_types(x, residual, "residual")
+    return shape
 
 
 def _conv_elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *arguments: Any) -> Tensor:
-    geometry = Geometry(*arguments[:3])
-    _check(x, weight, bias, residual, geometry)
+    geometry = make_geometry(*arguments[:3])
+    _check(x, weight, bias, residual, geometry, convolution_shape)
     return _by_torch(x, weight, bias, residual, geometry, arguments[3])
 
 
 def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *arguments: Any) -> Tensor:
-    size = _check(x, weight, bias, residual, Geometry(*arguments[:3]))
-    return torch.empty(
-        (x.shape[0], weight.shape[0], *size), dtype=x.dtype, device=x.device, memory_format=result_format(x, weight)
-    )
+    shape = _check(x, weight, bias, residual, make_geometry(*arguments[:3]), convolution_shape)
+    return torch.empty(output_shape(shape), dtype=x.dtype, device=x.device, memory_format=result_format(x, weight))
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, residual, stride, padding, dilation, relu, _ = inputs
     ctx.save_for_backward(x, weight, output if relu else None)
-    ctx.geometry = Geometry(stride, padding, dilation)
+    ctx.geometry = make_geometry(stride, padding, dilation)
     ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
 
 
@@ -301,31 +317,33 @@ def _geometries(weights: Sequence[Tensor], rates: Sequence[int]) -> list[Geometr
                 f"expected 4D weights with an odd kernel size, but got weight of size: {list(weight.shape)}"
             )
         padding = [rate * (size - 1) // 2 for size in weight.shape[2:]]
-        geometries.append(Geometry([1, 1], padding, [rate, rate]))
+        geometries.append(make_geometry([1, 1], padding, [rate, rate]))
     return geometries
 
 
-def _check_sum(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int]) -> list[Geometry]:
+def _check_sum(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    rates: Sequence[int],
+    find: Callable[..., Shape] = known_shape,
+) -> tuple[list[Geometry], list[Shape]]:
+    """And what the kernels are told of each branch."""
     geometries = _geometries(weights, rates)
+    shapes = []
     for i, (weight, geometry) in enumerate(zip(weights, geometries, strict=True)):
-        check_convolution(x, weight, biases[i] if biases else None, geometry)
+        shapes.append(_check(x, weight, biases[i] if biases else None, None, geometry, find))
         if weight.shape[0] != weights[0].shape[0]:
             raise RuntimeError(
                 f"expected all weights to have {weights[0].shape[0]} filters, but got weight of size {list(weight.shape)}"
             )
-        output_size(x, weight.shape[2:], geometry)
-    return geometries
+    return geometries, shapes
 
 
 def _sum_cpu(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
 ) -> Tensor:
-    geometries = _check_sum(x, weights, biases, rates)
-    size = x.shape[2:]
-    shapes = [
-        kernel_shape(x, *pair, geometry)
-        for pair, geometry in zip([(w, size) for w in weights], geometries, strict=True)
-    ]
+    geometries, shapes = _check_sum(x, weights, biases, rates)
     if x.dtype == torch.float32 and x.numel() > 0:
         branches = [
             (address(weight), weight.stride(), *shape[3:]) for weight, shape in zip(weights, shapes, strict=True)
@@ -344,7 +362,7 @@ def _shifted(
     problem: tuple[Shape, list[Any]],
 ) -> Tensor:
     bias = torch.stack(list(biases)).sum(dim=0) if biases else None
-    call = _Native(x, weights[0], bias, None, x.shape[2:])
+    call = _Native(x, weights[0], bias, None, output_shape(problem[0]))
     packed = packed_weights(
         weights,
         ("shifted", *rates, *((tuple(weight.shape), weight.stride()) for weight in weights)),
@@ -371,7 +389,7 @@ def _branch_by_branch(
 def _sum_cuda(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
 ) -> Tensor:
-    geometries = _check_sum(x, weights, biases, rates)
+    geometries, _ = _check_sum(x, weights, biases, rates)
     taps = on_cuda.find_taps(weights, rates, x.shape[2:])
     if on_cuda.choose_sum(x, taps, weights[0].shape[0], policy) == "shifted":
         return on_cuda.shifted(x, weights, biases, taps)
@@ -381,13 +399,14 @@ def _sum_cuda(
 def _sum_elsewhere(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
 ) -> Tensor:
-    return _branch_by_branch(x, weights, biases, _check_sum(x, weights, biases, rates), policy)
+    geometries, _ = _check_sum(x, weights, biases, rates, convolution_shape)
+    return _branch_by_branch(x, weights, biases, geometries, policy)
 
 
 def _sum_fake(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
 ) -> Tensor:
-    _check_sum(x, weights, biases, rates)
+    _check_sum(x, weights, biases, rates, convolution_shape)
     shape = (x.shape[0], weights[0].shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=result_format(x, weights[0]))
 

@@ -31,6 +31,7 @@ class FakeDevice:
         self.time = 0.0
         for name in ("Event", "synchronize", "Stream", "stream", "current_stream", "CUDAGraph", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.log.append("lead"))
 
     def Event(self, enable_timing: bool) -> Any:
         assert enable_timing
@@ -81,6 +82,15 @@ def test_events_surround_the_body_alone(cuda_clock: tuple[clock.CudaClock, FakeD
     made, device = cuda_clock
     assert made.milliseconds(lambda: device.log.append("body"), 2) == [1.0, 1.0]
     assert device.log == ["body"] * 3 + ["wait", "flush", "event", "body", "event", "wait"] * 2
+
+
+@pytest.mark.parametrize(("cold", "before"), [(True, ["flush", "lead"]), (False, ["lead"])])
+def test_the_device_is_given_a_lead(
+    cold: bool, before: list[str], cuda_clock: tuple[clock.CudaClock, FakeDevice]
+) -> None:
+    made, device = cuda_clock
+    assert made.device_milliseconds(lambda: device.log.append("body"), 2, cold=cold) == [1.0, 1.0]
+    assert device.log == ["body"] * 3 + ["wait", *before, "event", "body", "event", "wait"] * 2
 
 
 def test_a_graph_is_captured_after_a_warm_up(cuda_clock: tuple[clock.CudaClock, FakeDevice]) -> None:
@@ -156,10 +166,12 @@ VOC = traffic.Sizes(500 * 375, 5, 11_000, 21, (2,))
 
 def test_every_kernel_has_an_account_of_its_bytes() -> None:
     """And none is left of a kernel that is gone. A kernel of one block goes to `SMALL`."""
-    sources = [path for room in ("lattice", "mean_field") for path in (ROOT / "csrc" / room / "cuda").glob("*.cu*")]
+    sources = [
+        path for room in ("conv", "lattice", "mean_field") for path in (ROOT / "csrc" / room / "cuda").glob("*.cu*")
+    ]
     pattern = re.compile(r"__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
     names = {name for path in sources for name in pattern.findall(path.read_text())}
-    assert names == (set(ACCOUNTS) | traffic.SMALL) - set(clock.GROUPS)
+    assert names == (set(ACCOUNTS) | set(traffic.CONVOLUTION) | traffic.SMALL) - set(clock.GROUPS)
 
 
 def test_bytes_are_those_of_the_documents() -> None:

@@ -82,7 +82,8 @@ def test_the_whole_rehearsal(
     assert data["rehearsal"] == document.REHEARSAL
     assert list(data["sections"]) == [step.name for step in steps.STEPS]
     goals = [goal for section in data["sections"].values() for goal in section["goals"]]
-    assert [goal["target"] for goal in goals] == [1.0, 2.0, 0.3, 1.0, 3.5, 3.5, 3.5]
+    of_convolutions = [1.0, 0.5, 0.667, 1.0, 0.5, 1.0, 0.5]
+    assert [goal["target"] for goal in goals] == [1.0, 2.0, 0.3, 1.0, 3.5, 3.5, 3.5, *of_convolutions]
     assert len(data["sections"]["agreement"]["checks"]) == 13
     timings = [timing for section in data["sections"].values() for timing in section["timings"]]
     assert all(min(timing["milliseconds"]) > 0 for timing in timings)
@@ -126,8 +127,8 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------------- the steps
-def test_the_steps_fit_into_eight_minutes() -> None:
-    assert sum(step.seconds for step in steps.STEPS) < 8 * 60 - 10
+def test_the_steps_fit_into_ten_minutes() -> None:
+    assert sum(step.seconds for step in steps.STEPS) < 10 * 60 - 10
     assert [step.name for step in steps.STEPS][:3] == ["facts", "build", "cuda_tests"]
     for step in steps.STEPS:
         assert callable(importlib.import_module(step.module).measure)

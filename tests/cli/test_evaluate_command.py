@@ -123,9 +123,17 @@ def test_every_option_reaches_the_pipeline(root: Path, weights: Path, monkeypatc
             super().__init__(network, crf, **options)
 
     monkeypatch.setattr("deeplab_crf.models.SegmentationPipeline", Spy)
-    options = "--multi-scale --preset crfasrnn --min-probability 0.25 --pad-to 9 --model v2-compact-aspp"
+    options = (
+        "--multi-scale --preset crfasrnn --min-probability 0.25 --pad-to 9 --longer-side 20 --model v2-compact-aspp"
+    )
     assert evaluate(root, "--weights", weights, *options.split()) == 0
-    assert seen == {"crf": "crfasrnn", "min_probability": 0.25, "pad_to": 9, "scales": (1.0, 0.75, 0.5)}
+    assert seen == {
+        "crf": "crfasrnn",
+        "min_probability": 0.25,
+        "longer_side": 20,
+        "pad_to": 9,
+        "scales": (1.0, 0.75, 0.5),
+    }
 
 
 def test_what_cannot_be_is_said_in_one_line(
@@ -139,11 +147,10 @@ def test_what_cannot_be_is_said_in_one_line(
     out = tmp_path / "out"
     net = ("--weights", weights)
     cases = [
-        (2, "give either --weights FILE or --scores FOLDER", []),
-        (2, "give either --weights FILE or --scores FOLDER", [*net, "--scores", tmp_path]),
+        (2, "--weights is of use with a network, not with --scores", [*net, "--scores", tmp_path]),
         (2, "--key is of use with --scores alone", [*net, "--key", "logits"]),
         (2, "--align-corners is of use with --scores alone", [*net, "--align-corners"]),
-        (2, "--save-scores is of use with --weights alone", ["--scores", tmp_path, "--save-scores", out]),
+        (2, "--save-scores is of use with a network, not with --scores", ["--scores", tmp_path, "--save-scores", out]),
         (2, "--device", [*net, "--device", "gpu"]),
         (2, "preset must be one of", [*net, "--preset", "none"]),
         (1, "no scores (.npz or .npy) of 3 of 3 images: val0, val1, val2", ["--scores", tmp_path / "empty"]),

@@ -20,7 +20,7 @@ from slow_network import vgg_weights  # noqa: E402
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.images import voc_palette  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, Usage, load_model, save_weights  # noqa: E402
 from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
@@ -99,12 +99,13 @@ def test_every_option_reaches_the_pipeline(tmp_path: Path, monkeypatch: pytest.M
     common = ["segment", str(tmp_path / "cat.png"), "--weights", str(path), "-o", str(tmp_path / "out"), "--overwrite"]
     options = (
         "--model v2-vgg16-largefov --num-classes 4 --multi-scale --preset crfasrnn --min-probability 0.25 --pad-to 9 "
-        "--threads 2"
+        "--longer-side 20 --threads 2"
     )
     assert main([*common, *options.split()]) == 0
     assert seen == {
         "crf": "crfasrnn",
         "min_probability": 0.25,
+        "longer_side": 20,
         "pad_to": 9,
         "scales": (1.0, 0.75, 0.5),
         "name": "v2-vgg16-largefov",
@@ -112,7 +113,7 @@ def test_every_option_reaches_the_pipeline(tmp_path: Path, monkeypatch: pytest.M
     }
     assert torch.get_num_threads() == 2
     assert main([*common, "--model", "v1-vgg16-largefov", "--pad-to", "1"]) == 0
-    assert (seen["crf"], seen["scales"]) == ("deeplab-v1-largefov", (1.0,))
+    assert (seen["crf"], seen["scales"]) == ("released", (1.0,))
     assert main([*common, "--model", "v1-vgg16-largefov", "--pad-to", "1", "--no-crf"]) == 0
     assert seen["crf"] is None
 
@@ -200,7 +201,6 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path, weights: Path, capsy
         (1, "does not fit the model", [cat, "--weights", weights, "--model", "v2-compact-largefov", "-o", out]),
         (2, "--device", [cat, "--weights", weights, "-o", out, "--device", "cuda:77"]),
         (2, "--device", [cat, "--weights", weights, "-o", out, "--device", "gpu"]),
-        (2, "Missing option '--weights'", [cat, "-o", out]),
         (2, "is not one of", [cat, "--weights", weights, "--model", "v3", "-o", out]),
     ]
     for status, message, arguments in cases:
@@ -254,6 +254,18 @@ def test_convert_writes_a_file_that_says_what_it_is(tmp_path: Path, capsys: pyte
     assert main(["convert", str(source), str(out)]) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
     assert main(["convert", str(source), str(out), "--overwrite"]) == 0
+
+
+def test_convert_packs_for_use(tmp_path: Path) -> None:
+    source, out = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    model = small_model()
+    model.usage = Usage(("sky", "road", "car"), 48)
+    save_weights(model, source)
+    assert main(["convert", str(source), str(out), "--half", "--crf", "crfasrnn"]) == 0
+    packed = load_model(out)[0]
+    assert packed.usage == Usage(("sky", "road", "car"), 48, "crfasrnn")
+    weight = model.backbone.layer4[0].conv2.weight.detach()
+    assert torch.equal(packed.backbone.layer4[0].conv2.weight, weight.half().float())
 
 
 def test_convert_asks_where_several_networks_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

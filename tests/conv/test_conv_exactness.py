@@ -76,6 +76,42 @@ def test_epilogue(
     assert got.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("other", ["alike", "another layout", "every second column"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    ("filters", "height", "width"), [(1, 1, 1), (3, 5, 1), (17, 3, 5), (64, 32, 32), (129, 32, 33)]
+)
+def test_the_pass_behind_torch_has_the_bits_of_torch(
+    filters: int, height: int, width: int, layout: torch.memory_format, other: str, threads: int
+) -> None:
+    """One off from packs and chunks; a NaN, infinities and numbers at the ReLU's bend among the values."""
+    x, weight, bias = tensors(Sizes(2, 5, filters, height, width))
+    x[1, 0, -1] = float("nan")
+    residual = tensors(Sizes(2, filters, 1, height, width), seed=1)[0] - 0.5
+    residual[0, 0, 0] = float("-inf")
+    residual[1, -1] = 0
+    if other == "every second column":
+        residual = residual.repeat_interleave(2, dim=3)[..., ::2]
+    else:
+        residual = residual.to(memory_format=LAYOUTS[(LAYOUTS.index(layout) + (other == "another layout")) % 2])
+    kept = residual.clone()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        want = (torch.conv2d(x.to(memory_format=layout), weight, bias, padding=1) + residual).relu()
+        with conv_algorithm("torch"):
+            got = dilated_conv2d(
+                x.to(memory_format=layout), weight, bias, padding=1, residual=residual, activation="relu"
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got.nan_to_num(7), want.nan_to_num(7))
+    assert torch.equal(got.isnan(), want.isnan())
+    assert got.is_contiguous(memory_format=layout)
+    assert torch.equal(residual, kept)
+
+
 @pytest.mark.parametrize("algorithm", ["auto", "shifted", "direct", "torch"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image  # noqa: E402
 from samples import photo  # noqa: E402
 
 from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, training_loss  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, Usage, training_loss  # noqa: E402
 
 HEIGHT, WIDTH = 40, 52
 MEAN = (104.008, 116.669, 122.675)
@@ -48,6 +48,39 @@ def test_a_prediction_is_network_then_crf() -> None:
     torch.testing.assert_close(result.labels, q.argmax(0))
     torch.testing.assert_close(result.network_labels, logits[0].argmax(0))
     torch.testing.assert_close(result.entropy, -(q * q.log()).sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_longer_side_is_what_the_network_sees() -> None:
+    """The image resized as Pillow does, to half a grey level; scores at the image's size; the CRF on the image as it came."""
+    model, rgb = small_model(), photo(HEIGHT, WIDTH)
+    (result,) = SegmentationPipeline(model, None, longer_side=78, fused=False).predict(rgb)
+    resized = np.asarray(Image.fromarray(rgb).resize((78, 60), Image.Resampling.BILINEAR))
+    with torch.no_grad():
+        seen = model(SegmentationPipeline(model).preprocess(torch.from_numpy(resized.copy()).permute(2, 0, 1)[None]))[
+            "out"
+        ]
+        want = torch.nn.functional.interpolate(seen, (HEIGHT, WIDTH), mode="bilinear", antialias=True)[0]
+    assert result.network_logits.shape == (CLASSES, HEIGHT, WIDTH)
+    assert float((result.network_logits - want).norm() / (want - want.mean()).norm()) < 0.02
+    (refined,) = SegmentationPipeline(model, longer_side=78, fused=False).predict(rgb)
+    crf = DenseCRF.from_preset("deeplab-v2-resnet101", CLASSES)
+    image = torch.from_numpy(rgb).permute(2, 0, 1)[None]
+    torch.testing.assert_close(refined.logits, crf(result.network_logits[None], image)[0])
+
+
+def test_the_network_says_its_longer_side_and_crf() -> None:
+    model, rgb = small_model(), photo(HEIGHT, WIDTH)
+    (want,) = SegmentationPipeline(model, "deeplab-v1-largefov", longer_side=78).predict(rgb)
+    model.usage = Usage(longer_side=78, crf="deeplab-v1-largefov")
+    (got,) = SegmentationPipeline(model).predict(rgb)
+    assert torch.equal(got.logits, want.logits)
+    (other,) = SegmentationPipeline(model, "deeplab-v2-vgg16", longer_side=26).predict(rgb)
+    assert not torch.equal(other.network_logits, want.network_logits)
+
+
+def test_a_longer_side_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="longer_side must be at least 1 pixel; got 0"):
+        pipeline(longer_side=0)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ for name in deeplab_crf.__all__:
 import deeplab_crf.models
 assert "v2-resnet101-aspp" in deeplab_crf.models.VARIANTS
 for name in deeplab_crf.models.__all__:
-    if name not in ("VARIANTS", "Variant", "get_variant"):
+    if name not in ("VARIANTS", "Usage", "Variant", "get_variant"):
         try:
             getattr(deeplab_crf.models, name)
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""The bundled photograph and its coarse labels; NOTICE.md names the source and the licence."""
+"""The bundled photographs, and coarse labels of one; NOTICE.md names the sources and the licences."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ from pathlib import Path
 
 PHOTOGRAPH = Path(__file__).with_name("astronaut.jpg")
 COARSE_LABELS = Path(__file__).with_name("astronaut_labels.png")
+STREET = Path(__file__).with_name("street.jpg")

@@ -22,7 +22,7 @@ from deeplab_crf.models.weights.caffe import read_caffe
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("network", "state_dict", "model_state_dict", "model")  # the first: of our own checkpoints
 
 
 @dataclass(frozen=True)

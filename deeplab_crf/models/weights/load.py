@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.models.deeplab import DeepLab, build_model
+from deeplab_crf.models.usage import read_usage
 from deeplab_crf.models.variants import VARIANTS, Variant
 from deeplab_crf.models.weights.files import RawWeights, read_file
 from deeplab_crf.models.weights.names import COUNTER, Translation, translate
@@ -92,12 +93,21 @@ def load_model(
         multi_scale = stored["multi_scale"] == "True"
     model = build_model(name, classes if num_classes is None else num_classes, multi_scale)
     report = _load(model, path, translation, classifier=True, strict=True)
+    try:
+        model.usage = read_usage(stored, model.num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return model.eval(), report
 
 
-def save_weights(model: DeepLab, path: str | os.PathLike[str]) -> None:
-    """Write ``model`` as safetensors, whole or not at all, with the variant's name, the number of classes and whether it is
-    multi-scale, so that `load_model` needs nothing else. Raises ImportError where safetensors is not installed."""
+def save_weights(model: DeepLab, path: str | os.PathLike[str], *, classifier: bool = True, half: bool = False) -> None:
+    """Write ``model`` as safetensors, whole or not at all, with the variant's name, the number of classes, whether it is
+    multi-scale and its `Usage`, so that `load_model` needs nothing else.
+
+    classifier: False leaves out all but the backbone: an initialisation. half: in float16, half of the space; each number is off
+    by at most 1/2048 of itself. Raises ImportError where safetensors is not installed, and ValueError for numbers that float16
+    cannot hold.
+    """
     try:
         from safetensors.torch import save
     except ImportError as error:
@@ -109,12 +119,17 @@ def save_weights(model: DeepLab, path: str | os.PathLike[str]) -> None:
         "model": model.variant.name,
         "num_classes": str(model.num_classes),
         "multi_scale": str(model.multi_scale),
+        **model.usage.as_metadata(),
     }
     tensors = {
-        name: value.detach().cpu().contiguous()
+        name: value.detach().to("cpu", torch.float16 if half else value.dtype).contiguous()
         for name, value in model.state_dict().items()
-        if not name.endswith(COUNTER)
+        if not name.endswith(COUNTER) and (classifier or name.startswith("backbone."))
     }
+    if half:
+        lost = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+        if lost:
+            raise ValueError(f"{lost[0]} must lie within 65504 of zero to be kept in float16; leave half away")
     with atomic_write(Path(path)) as stream:
         stream.write(save(tensors, metadata))
 
@@ -168,7 +183,8 @@ def _check_classes(model: DeepLab, path: Path, given: dict[str, Tensor], scores:
         if count != model.num_classes:
             raise ValueError(
                 f"{path} has {count} classes and the model {model.num_classes}: build it with num_classes={count} "
-                f"(--num-classes {count}), or load everything but the classifier with classifier=False"
+                f"(--num-classes {count}), or load everything but the classifier with classifier=False "
+                "(train: --new-classifier)"
             )
 
 

@@ -1,0 +1,51 @@
+"""``deeplab-crf narrow``: pretrained VGG-16 weights to an initialisation of a narrow variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from deeplab_crf.data.datasets import DATASETS, open_dataset
+from deeplab_crf.models.variants import VARIANTS, VGG16
+
+NARROW = [
+    name
+    for name, variant in VARIANTS.items()
+    if isinstance(variant.trunk, VGG16) and variant.trunk.channels < VGG16().channels
+]
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", type=click.Choice(NARROW), required=True, help="The narrow network.")
+@click.option("--data", type=click.Choice(list(DATASETS)), required=True, help="The layout of the data set.")
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), required=True, help="Its folder.")
+@click.option("--split", default="train", show_default=True, help="Which of its photographs.")
+@click.option("--crops", type=click.IntRange(1), default=46, show_default=True, help="How many photographs to look at.")
+@click.option("--crop", type=click.IntRange(17), default=321, show_default=True, help="Side of the crops, in pixels.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace OUT where it is there.")  # fmt: skip
+def narrow(source: Path, out: Path, overwrite: bool, **options: Any) -> None:
+    """Fit a trunk of half the channels to that of IN, any file with a whole VGG-16, on photographs; no labels, no training.
+
+    OUT.safetensors is what `train --init` takes. Prints how far each layer is off.
+    """
+    if out.exists() and not overwrite:
+        raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="OUT")
+    if out.suffix != ".safetensors":
+        raise click.BadParameter(f"{out} must end in .safetensors", param_hint="OUT")
+    from deeplab_crf.data.transforms import Augmentation  # loads torch, which takes seconds: not for --help
+    from deeplab_crf.engine.narrowing import SCALES, narrow_weights
+    from deeplab_crf.models import save_weights
+
+    photographs = open_dataset(options["data"], options["root"], options["split"])
+    augmentation = Augmentation(options["crop"], SCALES)
+    network, errors = narrow_weights(
+        source, options["model"], photographs, crops=options["crops"], augmentation=augmentation, seed=options["seed"]
+    )
+    save_weights(network, out, classifier=False)
+    shown = ", ".join(f"{100 * error:.2f} %" for error in errors)
+    click.echo(f"wrote {out}: the trunk of {options['model']}. Variance of each layer that is lost: {shown}")

@@ -1,0 +1,103 @@
+"""Options that say which network, and the network with its CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from deeplab_crf.models.bundled import WEIGHTS
+from deeplab_crf.models.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from deeplab_crf.models.pipeline import SegmentationPipeline
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--weights",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Trained weights: .caffemodel, .pth or .safetensors; see docs/models.md. Default: the bundled street scenes.",
+    ),
+    click.option(
+        "--model",
+        type=click.Choice(list(VARIANTS)),
+        metavar="NAME",
+        help=f"The network, where FILE does not say it: {', '.join(VARIANTS)}.",
+    ),
+    click.option(
+        "--multi-scale/--single-scale",
+        default=None,
+        help="See the image at scales 1, 0.75 and 0.5, or at 1 alone. Default: as released.",
+    ),
+    click.option(
+        "--longer-side",
+        type=click.IntRange(1),
+        metavar="PIXELS",
+        help="Resize images to this for the network; labels have the image's own size. Default: as FILE says, else none.",
+    ),
+    click.option(
+        "--pad-to",
+        type=click.IntRange(1),
+        metavar="PIXELS",
+        help="Pad smaller images to this size. Default: 513, as the released networks saw them, or 1 with a longer side.",
+    ),
+)
+NETWORK_OPTIONS = ("weights", "model", "multi_scale", "longer_side", "pad_to")
+
+
+def network_options(command: F) -> F:
+    """Adds the options of `NETWORK_OPTIONS`; None where they are not given."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def make_pipeline(
+    options: dict[str, Any],
+    *,
+    num_classes: int | None = None,
+    crf: bool = True,
+    preset: str | None = None,
+    min_probability: float = 0.0,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> SegmentationPipeline:
+    """The network of ``options`` (what is absent of `NETWORK_OPTIONS` is as by default) on the device, and the CRF, in evaluation
+    mode. Raises ImportError that says what to install without torch."""
+    from deeplab_crf.models import SegmentationPipeline, load_model  # loads torch, which takes seconds: not for --help
+    from deeplab_crf.models.pipeline import RELEASED
+
+    place, weights = torch_device(device, threads), options.get("weights") or WEIGHTS
+    network, report = load_model(
+        weights, options.get("model"), num_classes=num_classes, multi_scale=options.get("multi_scale")
+    )
+    where = "the package" if weights == WEIGHTS else f"{weights} ({report.format} names)"
+    click.echo(f"{network.variant.name}, {network.num_classes} classes, from {where}", err=True)
+    pipeline = SegmentationPipeline(
+        network,
+        (preset or RELEASED) if crf else None,
+        min_probability=min_probability,
+        longer_side=options.get("longer_side"),
+        pad_to=options.get("pad_to"),
+    )
+    pipeline.run_on(place)
+    return pipeline.eval()
+
+
+def torch_device(name: str, threads: int | None) -> Any:
+    """The torch device, if it can be used here."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise click.BadParameter(f"{name!r} cannot be used: {reason[:200]}", param_hint="--device") from error
+    return torch.device(name)

@@ -1,0 +1,155 @@
+"""``deeplab-crf train``: a network from photographs and labels."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deeplab_crf.cli.interrupts import deferred_interrupts
+from deeplab_crf.engine.run_folder import RunFolder
+from deeplab_crf.engine.settings import Kind, TrainSettings, make_settings, read_values
+
+if TYPE_CHECKING:
+    from deeplab_crf.engine.log import Row
+
+INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 30.0
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each field of `TrainSettings`; those that are not given are None."""
+    for each in reversed(fields(TrainSettings)):
+        kind: Kind = each.metadata["kind"]
+        option = "--" + each.name.replace("_", "-")
+        if kind.type is bool:
+            option = f"{option}/--no-{option[2:]}"
+        click_types: dict[type, Any] = {str: str, int: int, float: float, bool: bool, tuple: numbers}
+        known = click.Choice(kind.choices) if kind.choices else click_types[kind.type]
+        command = click.option(option, each.name, type=known, default=None, help=kind.text + _default(each.default))(
+            command
+        )
+    return command
+
+
+def _default(value: Any) -> str:
+    if value is MISSING or value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return f" [default: {'yes' if value else 'no'}]"
+    return f" [default: {','.join(f'{each:g}' for each in value) if isinstance(value, tuple) else value}]"
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder for checkpoint, log and weights.",
+)
+@click.option("--resume", is_flag=True, help="Go on from FOLDER/checkpoint.pt, by default with FOLDER's settings.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where FOLDER holds a training.")
+@setting_options
+def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **options: Any) -> int:
+    """Train a network with the settings of CONFIG, a TOML file; options come before it.
+
+    --model, --data and --root are needed, there or here. Writes FOLDER/weights.safetensors for `segment` at the end. Ctrl-C
+    finishes the iteration, keeps the state and stops. On many GPUs: torchrun -m deeplab_crf train ... See docs/training-deeplab.md.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on and --overwrite begins anew: give one of them")
+    folder = RunFolder(out)
+    if config is None and resume and folder.settings.is_file():
+        config = folder.settings
+    values = {} if config is None else read_values(config)
+    settings = make_settings(values | {name: value for name, value in options.items() if value is not None})
+    try:
+        from deeplab_crf.engine.train import train as run  # loads torch, which takes seconds: not for --help
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError('train needs torch, which is not installed: pip install "deeplab-crf[train]"') from error
+    with deferred_interrupts() as interrupted, Progress(settings.iterations) as progress:
+        try:
+            outcome = run(settings, out, resume=resume, overwrite=overwrite, report=progress, should_stop=interrupted)
+        except FloatingPointError as error:
+            raise click.ClickException(str(error)) from error
+    if outcome is None:  # one of torchrun's processes; another one speaks
+        return 0
+    if not outcome.finished:
+        click.echo(
+            f"Stopped after iteration {outcome.iteration} of {settings.iterations}, which is kept. Go on with: "
+            f"deeplab-crf train -o {out} --resume",
+            err=True,
+        )
+        return INTERRUPTED
+    scores = [row.mean_iou for row in outcome.rows if row.mean_iou is not None]
+    found = f", validation mIoU {scores[-1]:.4f} without CRF" if scores else ""
+    click.echo(f"{outcome.iteration} iterations done{found}; results in {out}")
+    return 0
+
+
+class Progress:
+    """Says on stderr how a training goes: a bar in a terminal, else a line now and then and after each validation."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations, self.first = iterations, 0
+        self.began = self.spoke = time.monotonic()
+        self.score = ""
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.render_finish()
+
+    def __call__(self, row: Row) -> None:
+        """After each iteration."""
+        if row.mean_iou is not None:
+            self.score = f", mIoU {row.mean_iou:.3f} at {row.iteration}"
+        text = f"loss {row.loss:.3f}, lr {row.learning_rate:.2g}, {row.images_per_second:.1f} images/s{self.score}"
+        if sys.stderr.isatty():
+            self._show(row, text)
+        else:
+            self._print(row, text)
+
+    def _show(self, row: Row, text: str) -> None:
+        if self.bar is None:
+            left = self.iterations - row.iteration + 1
+            self.bar = click.progressbar(
+                length=left, label="train", file=sys.stderr, show_pos=True, item_show_func=lambda item: item
+            )
+        self.bar.update(1, text)
+
+    def _print(self, row: Row, text: str) -> None:
+        now = time.monotonic()
+        if self.first == 0:
+            self.first, self.began = row.iteration, now
+        elif row.mean_iou is None and now - self.spoke < SECONDS_BETWEEN_LINES and row.iteration < self.iterations:
+            return
+        self.spoke = now
+        done = row.iteration - self.first
+        left = (now - self.began) / done * (self.iterations - row.iteration) if done else 0.0
+        ending = f", {_clock(left)} left" if left else ""
+        click.echo(f"iteration {row.iteration} of {self.iterations}: {text}{ending}", err=True)
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

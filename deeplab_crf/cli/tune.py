@@ -1,0 +1,275 @@
+"""``deeplab-crf tune``: a CRF's numbers for a network and a data set, by search or by gradient."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deeplab_crf.cli.evaluate import DatasetName
+from deeplab_crf.cli.interrupts import remembered_interrupts
+from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
+from deeplab_crf.cli.options import PRESET_HELP, known_preset
+from deeplab_crf.core.threads import get_num_threads
+from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
+from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
+from deeplab_crf.engine.tune_grid import Grid, Setting
+from deeplab_crf.kernels import NORMALIZATIONS
+from deeplab_crf.models.bundled import WEIGHTS
+from deeplab_crf.presets import get_preset
+
+if TYPE_CHECKING:
+    from deeplab_crf.engine.tune_images import TuneImages
+    from deeplab_crf.engine.tune_run import Measure, Output, Searched, Tuned
+
+_MOST_VALUES = 1000
+
+
+def _values(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """The numbers of "3,4.5,6", or of "30:10:100", from 30 in steps of 10 up to 100."""
+    if value is None:
+        return None
+    try:
+        if ":" not in value:
+            return tuple(float(word) for word in value.split(","))
+        first, step, last = (float(word) for word in value.split(":"))
+        count = int((last - first) / step + 1e-9) + 1  # the last value, too, where steps are not exact
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise click.BadParameter(f"{value!r} is neither numbers with commas nor FIRST:STEP:LAST") from None
+    if step <= 0 or not 1 <= count <= _MOST_VALUES:
+        raise click.BadParameter(f"{value!r} must go from FIRST up to LAST, in at most {_MOST_VALUES} steps above 0")
+    return tuple(first + i * step for i in range(count))
+
+
+def _measure(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
+    """The width of "trimap:WIDTH"; None for "miou"."""
+    kind, _, width = value.partition(":")
+    if value == "miou":
+        return None
+    if kind != "trimap" or not width.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither miou nor trimap:WIDTH, such as trimap:5")
+    return int(width)
+
+
+def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
+    default = ",".join(f"{value:g}" for value in getattr(Grid(), name))
+    option = f"--{name.replace('_', '-')}"
+    return click.option(option, callback=_values, metavar="VALUES", help=f"{text} [search; default: {default}]")
+
+
+@click.command()
+@click.option("--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}.")
+@click.option(
+    "--scores",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Scores that deeplab-crf evaluate --save-scores wrote. Without: the network's, computed first and kept in -o.",
+)
+@network_options
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Folder for preset.toml, and for what led to it.",
+)
+@click.option("--images", type=click.IntRange(1), help="So many images of the split, spread evenly. Default: all.")
+@click.option(
+    "--measure",
+    "width",
+    callback=_measure,
+    default="miou",
+    show_default=True,
+    metavar="miou|trimap:WIDTH",
+    help="What is maximised: mean IoU, over all pixels or within WIDTH pixels of the edges.",
+)
+@click.option(
+    "--trimap",
+    type=click.Choice(TRIMAP_KINDS),
+    default="boundary",
+    show_default=True,
+    help="Edges of trimap:WIDTH: borders between classes, or void: the papers' trimap, for PASCAL VOC.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(("search", "gradient")),
+    default="search",
+    show_default=True,
+    help="A grid and then ever closer around the best, or gradient descent on the cross-entropy.",
+)
+@_grid_option("bilateral_weight", "Weights of the appearance kernel: 3,4,5 or FIRST:STEP:LAST.")
+@_grid_option("bilateral_sxy", "Its widths in pixels.")
+@_grid_option("bilateral_srgb", "Its widths in colour, of 255.")
+@_grid_option("gaussian_weight", "Weights of the smoothness kernel.")
+@_grid_option("gaussian_sxy", "Its widths in pixels.")
+@_grid_option("iterations", "Mean field iterations.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(0),
+    help="How often to look around the best, at half the distance each time. [search; default: 3]",
+)
+@click.option(
+    "--normalization", type=click.Choice(NORMALIZATIONS), help="How kernels are normalised. [search; default: after]"
+)
+@click.option(
+    "--start",
+    callback=known_preset,
+    metavar="NAME|FILE",
+    help=f"Where to begin: {PRESET_HELP}. [gradient; needed there]",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Walks through the images. [gradient; default: 5]")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Learning rate: by what share a step changes numbers at most. [gradient; default: 0.02]",
+)
+@click.option("--batch", type=click.IntRange(1), help="Images a step. [gradient; default: 4]")
+@click.option("--seed", type=int, help="Decides the order of the images. [gradient; default: 0]")
+@click.option("--name", help="What the preset is called. Default: as the folder.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all cores, or DEEPLAB_CRF_NUM_THREADS.")
+@click.option("--overwrite", is_flag=True, help="Begin afresh where FOLDER holds another tuning.")  # fmt: skip
+def tune(data: tuple[str, Path, str], out: Path, method: str, **options: Any) -> None:
+    """Find the weights and widths of the dense CRF that suit a network and a data set: the papers' search, or gradient descent.
+
+    Writes FOLDER/preset.toml, which refine, segment and evaluate take as --preset FILE, and DenseCRF.from_preset. The search also
+    writes table.csv, all that was tried, and heatmap.png; run again after an interruption, it goes on. Gradient descent writes
+    epochs.csv. Tune on images that the network was not trained on, or on part of them at least.
+    """
+    _check_options(method, options)
+    dataset = open_dataset(*data)
+    try:
+        import torch
+
+        from deeplab_crf.engine.tune_images import TuneImages, spread_evenly  # loads torch: not for --help
+        from deeplab_crf.engine.tune_run import Measure, Output, read_all_scores
+    except ModuleNotFoundError as error:
+        raise ImportError('tune needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
+    threads = options["threads"] or get_num_threads()
+    torch.set_num_threads(threads)  # of the network, and of the layer that learns
+    indices = spread_evenly(len(dataset), options["images"])
+    measure = Measure(options["width"], options["trimap"])
+    output = Output(
+        out,
+        options["name"] or out.resolve().name,
+        f"{len(indices)} images of {data[0]} {data[2]}",
+        options["overwrite"],
+    )
+    scores, digest = read_all_scores(
+        options["scores"] or _save_scores(dataset, indices, out, options), dataset, indices
+    )
+    images = TuneImages(dataset, indices, scores, scored=measure.scored, threads=threads)
+    question = {
+        "data": f"{data[0]}:{data[1].resolve()}:{data[2]}", "images": [dataset.items[i].name for i in indices], "scores": digest,
+    }  # fmt: skip
+    if method == "search":
+        _search(images, measure, question, output, options)
+    else:
+        _learn(images, measure, output, options)
+
+
+_OF_SEARCH = (*Setting._fields, "rounds", "normalization")
+_OF_GRADIENT = ("start", "epochs", "rate", "batch", "seed")
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    """Raises UsageError for options that do not go together."""
+    if options["scores"] is not None:
+        for name in NETWORK_OPTIONS:
+            if options[name] is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} is of use with a network, not with --scores")
+    for name in _OF_GRADIENT if method == "search" else _OF_SEARCH:
+        if options[name] is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} is of no use with --method {method}")
+    if method == "gradient" and options["start"] is None:
+        raise click.UsageError("--method gradient needs --start: a name, or the preset.toml of a search")
+
+
+@contextmanager
+def _bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar with the time left, and Ctrl-C at every step."""
+    with remembered_interrupts() as check, click.progressbar(length=steps, label=title, file=sys.stderr) as bar:
+
+        def advance(count: int) -> None:
+            check()
+            bar.update(count)
+
+        yield advance
+
+
+def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path, options: dict[str, Any]) -> Path:
+    """The network's scores, in a folder in ``out`` that is the weights' own; those that are there are not computed again."""
+    from deeplab_crf.engine.evaluate import NetworkScores
+
+    weights = options["weights"] or WEIGHTS
+    given = " ".join(str(options[name]) for name in NETWORK_OPTIONS[1:])
+    digest = hashlib.sha256(given.encode() + weights.read_bytes())
+    folder = out / f"scores-{digest.hexdigest()[:8]}"
+    missing = [i for i in indices if not (folder / f"{dataset.items[i].name}.npz").exists()]
+    if missing:
+        pipeline = make_pipeline(options, crf=False, threads=options["threads"])
+        if pipeline.network.num_classes != len(dataset.classes):
+            raise ValueError(
+                f"{weights}: the network must have the {len(dataset.classes)} classes of the data set; "
+                f"got {pipeline.network.num_classes}"
+            )
+        source = NetworkScores(pipeline, folder)
+        with _bar("scores", len(missing)) as advance:
+            for i in missing:
+                source.logits(dataset[i])
+                advance(1)
+    return folder
+
+
+def _search(
+    images: TuneImages, measure: Measure, question: dict[str, Any], output: Output, options: dict[str, Any]
+) -> None:
+    from deeplab_crf.engine.tune_run import Search, run_search
+
+    axes = {name: options[name] for name in Setting._fields if options[name] is not None}
+    if "iterations" in axes and all(value == int(value) for value in axes["iterations"]):
+        axes["iterations"] = tuple(int(value) for value in axes["iterations"])
+    rounds = 3 if options["rounds"] is None else options["rounds"]
+    search = Search(Grid(**axes), rounds, options["normalization"] or "after")
+    found = run_search(images, search, measure, question, output, _bar)
+    _report_search(found)
+    _report(found, measure, output)
+
+
+def _report_search(found: Searched) -> None:
+    pairs = zip(Setting._fields, found.trial.setting, strict=True)
+    click.echo(f"best of {found.trials} settings: {', '.join(f'{name} {value:g}' for name, value in pairs)}")
+    for name in found.edges:
+        click.echo(f"Note: {name} is the last that was tried on its side; better ones may lie beyond")
+    if found.computed:
+        click.echo(f"{found.milliseconds:.1f} ms of CPU time an image and setting, {found.computed} of them")
+    if found.picture is None:
+        click.echo("Note: no heatmap.png: it needs matplotlib, and two numbers that vary", err=True)
+
+
+def _learn(images: TuneImages, measure: Measure, output: Output, options: dict[str, Any]) -> None:
+    from deeplab_crf.engine.tune_gradient import Learning
+    from deeplab_crf.engine.tune_run import run_gradient
+
+    given = {name: options[name] for name in ("epochs", "rate", "batch", "seed") if options[name] is not None}
+    lines: list[str] = []
+    found = run_gradient(
+        images, get_preset(options["start"]), Learning(**given), measure, output, _bar,
+        lambda epoch, matrix: lines.append(f"epoch {epoch.number}: loss {epoch.loss:.4f}, {measure} {matrix.mean_iou:.4f}"),
+    )  # fmt: skip
+    for line in lines:
+        click.echo(line)
+    _report(found, measure, output)
+
+
+def _report(found: Tuned, measure: Measure, output: Output) -> None:
+    gain = 100 * (found.best.mean_iou - found.network.mean_iou)
+    click.echo(
+        f"{measure}: network alone {found.network.mean_iou:.4f}, with the CRF {found.best.mean_iou:.4f} ({gain:+.2f} points)"
+    )
+    click.echo(f"wrote {output.preset}")

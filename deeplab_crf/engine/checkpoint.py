@@ -1,0 +1,114 @@
+"""A training's state on disk: whole or absent, and refused by any training but its own."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplab_crf.data.files import atomic_write
+from deeplab_crf.engine.settings import FREE, TrainSettings, as_dict
+from deeplab_crf.models.deeplab import DeepLab
+
+FORMAT = "deeplab-crf training 1"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """What changes during a training. Everything random is a function of the seed, the iteration and the process, see samples.py
+    and `train.seed_iteration`, so that no generator's state belongs to it."""
+
+    network: DeepLab
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def is_finite(self) -> bool:
+        """Whether every number of the network is."""
+        tensors = [*self.network.parameters(), *(each for each in self.network.buffers() if each.is_floating_point())]
+        return all(bool(each.detach().sum(dtype=torch.float64).isfinite()) for each in tensors)
+
+
+def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, iteration: int) -> None:
+    """Write the state after ``iteration`` iterations. Where that fails (a full disk), the file that is there stays as it is.
+
+    Raises OSError that says so, and FloatingPointError, before anything is written, where a weight is NaN or inf.
+    """
+    if not state.is_finite():
+        raise FloatingPointError(f"the network holds NaN or inf after {iteration} iterations")
+    stored = {
+        "format": FORMAT,
+        "model": _architecture(state.network),
+        "settings": as_dict(settings),
+        "iteration": iteration,
+        "network": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+    }
+    buffer = io.BytesIO()  # torch would turn a full disk into an error of its own that does not say so
+    torch.save(stored, buffer)
+    try:
+        with atomic_write(path) as stream:
+            stream.write(buffer.getbuffer())
+    except OSError as error:
+        kept = f"; what was there, of {read_iteration(path)} iterations, is kept" if path.exists() else ""
+        raise OSError(error.errno, f"the checkpoint cannot be written ({error.strerror}){kept}", str(path)) from error
+
+
+def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -> int:
+    """Put what `save_checkpoint` wrote into ``state``; returns its iterations.
+
+    Raises ValueError, before anything is changed, where the file is no checkpoint, or one of another network or of a training with
+    other settings, and says which.
+    """
+    stored = _read(path)
+    here = _architecture(state.network)
+    if stored["model"] != here:
+        raise ValueError(f"{path} is of another network: {_words(stored['model'])}; this training's is {_words(here)}")
+    _check_settings(path, stored["settings"], as_dict(settings))
+    shapes = {name: tuple(value.shape) for name, value in state.network.state_dict().items()}
+    if {name: tuple(value.shape) for name, value in stored["network"].items()} != shapes:
+        raise ValueError(f"{path} is of another network, which was called {here['model']} too: its layers differ")
+    state.network.load_state_dict(stored["network"])
+    state.optimizer.load_state_dict(stored["optimizer"])
+    state.scaler.load_state_dict(stored["scaler"])
+    iteration: int = stored["iteration"]
+    return iteration
+
+
+def read_iteration(path: Path) -> int:
+    """After how many iterations a checkpoint was written."""
+    iteration: int = _read(path)["iteration"]
+    return iteration
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise nearly anything
+        raise ValueError(
+            f"{path}: cannot be read as a checkpoint of deeplab-crf train; it is damaged, or another file"
+        ) from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of this version of deeplab-crf train")
+    return stored
+
+
+def _architecture(network: DeepLab) -> dict[str, Any]:
+    return {"model": network.variant.name, "num_classes": network.num_classes, "multi_scale": network.multi_scale}
+
+
+def _words(architecture: dict[str, Any]) -> str:
+    scales = "several scales" if architecture["multi_scale"] else "one scale"
+    return f"{architecture['model']} with {architecture['num_classes']} classes at {scales}"
+
+
+def _check_settings(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    different = [name for name in {**stored, **given} if name not in FREE and stored.get(name) != given.get(name)]
+    if different:
+        told = ", ".join(f"{name} = {given.get(name)!r} (there {stored.get(name)!r})" for name in different)
+        raise ValueError(
+            f"{path} is of a training with other settings: {told}. Give those, or train into another folder"
+        )

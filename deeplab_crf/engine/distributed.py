@@ -1,0 +1,76 @@
+"""The processes that train together: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """rank: which process this is, from 0. size: how many there are. device: where this one computes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of every process's ``values``, to all of them."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's ``value``, in the order of ranks, to all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """The statistics of batch norm become the first process's in all of them."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+
+
+def join_world(device: str) -> World:
+    """This process's place among those that torchrun started, by its environment variables; alone without them.
+
+    device: "cpu" (they talk by gloo) or "cuda" (by nccl; each takes the device of its number on its machine). A process group that
+    is there already is used; one that is made here lasts as long as the process, since torch cannot make a second one in its place.
+    Raises ValueError where the device cannot be used.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(0, 1, _usable(device))
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda under torchrun, which numbers the devices itself; got {device!r}")
+    where = _usable("cpu" if device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo" if where.type == "cpu" else "nccl")
+        atexit.register(dist.destroy_process_group)
+    return World(dist.get_rank(), dist.get_world_size(), where)
+
+
+def _usable(device: str) -> torch.device:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {' '.join(str(error).split())[:200]}") from error
+    return torch.device(device)

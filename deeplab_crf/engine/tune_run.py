@@ -1,0 +1,237 @@
+"""A whole tuning: scores in, a folder with a preset file and what led to it out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeplab_crf.data.datasets import IGNORE, SegmentationFolder
+from deeplab_crf.data.files import atomic_write
+from deeplab_crf.engine.metrics import ConfusionMatrix
+from deeplab_crf.engine.saved_scores import SavedScores, read_saved_scores
+from deeplab_crf.engine.trimap import MAX_WIDTH, band_widths
+from deeplab_crf.engine.tune import GridSearch, ProgressBar
+from deeplab_crf.engine.tune_gradient import Epoch, Learner, Learning
+from deeplab_crf.engine.tune_grid import Grid, on_the_edge
+from deeplab_crf.engine.tune_images import TuneImages
+from deeplab_crf.engine.tune_table import Trial, TrialTable, plot_trials
+from deeplab_crf.kernels import Bilateral, Gaussian
+from deeplab_crf.presets import Preset, save_preset
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is maximised: the mean IoU of all pixels, or of those in the trimap's band of half-width ``width``. kind: see
+    `band_widths`. Raises ValueError for a width outside 1..40."""
+
+    width: int | None = None
+    kind: str = "boundary"
+
+    def __post_init__(self) -> None:
+        if self.width is not None and not 1 <= self.width <= MAX_WIDTH:
+            raise ValueError(f"the trimap's width must be in 1..{MAX_WIDTH} pixels; got {self.width}")
+
+    def __str__(self) -> str:
+        return "mean IoU" if self.width is None else f"mean IoU within {self.width} pixels ({self.kind})"
+
+    def scored(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The labels ``(H, W)``, 255 where nothing is scored."""
+        if self.width is None:
+            return labels
+        inside = band_widths(labels, self.kind) <= self.width
+        return np.where(inside, labels, np.uint8(IGNORE))
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go: folder, and what the preset is called. about: of what images, for its description. afresh: whether what is
+    there is replaced."""
+
+    folder: Path
+    name: str
+    about: str
+    afresh: bool = False
+
+    @property
+    def preset(self) -> Path:
+        """The preset file."""
+        return self.folder / "preset.toml"
+
+    def check_free(self) -> None:
+        """Raises ValueError where a preset is there that is not to be replaced."""
+        if self.preset.exists() and not self.afresh:
+            raise ValueError(f"{self.preset} is there already; choose another folder, or --overwrite")
+
+    def write(self, preset: Preset, measure: Measure, best: ConfusionMatrix, network: ConfusionMatrix) -> Preset:
+        """Writes the preset file and returns what is in it."""
+        text = f"deeplab-crf tune: {measure} {best.mean_iou:.4f}, of the network alone {network.mean_iou:.4f}, on {self.about}"
+        named = replace(preset, name=self.name, description=text)
+        save_preset(named, self.preset)
+        return named
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What came out. network, best: scores of the network alone and with ``preset``."""
+
+    preset: Preset
+    network: ConfusionMatrix
+    best: ConfusionMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class Searched(Tuned):
+    """trial: the best one of ``trials``. edges: numbers whose best value is the last that was tried on its side. milliseconds: of
+    CPU time for an image and a setting, over ``computed`` of them (NaN for none). picture: None where matplotlib is missing, or
+    where less than two numbers were varied."""
+
+    trial: Trial
+    trials: int
+    edges: Sequence[str]
+    milliseconds: float
+    computed: int
+    picture: Path | None
+
+
+def read_all_scores(folder: Path, dataset: SegmentationFolder, indices: Sequence[int]) -> tuple[list[SavedScores], str]:
+    """The scores that ``deeplab-crf evaluate --save-scores`` left in ``folder`` for these photographs, and a digest of the files.
+
+    Raises ValueError that names the file: one that is missing (all are looked for before any is read), one that is damaged or of
+    another kind, and another number of classes than the data set's.
+    """
+    files = [folder / f"{dataset.items[i].name}.npz" for i in indices]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{missing[0]}: no such file; scores of {len(missing)} of {len(files)} images are missing. deeplab-crf evaluate "
+            "--save-scores writes them"
+        )
+    digest = hashlib.sha256()
+    result = []
+    for path in files:
+        scores = read_saved_scores(path)
+        if scores is None:
+            raise ValueError(
+                f'{path}: must hold "scores" and "size", as deeplab-crf evaluate --save-scores writes them'
+            )
+        if len(scores.values) != len(dataset.classes):
+            raise ValueError(
+                f"{path}: scores must have the {len(dataset.classes)} classes of the data set; got {len(scores.values)}"
+            )
+        digest.update(f"{path.name} {scores.values.dtype} {scores.values.shape} {scores.size} ".encode())
+        digest.update(scores.values.tobytes())
+        result.append(scores)
+    return result, digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to search: see `GridSearch.run`."""
+
+    grid: Grid
+    rounds: int
+    normalization: str
+
+
+def run_search(
+    images: TuneImages, search: Search, measure: Measure, question: dict[str, Any], out: Output, bar: ProgressBar
+) -> Searched:
+    """Search, writing ``table.csv`` as it goes, and ``preset.toml`` and ``heatmap.png`` at the end. question: what must be the same
+    for old trials to be gone on with, beside measure and normalisation; see `TrialTable`."""
+    asked = {**question, "measure": str(measure), "normalization": search.normalization}
+    if not (out.folder / "table.csv").exists():
+        out.check_free()
+    table = TrialTable(out.folder, asked, afresh=out.afresh)
+    network = _measure(images, None, "network", bar)  # reads every image: what is wrong with one shows at once
+    runner = GridSearch(images, table, search.normalization, bar)
+    trial = runner.run(search.grid, search.rounds)
+    best = images.measure(trial.setting.preset(out.name, search.normalization))
+    preset = out.write(trial.setting.preset(out.name, search.normalization), measure, best, network)
+    return Searched(
+        preset,
+        network,
+        best,
+        trial,
+        len(table.trials),
+        on_the_edge(trial.setting, [each.setting for each in table.trials], search.grid.free),
+        1000 * runner.seconds / runner.computed if runner.computed else float("nan"),
+        runner.computed,
+        _draw(table.trials, out.folder / "heatmap.png"),
+    )
+
+
+def _draw(trials: Sequence[Trial], path: Path) -> Path | None:
+    try:
+        figure = plot_trials(trials)
+    except ImportError:
+        return None
+    if figure is None:
+        return None
+    with atomic_write(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
+    return path
+
+
+def _measure(images: TuneImages, preset: Preset | None, title: str, bar: ProgressBar) -> ConfusionMatrix:
+    with bar(title, len(images)) as advance:
+        return images.measure(preset, lambda: advance(1))
+
+
+def run_gradient(
+    images: TuneImages,
+    start: Preset,
+    learning: Learning,
+    measure: Measure,
+    out: Output,
+    bar: ProgressBar,
+    on_epoch: Callable[[Epoch, ConfusionMatrix], None] = lambda _epoch, _matrix: None,
+) -> Tuned:
+    """Learn, writing ``epochs.csv`` as it goes, and after each epoch that is the best so far, the start counting as one, its
+    ``preset.toml``. Ctrl-C leaves that of the epochs before."""
+    out.check_free()
+    learner = Learner(images, start, learning)
+    network = _measure(images, None, "network", bar)
+    best = _measure(images, start, "start", bar)
+    rows = [_epoch_row(0, None, start, best)]
+    _write_epochs(rows, out.folder / "epochs.csv")
+    written = out.write(start, measure, best, network)
+    with bar("learn", len(images) * learning.epochs) as advance:
+        for epoch in learner.epochs(advance):
+            matrix = images.measure(epoch.preset)
+            rows.append(_epoch_row(epoch.number, epoch.loss, epoch.preset, matrix))
+            _write_epochs(rows, out.folder / "epochs.csv")
+            if matrix.mean_iou > best.mean_iou:
+                best = matrix
+                written = out.write(epoch.preset, measure, best, network)
+            on_epoch(epoch, matrix)
+    return Tuned(written, network, best)
+
+
+def _epoch_row(number: int, loss: float | None, preset: Preset, matrix: ConfusionMatrix) -> dict[str, Any]:
+    """A line of ``epochs.csv``: of each kernel the weight, and every width."""
+    row = {"epoch": number, "loss": loss, "mean_iou": matrix.mean_iou, "pixel_accuracy": matrix.pixel_accuracy}
+    for m, kernel in enumerate(preset.kernels):
+        assert isinstance(kernel, Gaussian | Bilateral)  # Learner has looked
+        row[f"kernel{m}_weight"] = kernel.weight
+        widths = dict(zip(("sx", "sy"), kernel.widths_xy, strict=True))
+        if isinstance(kernel, Bilateral):
+            widths |= zip(("sr", "sg", "sb"), kernel.widths_channels(3), strict=True)
+        row |= {f"kernel{m}_{name}": width for name, width in widths.items()}
+    return row
+
+
+def _write_epochs(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as stream:
+        stream.write(text.getvalue().encode())
