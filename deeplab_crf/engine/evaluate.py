@@ -59,9 +59,7 @@ class NetworkScores:
         (padded,) = self.pipeline.padded_logits([picture], size)
         if self.save_to is not None:
             stride = 1 if self.pipeline.network.msc is not None else OUTPUT_STRIDE
-            scores = (
-                padded[:, ::stride, ::stride].cpu().numpy()
-            )  # the very scores: upsampling leaves them where they are
+            scores = padded[:, ::stride, ::stride].cpu().numpy()  # the very ones: upsampling leaves them as they are
             write_saved_scores(self.save_to / f"{example.name}.npz", scores, size, seen)
         image = (picture.shape[-2], picture.shape[-1])
         return image_scores(padded[None], size, seen, image)[0].contiguous()
@@ -207,8 +205,7 @@ def predict(task: Task, index: int) -> Prediction:
         lap()
         refined = None
         if task.crf is not None:
-            (picture,) = as_pictures(example.image)
-            picture = picture.to(logits.device)
+            picture = torch.from_numpy(np.ascontiguousarray(example.image.transpose(2, 0, 1))).to(logits.device)
             refined = top_labels(refine_logits(task.crf, logits[None], picture[None], task.min_probability)[0])
         lap()
     except (ValueError, TypeError) as error:
