@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from deeplab_crf.crf.inputs import (
     check_spacing,
     image_range_warning,
 )
+from deeplab_crf.crf.kept_lattices import NormedLattice, kept_lattice, lattice_key, may_keep
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, replace_masked, walked_grid
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
 from deeplab_crf.ops.lattice import build_lattice, check_header, normalisation
@@ -39,7 +41,7 @@ class CRFProblem(NamedTuple):
     unary: energies ``(B, N, L)``, pixels row by row. Per kernel: features ``(B, N, d)`` divided by their standard deviations,
     normalization, and compatibility (see `PairwiseTerm`). order: int32 ``(N,)``, the row of ``unary`` that each point of features
     and mask stands for; None: the same. mask: bool ``(B, N)`` or None, False for points that take no part. max_vertices: of each
-    kernel, see `build_lattice`.
+    kernel, see `build_lattice`. keys: of each kernel, what its lattice is kept under, see `kept_lattice`.
     """
 
     unary: Tensor
@@ -48,16 +50,20 @@ class CRFProblem(NamedTuple):
     compatibilities: tuple[Tensor, ...]
     order: Tensor | None
     mask: Tensor | None
-    max_vertices: int | None = None
+    max_vertices: int | None
+    keys: tuple[Hashable | None, ...]
 
     def terms(self) -> list[PairwiseTerm]:
-        """The kernels on lattices, which are built here, with their norms."""
+        """The kernels on lattices, which are built here unless they were kept, with their norms."""
+        return [
+            PairwiseTerm(*kept_lattice(key, partial(self._normed_lattice, m)), compatibility)
+            for m, (key, compatibility) in enumerate(zip(self.keys, self.compatibilities, strict=True))
+        ]
+
+    def _normed_lattice(self, m: int) -> NormedLattice:
         mask = None if self.mask is None else self.mask.to(self.unary.dtype)
-        result = []
-        for features, mode, compatibility in zip(self.features, self.normalizations, self.compatibilities, strict=True):
-            lattice = build_lattice(features, self.max_vertices)
-            result.append(PairwiseTerm(lattice, *normalisation(lattice, mode, mask), compatibility))
-        return result
+        lattice = build_lattice(self.features[m], self.max_vertices)
+        return NormedLattice(lattice, *normalisation(lattice, self.normalizations[m], mask))
 
 
 class DenseCRF(nn.Module):
@@ -294,8 +300,17 @@ class DenseCRF(nn.Module):
         compatibilities = self._compatibilities(dtype)
         if logits.is_cuda and self._may_wait(logits) and not torch.compiler.is_compiling():
             check_finite(compatibilities)  # on the CPU the operator does
+        still = not (exact or points) and given is None and mask is None and self.max_vertices is None
+        keys = self._keys(logits, dtype) if still and may_keep(logits) else (None,) * len(features)
         return CRFProblem(
-            unary, tuple(features), self.normalizations, compatibilities, order, inside, self.max_vertices
+            unary, tuple(features), self.normalizations, compatibilities, order, inside, self.max_vertices, keys
+        )
+
+    def _keys(self, logits: Tensor, dtype: torch.dtype) -> tuple[Hashable | None, ...]:
+        """Of each kernel's lattice: of those that look at positions alone."""
+        kernels = zip(self.bilateral, self.log_sxy.tolist(), self.normalizations, strict=True)
+        return tuple(
+            None if colours else lattice_key(logits, dtype, *widths, mode) for colours, widths, mode in kernels
         )
 
     def _features(self, positions: Tensor, colours: Tensor | None, pixels: Tensor | None, batch: int) -> list[Tensor]:
