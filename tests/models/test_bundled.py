@@ -29,7 +29,8 @@ SEEN = {
 
 def test_it_is_small_and_says_what_it_is() -> None:
     assert WEIGHTS.stat().st_size <= 10e6
-    network, report = load_model(WEIGHTS)
+    network, report = load_model()
+    assert report.path == WEIGHTS
     assert not report.missing
     assert not report.unknown
     assert network.usage.classes == CAMVID_CLASSES
@@ -59,7 +60,7 @@ def test_segment_takes_it_by_default(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_size_of_a_photograph_hardly_matters() -> None:
     """It is resized to what the network was trained on, and the labels come back at its own size."""
-    pipeline = SegmentationPipeline(load_model(WEIGHTS)[0], None)
+    pipeline = SegmentationPipeline(load_model()[0], None)
     with Image.open(STREET) as picture:
         large, small = picture.copy(), picture.resize((512, 384), Image.Resampling.BOX)
     of_large, of_small = (found.labels.numpy() for found in pipeline.predict([large, small]))
