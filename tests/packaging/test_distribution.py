@@ -19,7 +19,7 @@ from deeplab_crf import native_info
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "deeplab_crf-0.1.0"
-PACKAGE_FILES = {".py", ".pyi", ".typed", ".md", ".jpg", ".png"}
+PACKAGE_FILES = {".py", ".pyi", ".typed", ".md", ".txt", ".jpg", ".png", ".safetensors"}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the sources")
 
