@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.models.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -72,11 +71,11 @@ def make_pipeline(
     from deeplab_crf.models import SegmentationPipeline, load_model  # loads torch, which takes seconds: not for --help
     from deeplab_crf.models.pipeline import RELEASED
 
-    place, weights = torch_device(device, threads), options.get("weights") or WEIGHTS
+    place, weights = torch_device(device, threads), options.get("weights")
     network, report = load_model(
         weights, options.get("model"), num_classes=num_classes, multi_scale=options.get("multi_scale")
     )
-    where = "the package" if weights == WEIGHTS else f"{weights} ({report.format} names)"
+    where = "the package" if weights is None else f"{weights} ({report.format} names)"
     click.echo(f"{network.variant.name}, {network.num_classes} classes, from {where}", err=True)
     pipeline = SegmentationPipeline(
         network,

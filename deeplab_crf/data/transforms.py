@@ -25,9 +25,9 @@ class Augmentation:
     """Random scale, crop and mirror, as in V2 (section 4 of arXiv 1606.00915).
 
     crop: side of the square that comes out, in pixels. What lies outside of the photograph, below and at the right, is the mean,
-    and void in the labels. scales: one of them is taken, each as often. mirror: left and right change places in half of the cases.
-    colour: c > 0 multiplies brightness, contrast and saturation, in this order, each by a factor from [1 - c, 1 + c]; not in the
-    papers, for small data sets.
+    and void in the labels. scales: one of them is taken, each as often. mirror: left and right change places in half of the
+    cases. colour: c > 0 multiplies red, green and blue (the light), then brightness and contrast, each by a factor from [1 - c, 1
+    + c], and saturation by one from [1 - 2c, 1 + 2c], at least 0; not in the papers, for small data sets.
     """
 
     crop: int
@@ -38,9 +38,9 @@ class Augmentation:
     def __call__(self, example: Example, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         """BGR minus the mean, float32 ``(3, crop, crop)``, and labels, int64 ``(crop, crop)``.
 
-        Takes the same seven numbers from the generator whatever the settings, so that none of them changes what the others do.
+        Takes the same ten numbers from the generator whatever the settings, so that none of them changes what the others do.
         """
-        chance = generator.random(7)
+        chance = generator.random(10)
         scale = self.scales[int(chance[0] * len(self.scales))]
         rows, columns = (
             self._places(length, scale, float(share))
@@ -50,7 +50,7 @@ class Augmentation:
             columns = columns[::-1]
         image, labels = bilinear(example.image, rows, columns), nearest(example.labels, rows, columns)
         if self.colour > 0:
-            image = jitter(image, 1 + self.colour * (2 * chance[4:] - 1))
+            image = jitter(image, self.colour * (2 * chance[4:] - 1))
         seen = np.zeros((3, self.crop, self.crop), np.float32)
         seen[:, : len(rows), : len(columns)] = (image[:, :, ::-1] - MEAN).transpose(2, 0, 1)
         padded = np.full((self.crop, self.crop), IGNORE, np.int64)
@@ -89,10 +89,12 @@ def nearest(labels: NDArray[np.uint8], rows: Pixels, columns: Pixels) -> NDArray
     return chosen
 
 
-def jitter(image: Pixels, factors: NDArray[Any]) -> Pixels:
-    """RGB ``(H, W, 3)`` in 0..255 with its brightness, its contrast (about the mean luminance) and its saturation multiplied."""
-    brightness, contrast, saturation = factors.astype(np.float32)
-    image = (brightness * image).clip(0, 255)
+def jitter(image: Pixels, changes: NDArray[Any]) -> Pixels:
+    """RGB ``(H, W, 3)`` in 0..255 with red, green, blue, brightness and contrast (about the mean luminance) multiplied by one
+    plus the first five of ``changes`` and saturation by one plus twice the sixth, at least 0."""
+    light, (brightness, contrast) = 1 + changes[:3].astype(np.float32), 1 + changes[3:5].astype(np.float32)
+    saturation = np.float32(max(1 + 2 * changes[5], 0))
+    image = (light * brightness * image).clip(0, 255)
     mean = luminance(image).mean()
     image = (contrast * (image - mean) + mean).clip(0, 255)
     gray = luminance(image)[:, :, None]

@@ -95,7 +95,9 @@ class TrainSettings:
         tuple, "Sizes at which photographs are seen.", (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=10
     )
     mirror: bool = _setting(bool, "Mirror every other crop.", True)
-    colour: float = _setting(float, "Change brightness, contrast and saturation by up to this.", 0.0, low=0, high=1)
+    colour: float = _setting(
+        float, "Change light, brightness, contrast and saturation by up to this.", 0.0, low=0, high=1
+    )
     class_weights: str = _setting(str, "Give rare classes more weight, or not.", "none", choices=CLASS_WEIGHTS)
     longer_side: int = _setting(int, "Of images in validation and, later, in use; 0: as they are.", 0, low=0)
     optimizer: str = _setting(str, "The papers' SGD, or AdamW for short trainings.", "sgd", choices=OPTIMIZERS)

@@ -132,11 +132,20 @@ def test_the_generator_alone_decides() -> None:
 def test_colours() -> None:
     image = photo(12, 16).astype(np.float32) / 2 + 40  # far from 0 and 255
     gray = image @ np.float32([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(jitter(image, np.ones(3)), image, atol=1e-4)
-    np.testing.assert_allclose(jitter(image, np.array([1.2, 1, 1])), 1.2 * image, atol=1e-3)
-    np.testing.assert_allclose(jitter(image, np.array([1, 0, 1])), np.full((12, 16, 3), gray.mean()), atol=1e-3)
-    np.testing.assert_allclose(jitter(image, np.array([1, 1, 0])), np.repeat(gray[..., None], 3, 2), atol=1e-3)
-    assert jitter(image, np.array([100.0, 1, 1])).max() == 255
+    np.testing.assert_allclose(jitter(image, np.zeros(6)), image, atol=1e-4)
+    np.testing.assert_allclose(jitter(image, np.array([0, 0, 0, 0.2, 0, 0])), 1.2 * image, atol=1e-3)
+    np.testing.assert_allclose(
+        jitter(image, np.array([0, 0, 0, 0, -1, 0])), np.full((12, 16, 3), gray.mean()), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        jitter(image, np.array([0, 0, 0, 0, 0, -0.5])), np.repeat(gray[..., None], 3, 2), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        jitter(image, np.array([0, 0, 0, 0, 0, -0.9])), np.repeat(gray[..., None], 3, 2), atol=1e-3
+    )
+    tinted = jitter(image, np.array([-0.5, 0, 0.1, 0, 0, 0]))
+    np.testing.assert_allclose(tinted, image * np.array([0.5, 1, 1.1]), atol=1e-3)
+    assert jitter(image, np.array([0, 0, 0, 99.0, 0, 0])).max() == 255
 
 
 def test_colour_leaves_the_padding_the_mean() -> None:

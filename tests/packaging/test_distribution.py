@@ -19,7 +19,7 @@ from deeplab_crf import native_info
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "deeplab_crf-0.1.0"
-PACKAGE_FILES = {".py", ".pyi", ".typed", ".md", ".jpg", ".png"}
+PACKAGE_FILES = {".py", ".pyi", ".typed", ".md", ".txt", ".jpg", ".png", ".safetensors"}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the sources")
 
@@ -104,16 +104,17 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     extensions = {name for name in names if re.fullmatch(r"deeplab_crf/_(native|cuda)\.[\w.-]+\.so", name)}
     assert sorted(_module(name) for name in extensions) == MODULES
     information = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
-    information.add("licenses/deeplab_crf/data/sample/NOTICE.md")
+    information |= {f"licenses/deeplab_crf/data/sample/{name}" for name in ("NOTICE.md", "LICENSE-OpenSfM.txt")}
     assert names - extensions == _package_files() | {f"{NAME}.dist-info/{name}" for name in information}
-    for name in ("py.typed", "_native.pyi", "data/sample/astronaut.jpg", "data/sample/NOTICE.md"):
+    packed = ("py.typed", "_native.pyi", "data/sample/astronaut.jpg", "data/sample/NOTICE.md")
+    for name in (*packed, "data/sample/street.jpg", "models/bundled/street.safetensors", "models/bundled/README.md"):
         assert f"deeplab_crf/{name}" in names
 
 
 def test_wheel_needs_what_the_package_imports(wheel: Path) -> None:
     older = ["tomli"] if sys.version_info < (3, 11) else []
     assert _needs(wheel) == ["numpy", "pillow", "click", *older]
-    assert wheel.stat().st_size < 5_000_000
+    assert wheel.stat().st_size < 15_000_000  # of which the bundled network may take 10
 
 
 def test_sdist_holds_the_sources(sdist_files: set[str]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deeplab_crf.data.files import atomic_write
+from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.models.deeplab import DeepLab, build_model
 from deeplab_crf.models.usage import read_usage
 from deeplab_crf.models.variants import VARIANTS, Variant
@@ -67,18 +68,19 @@ def load_weights(
 
 
 def load_model(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     name: str | None = None,
     *,
     num_classes: int | None = None,
     multi_scale: bool | None = None,
 ) -> tuple[DeepLab, WeightsReport]:
-    """The network that a complete file of weights belongs to, in evaluation mode, and what was loaded.
+    """The network that a complete file of weights belongs to, in evaluation mode, and what was loaded. path: None takes the
+    network of street scenes that comes with the package.
 
     name: one of `VARIANTS`; None: what the file says (our own) or the one variant with its layers and shapes. num_classes: None
     takes the file's. multi_scale: None takes the file's, or the variant's. Raises ValueError where the file does not say enough.
     """
-    path = Path(path)
+    path = WEIGHTS if path is None else Path(path)
     raw = read_file(path)
     translation = _translation(path, raw)
     classes = _classes_in(translation)
