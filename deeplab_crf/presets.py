@@ -75,6 +75,11 @@ def _papers() -> tuple[Preset, ...]:
             (Gaussian(sxy=1, weight=3), Bilateral(sxy=67, srgb=3, weight=4)),
             description="DeepLab V2 ResNet-101",
         ),
+        Preset(
+            "street",
+            (Gaussian(sxy=1, weight=3), Bilateral(sxy=80, srgb=3, weight=4)),
+            description="the bundled network of street scenes: deeplab-crf tune on CamVid train, docs/camvid.md",
+        ),
         Preset("crfasrnn", (smooth, Bilateral(sxy=160, srgb=3, weight=5)), description="CRF as RNN"),
         Preset(
             "pydensecrf",
