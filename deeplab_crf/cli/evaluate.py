@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
-from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, torch_device
+from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
 from deeplab_crf.cli.options import PRESET_HELP, known_preset
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
@@ -19,8 +19,8 @@ from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
 
 if TYPE_CHECKING:
+    from deeplab_crf.engine.distributed import World
     from deeplab_crf.engine.evaluate import Evaluation, ScoreSource, Task
-    from deeplab_crf.engine.evaluate_ranks import Ranks
     from deeplab_crf.engine.evaluate_report import Report
 
 DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they are of
@@ -117,21 +117,25 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     _check_options(options)
     dataset = open_dataset(*options["data"])
     try:
-        from deeplab_crf.engine.evaluate_ranks import Ranks, joined  # loads torch, which takes seconds: not for --help
+        import torch  # takes seconds: not for --help
+
+        from deeplab_crf.engine.distributed import join_world
     except ModuleNotFoundError as error:
         raise ImportError('evaluate needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
-    ranks = Ranks.from_environment()
-    threads = options["threads"] or max(1, get_num_threads() // ranks.local_world)
-    device = _rank_device(options["device"], ranks, threads)
-    workers = options["workers"] or (threads if device.type == "cpu" else 2)
-    task, settings = _task(dataset, options, device, threads)
-    with joined(ranks):
-        evaluation = _run(task, ranks, workers, max(1, threads // workers))
-    if evaluation is None:
+    try:
+        world = join_world(options["device"])
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--device") from error
+    threads = options["threads"] or max(1, get_num_threads() // world.local_size)
+    torch.set_num_threads(threads)
+    workers = options["workers"] or (threads if world.device.type == "cpu" else 2)
+    task, settings = _task(dataset, options, world.device, threads)
+    evaluation = _run(task, world, workers, max(1, threads // workers))
+    if not world.leads:
         return
     from deeplab_crf.engine.evaluate_report import Report, as_text, score_rows, trimap_rows
 
-    counts = {"threads": threads, "workers": workers, "processes": ranks.world}
+    counts = {"threads": threads, "workers": workers, "processes": world.size}
     report = Report(evaluation, dataset.classes, {**settings, **counts})
     click.echo(as_text(score_rows(report)))
     click.echo()
@@ -150,11 +154,6 @@ def _check_options(options: dict[str, Any]) -> None:
     for option in useless:
         if options[option] not in (None, False):
             raise click.UsageError(f"--{option.replace('_', '-')} is of use {why}")
-
-
-def _rank_device(name: str, ranks: Ranks, threads: int) -> Any:
-    """The torch device; of torchrun's processes each has a GPU of its own where "cuda" is asked for."""
-    return torch_device(f"cuda:{ranks.local_rank}" if name == "cuda" and ranks.world > 1 else name, threads)
 
 
 def _task(
@@ -212,13 +211,12 @@ def _files(
     return FileScores(dataset, options["scores"], reading, device), crf, preset, {"scores": str(options["scores"])}
 
 
-def _run(task: Task, ranks: Ranks, workers: int, threads: int) -> Evaluation | None:
-    """The scores, on rank 0, under a progress bar."""
-    from deeplab_crf.engine.evaluate_ranks import evaluate_share
+def _run(task: Task, world: World, workers: int, threads: int) -> Evaluation:
+    """The scores, under a progress bar of the process that leads."""
+    from deeplab_crf.engine.evaluate import evaluate_share
 
-    first = ranks.rank == 0
-    share = -(-len(task.dataset) // ranks.world)
-    progress = click.progressbar(length=share, label="evaluate", file=sys.stderr) if first else nullcontext()
+    share = -(-len(task.dataset) // world.size)
+    progress = click.progressbar(length=share, label="evaluate", file=sys.stderr) if world.leads else nullcontext()
     with remembered_interrupts() as check_interrupts, progress as bar:
 
         def on_image() -> None:
@@ -226,7 +224,7 @@ def _run(task: Task, ranks: Ranks, workers: int, threads: int) -> Evaluation | N
             if bar is not None:
                 bar.update(1)
 
-        return evaluate_share(task, ranks, workers=workers, threads=threads, on_image=on_image)
+        return evaluate_share(task, world, workers=workers, threads=threads, on_image=on_image)
 
 
 def _write(report: Report, task: Task, out: Path, examples: int) -> None:

@@ -1,4 +1,4 @@
-"""The processes that train together: one, or as many as torchrun started."""
+"""The processes that work together: one, or as many as torchrun started."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """rank: which process this is, from 0. size: how many there are. device: where this one computes."""
+    """rank: which process this is, from 0. size: how many there are. device: where this one computes. local_size: how many there
+    are on this machine."""
 
     rank: int
     size: int
     device: torch.device
+    local_size: int = 1
 
     @property
     def leads(self) -> bool:
@@ -65,7 +67,7 @@ def join_world(device: str) -> World:
     if not dist.is_initialized():
         dist.init_process_group("gloo" if where.type == "cpu" else "nccl")
         atexit.register(dist.destroy_process_group)
-    return World(dist.get_rank(), dist.get_world_size(), where)
+    return World(dist.get_rank(), dist.get_world_size(), where, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _usable(device: str) -> torch.device:

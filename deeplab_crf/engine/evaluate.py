@@ -24,6 +24,7 @@ from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.data.datasets import Example, SegmentationFolder
 from deeplab_crf.data.files import ARRAY_SUFFIXES, files_by_stem
 from deeplab_crf.data.scores import KINDS, fit_to_image, read_scores
+from deeplab_crf.engine.distributed import World
 from deeplab_crf.engine.saved_scores import read_saved_scores, write_saved_scores
 from deeplab_crf.engine.trimap import TrimapScores, band_widths
 from deeplab_crf.models.interp import image_scores
@@ -285,3 +286,17 @@ def _in_order(pool: ThreadPoolExecutor, task: Task, indices: Sequence[int], ahea
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def evaluate_share(
+    task: Task, world: World, *, workers: int = 1, threads: int = 1, on_image: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """`evaluate`, each process of ``world`` on every ``world.size``-th image; the whole in all of them.
+
+    Counts are whole numbers, so the sums are those of one process.
+    """
+    indices = range(world.rank, len(task.dataset), world.size)
+    whole, *others = world.gather(evaluate(task, indices, workers=workers, threads=threads, on_image=on_image))
+    for part in others:
+        whole.merge(part)
+    return whole
