@@ -77,7 +77,7 @@ def _papers() -> tuple[Preset, ...]:
         ),
         Preset(
             "street",
-            (Gaussian(sxy=1, weight=3), Bilateral(sxy=80, srgb=3, weight=4)),
+            (Gaussian(sxy=0.5, weight=3), Bilateral(sxy=80, srgb=3, weight=3)),
             description="the bundled network of street scenes: deeplab-crf tune on CamVid train, docs/camvid.md",
         ),
         Preset("crfasrnn", (smooth, Bilateral(sxy=160, srgb=3, weight=5)), description="CRF as RNN"),

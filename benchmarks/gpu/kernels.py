@@ -80,6 +80,7 @@ def parts(context: Context, problem: Problem) -> list[Part]:
         features=given.features[1:],
         normalizations=given.normalizations[1:],
         compatibilities=given.compatibilities[1:],
+        keys=given.keys[1:],
     )
     terms = given.terms()
     values = torch.rand(1, case.points, case.labels, generator=torch.Generator().manual_seed(0)).to(context.device)

@@ -86,7 +86,8 @@ def moved(problem: CRFProblem, device: str) -> CRFProblem:
             return tuple(move(each) for each in value)
         return value.to(device) if isinstance(value, Tensor) else value
 
-    return CRFProblem(*(move(value) for value in problem))
+    there = CRFProblem(*(move(value) for value in problem))
+    return there._replace(keys=(None,) * len(there.keys))  # a lattice that was kept is one of the device it was made on
 
 
 def filter_points(context: Context) -> tuple[Tensor, Tensor, int]:

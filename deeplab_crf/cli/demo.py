@@ -41,6 +41,7 @@ def demo(folder: Path) -> None:
     else:
         written = _segment_street(folder) + written
     click.echo(f"wrote {', '.join(written[:-1])} and {written[-1]} to {folder}")
+    click.echo(f"the last by hand: deeplab-crf refine {PHOTOGRAPH} {COARSE_LABELS} -o OUT.png --overlay {OPTIONS}")
 
 
 def _segment_street(folder: Path) -> list[str]:

@@ -75,13 +75,13 @@ def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> 
         worker_init_fn=_ignore_interrupts,
     )
     parts = iter(loader)
-    try:
-        with _quiet_children():
+    with _quiet_children():
+        try:
             for _ in range(start, settings.iterations):
                 yield [_next(parts, settings.workers) for _ in range(settings.accumulate)]
-    finally:
-        # Left to the garbage collector, where an error's traceback holds it, the loader can take five seconds a worker.
-        getattr(parts, "_shutdown_workers", lambda: None)()
+        finally:
+            # Left to the garbage collector, where an error's traceback holds it, the loader can take five seconds a worker.
+            getattr(parts, "_shutdown_workers", lambda: None)()
 
 
 @contextmanager

@@ -77,6 +77,8 @@ def test_demo_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "before.png": ("RGB", (width, height)),
         "before_after.png": ("RGB", (2 * width + 8, height)),
         "labels.png": ("P", (width, height)),
+        "street.png": ("RGB", (3 * 1024 + 2 * 8, pictures["street.png"][1][1])),
+        "street_labels.png": ("P", (1024, 768)),
     }
     said = capsys.readouterr().out
     by_hand = re.search(r"deeplab-crf (refine .*)", said)

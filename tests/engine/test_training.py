@@ -78,6 +78,7 @@ def test_the_same_settings_give_the_same_weights(model: str, data: Path, tmp_pat
         assert_same_state(tmp_path / "a", tmp_path / "c")
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch's, where there is but one core
 def test_processes_that_read_data_do_not_show(data: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         run(make(data, workers=workers, colour=0.3, iterations=4), tmp_path / str(workers))

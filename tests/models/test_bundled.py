@@ -18,12 +18,12 @@ from deeplab_crf.models.bundled import WEIGHTS  # noqa: E402
 
 # What anybody would say of points of the street photograph, (row, column) of 768 x 1024.
 SEEN = {
-    "sky": [(60, 100), (200, 330)],
+    "sky": [(60, 100), (120, 330)],
     "road": [(560, 300), (700, 250), (480, 440)],
     "car": [(438, 380)],
-    "building": [(200, 800), (250, 740)],
+    "building": [(120, 780)],
     "tree": [(300, 410), (370, 130)],
-    "pavement": [(660, 760)],
+    "pavement": [(520, 80)],
 }
 
 

@@ -55,7 +55,21 @@ def test_as_many_channels_as_before_are_the_same_trunk() -> None:
     narrow_trunk(full, small, images)
     with torch.no_grad():
         want, got = full(images), small(images)
-    assert float((got - want).norm() / want.norm()) < 0.05
+    scale = float((got * want).sum() / (got * got).sum())
+    assert float((scale * got - want).norm() / want.norm()) < 0.05
+    assert float(got.square().mean()) < 4  # of what leaves conv5_3 it is one; pooling takes the largest
+
+
+def test_what_leaves_each_layer_has_mean_square_one() -> None:
+    small, images = trunk(2), crops(12, 65)
+    narrow_trunk(trunk(4), small, images)
+    values, squares = images, []
+    with torch.no_grad():
+        for layer in small.features:
+            values = layer(values)
+            if isinstance(layer, torch.nn.ReLU):
+                squares.append(float(values.square().mean()))
+    assert squares == pytest.approx([1.0] * 13, rel=1e-3)
 
 
 def test_features_stay_closer_than_those_of_plain_halving() -> None:

@@ -100,6 +100,7 @@ def test_every_family_has_its_function() -> None:
                 for variant in ("largefov", "7x7", "4x4", "vgg16", "msc", "msc-largefov")
             ),
             *(models.deeplabv2_vgg16(variant) for variant in ("largefov", "aspp-s", "aspp-l")),
+            *(models.build_model(name) for name in ("v1-narrow-largefov", "v2-narrow-aspp-s", "v2-narrow-aspp-l")),
             *(models.deeplabv2_resnet101(variant) for variant in ("largefov", "aspp")),
             *(models.deeplabv2_resnet50(variant, num_classes=7) for variant in ("largefov", "aspp")),
             *(models.deeplabv2_compact(variant) for variant in ("largefov", "aspp")),
