@@ -1,5 +1,5 @@
-"""CRF settings of the published DeepLab models and of the tools people come from, by name, and files of one's own: plain data,
-no torch.
+"""CRF settings of the published DeepLab models, of the bundled one and of the tools people come from, by name, and files of
+one's own: plain data, no torch.
 
 The released models normalise after the filter and feed the raw scores as they are; re-implementations on pydensecrf
 normalise symmetrically (and clip probabilities at 1e-5 before the logarithm).
@@ -75,11 +75,6 @@ def _papers() -> tuple[Preset, ...]:
             (Gaussian(sxy=1, weight=3), Bilateral(sxy=67, srgb=3, weight=4)),
             description="DeepLab V2 ResNet-101",
         ),
-        Preset(
-            "street",
-            (Gaussian(sxy=0.5, weight=3), Bilateral(sxy=80, srgb=3, weight=3)),
-            description="the bundled network of street scenes: deeplab-crf tune on CamVid train, docs/camvid.md",
-        ),
         Preset("crfasrnn", (smooth, Bilateral(sxy=160, srgb=3, weight=5)), description="CRF as RNN"),
         Preset(
             "pydensecrf",
@@ -91,7 +86,12 @@ def _papers() -> tuple[Preset, ...]:
     )
 
 
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _papers()})
+STREET = Preset(
+    "street",
+    (Gaussian(sxy=0.5, weight=3), Bilateral(sxy=80, srgb=3, weight=3)),
+    description="the bundled network of street scenes, found by deeplab-crf tune on CamVid train, see docs/camvid.md",
+)
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (*_papers(), STREET)})
 
 
 def get_preset(name: str | os.PathLike[str]) -> Preset:

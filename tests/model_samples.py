@@ -36,3 +36,10 @@ def small_model(name: str = "v2-compact-aspp", classes: int = CLASSES, multi_sca
 def preprocessed(height: int, width: int, seed: int = 0) -> NDArray[np.float32]:
     """(3, H, W), as if BGR minus the mean, but small."""
     return np.random.default_rng(seed).normal(size=(3, height, width)).astype(np.float32)
+
+
+def numbers(model: DeepLab) -> dict[str, Any]:
+    """Copies of all that a file of weights holds, by name."""
+    return {
+        name: value.clone() for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")
+    }

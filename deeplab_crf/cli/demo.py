@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from deeplab_crf.cli.network import make_pipeline
+from deeplab_crf.cli.options import out_option
 from deeplab_crf.data.images import overlay, read_image, read_labels, side_by_side, write_picture
 from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH, STREET
 from deeplab_crf.kernels import Bilateral, Gaussian
@@ -21,26 +22,19 @@ OPTIONS = "--bilateral-sxy 40 --bilateral-srgb 10 --bilateral-weight 8 --iterati
 
 
 @click.command()
-@click.option(
-    "-o",
-    "--out",
-    "folder",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the pictures.",
-)
-def demo(folder: Path) -> None:
+@out_option("Folder for the pictures.")
+def demo(out: Path) -> None:
     """Segment a bundled street photograph with the bundled network and its CRF, and refine coarse labels of a portrait.
 
     Writes street.png (image, network, network and CRF) and street_labels.png where torch is installed, and before.png, after.png,
     before_after.png and labels.png.
     """
-    written = _refine_portrait(folder)
+    written = _refine_portrait(out)
     if find_spec("torch") is None:
         click.echo('the street needs torch, which is not installed: pip install "deeplab-crf[torch]"', err=True)
     else:
-        written = _segment_street(folder) + written
-    click.echo(f"wrote {', '.join(written[:-1])} and {written[-1]} to {folder}")
+        written = _segment_street(out) + written
+    click.echo(f"wrote {', '.join(written[:-1])} and {written[-1]} to {out}")
     click.echo(f"the last by hand: deeplab-crf refine {PHOTOGRAPH} {COARSE_LABELS} -o OUT.png --overlay {OPTIONS}")
 
 

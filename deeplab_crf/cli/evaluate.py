@@ -11,9 +11,9 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import PRESET_HELP, known_preset
+from deeplab_crf.cli.options import crf_options, data_option, device_option, out_option
 from deeplab_crf.core.threads import get_num_threads
-from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
+from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
 from deeplab_crf.data.scores import KINDS as SCORE_KINDS
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
@@ -26,23 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they are of
 
 
-class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newer click alone
-    """KIND:ROOT:SPLIT, the arguments of `open_dataset`. ROOT may hold colons itself."""
-
-    name = "KIND:ROOT:SPLIT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path, str]:
-        kind, colon, rest = str(value).partition(":")
-        root, second, split = rest.rpartition(":")
-        if kind not in DATASETS or not (colon and second and root and split):
-            self.fail(
-                f"{value!r} must be KIND:ROOT:SPLIT, such as camvid:data/camvid:val; KIND is {', '.join(DATASETS)}"
-            )
-        return kind, Path(root), split
-
-
 @click.command()
-@click.option("--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}.")
+@data_option
 @network_options
 @click.option(
     "--scores",
@@ -59,19 +44,9 @@ class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 @click.option(
     "--align-corners", is_flag=True, help="Upsample others' coarse scores so that corner samples meet corner pixels."
 )
-@click.option("--crf/--no-crf", default=True, show_default=True, help="Also score the labels after the dense CRF.")
-@click.option(
-    "--preset",
-    callback=known_preset,
-    metavar="NAME|FILE",
-    help=f"Settings of the CRF: {PRESET_HELP}. Default: the network's own; for --scores {DEFAULT_PRESET}.",
-)
-@click.option(
-    "--min-probability",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Raise probabilities to it before the CRF; re-implementations on pydensecrf use 1e-5.",
+@crf_options(
+    "Also score the labels after the dense CRF.",
+    f"Settings of the CRF, by default the network's own, for --scores {DEFAULT_PRESET}",
 )
 @click.option(
     "--trimap",
@@ -80,13 +55,7 @@ class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     show_default=True,
     help="Score bands around borders between classes, or around void: the papers' trimap, for PASCAL VOC.",
 )
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="NAME",
-    help="Where to run: cpu, cuda, cuda:1, mps. The CRF runs there too on CUDA, where it was built with it.",
-)
+@device_option
 @click.option("--threads", type=click.IntRange(1), help="Default: all cores, shared with torchrun's other processes.")
 @click.option(
     "--workers",
@@ -99,13 +68,7 @@ class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newe
     metavar="FOLDER",
     help="Keep the network's scores, NAME.npz for each image, for --scores and tune.",
 )
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Write results.json, results.md, trimap.png and examples.",
-)
+@out_option("Write results.json, results.md, trimap.png and examples.", required=False)
 @click.option("--examples", type=click.IntRange(0), default=3, show_default=True,
               help="Figures of so many images that the CRF made worst, and best.")  # fmt: skip
 def evaluate(out: Path | None, examples: int, **options: Any) -> None:

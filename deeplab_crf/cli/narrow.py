@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from deeplab_crf.data.datasets import DATASETS, open_dataset
+from deeplab_crf.cli.options import data_option
+from deeplab_crf.data.datasets import open_dataset
 from deeplab_crf.models.variants import VARIANTS, VGG16
 
 NARROW = [
@@ -21,9 +22,7 @@ NARROW = [
 @click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("out", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--model", type=click.Choice(NARROW), required=True, help="The narrow network.")
-@click.option("--data", type=click.Choice(list(DATASETS)), required=True, help="The layout of the data set.")
-@click.option("--root", type=click.Path(file_okay=False, path_type=Path), required=True, help="Its folder.")
-@click.option("--split", default="train", show_default=True, help="Which of its photographs.")
+@data_option
 @click.option("--crops", type=click.IntRange(1), default=46, show_default=True, help="How many photographs to look at.")
 @click.option("--crop", type=click.IntRange(17), default=321, show_default=True, help="Side of the crops, in pixels.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -41,7 +40,7 @@ def narrow(source: Path, out: Path, overwrite: bool, **options: Any) -> None:
     from deeplab_crf.engine.narrowing import SCALES, narrow_weights
     from deeplab_crf.models import save_weights
 
-    photographs = open_dataset(options["data"], options["root"], options["split"])
+    photographs = open_dataset(*options["data"])
     augmentation = Augmentation(options["crop"], SCALES)
     network, errors = narrow_weights(
         source, options["model"], photographs, crops=options["crops"], augmentation=augmentation, seed=options["seed"]

@@ -1,10 +1,17 @@
-"""Option values that several commands take."""
+"""Options that several commands take."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import click
 
+from deeplab_crf.data.datasets import DATASETS
 from deeplab_crf.presets import PRESETS, get_preset
+
+Decorator = Callable[[Any], Any]
 
 PRESET_HELP = f"a file that deeplab-crf tune wrote, or one of {', '.join(PRESETS)}"
 
@@ -17,3 +24,67 @@ def known_preset(_context: click.Context, _option: click.Parameter, value: str |
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
     return value
+
+
+class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newer click alone
+    """KIND:ROOT:SPLIT, the arguments of `open_dataset`. ROOT may hold colons itself."""
+
+    name = "KIND:ROOT:SPLIT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path, str]:
+        kind, colon, rest = str(value).partition(":")
+        root, second, split = rest.rpartition(":")
+        if kind not in DATASETS or not (colon and second and root and split):
+            self.fail(
+                f"{value!r} must be KIND:ROOT:SPLIT, such as camvid:data/camvid:val; KIND is {', '.join(DATASETS)}"
+            )
+        return kind, Path(root), split
+
+
+data_option: Decorator = click.option(
+    "--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}."
+)
+
+
+def out_option(text: str, *, required: bool = True) -> Decorator:
+    """``-o``, ``--out``: a folder for what ``text`` says."""
+    return click.option(
+        "-o",
+        "--out",
+        required=required,
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help=text,
+    )
+
+
+def crf_options(what: str, preset: str) -> Decorator:
+    """``--crf/--no-crf``, ``--preset`` and ``--min-probability``. what: what the CRF is run for. preset: what another preset is in
+    place of."""
+    options = (
+        click.option("--crf/--no-crf", default=True, show_default=True, help=what),
+        click.option("--preset", callback=known_preset, metavar="NAME|FILE", help=f"{preset}: {PRESET_HELP}."),
+        click.option(
+            "--min-probability",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+            show_default=True,
+            help="Raise probabilities to it before the CRF; re-implementations on pydensecrf use 1e-5.",
+        ),
+    )
+
+    def decorated(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorated
+
+
+device_option: Decorator = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where to run: cpu, cuda, cuda:1, mps. The CRF runs there too on CUDA, where it was built with it, else on the CPU.",
+)

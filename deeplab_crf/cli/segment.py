@@ -9,43 +9,17 @@ import click
 
 from deeplab_crf.cli.jobs import attempt_all, report_failures
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import PRESET_HELP, known_preset
+from deeplab_crf.cli.options import crf_options, device_option, out_option
 from deeplab_crf.segment import plan_images, segment_file, write_legend
 
 
 @click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Folder for the results.",
-)
+@out_option("Folder for the results.")
 @network_options
 @click.option("--num-classes", type=click.IntRange(1), help="Default: as many as FILE has.")
-@click.option("--crf/--no-crf", default=True, show_default=True, help="Refine with the dense CRF.")
-@click.option(
-    "--preset",
-    callback=known_preset,
-    metavar="NAME|FILE",
-    help=f"Other settings of the CRF than the network's own: {PRESET_HELP}.",
-)
-@click.option(
-    "--min-probability",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Raise probabilities to it before the CRF; re-implementations on pydensecrf use 1e-5.",
-)
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="NAME",
-    help="Where to run: cpu, cuda, cuda:1, mps. The CRF runs there too on CUDA, where it was built with it, else on the CPU.",
-)
+@crf_options("Refine with the dense CRF.", "Other settings of the CRF than the network's own")
+@device_option
 @click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
 @click.option(
     "--pictures/--no-pictures",
@@ -58,8 +32,9 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, overwrite: bool
     """Segment each IMAGE, or the images of a folder, into the classes of a trained network; of the bundled one, street scenes, if
     none is given.
 
-    Writes FOLDER/NAME.png (class ids, with PASCAL VOC's palette), FOLDER/overlays/NAME.png, FOLDER/figures/NAME.png (image,
-    network, CRF side by side) and FOLDER/legend/legend.png. Photographs are turned upright as their EXIF says.
+    Writes FOLDER/NAME.png (class ids, in the classes' customary colours, else PASCAL VOC's), FOLDER/overlays/NAME.png,
+    FOLDER/figures/NAME.png (image, network, CRF side by side) and FOLDER/legend/legend.png. Photographs are turned upright as
+    their EXIF says.
     """
     plan = plan_images(images, out, with_pictures=pictures)
     jobs = [job for job in plan if overwrite or not job.finished]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deeplab_crf.cli.interrupts import deferred_interrupts
+from deeplab_crf.cli.options import out_option
 from deeplab_crf.engine.run_folder import RunFolder
 from deeplab_crf.engine.settings import Kind, TrainSettings, make_settings, read_values
 
@@ -52,14 +53,7 @@ def _default(value: Any) -> str:
 
 @click.command()
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Folder for checkpoint, log and weights.",
-)
+@out_option("Folder for checkpoint, log and weights.")
 @click.option("--resume", is_flag=True, help="Go on from FOLDER/checkpoint.pt, by default with FOLDER's settings.")
 @click.option("--overwrite", is_flag=True, help="Begin anew where FOLDER holds a training.")
 @setting_options

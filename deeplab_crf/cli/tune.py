@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deeplab_crf.cli.evaluate import DatasetName
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import PRESET_HELP, known_preset
+from deeplab_crf.cli.options import PRESET_HELP, data_option, known_preset, out_option
 from deeplab_crf.core.threads import get_num_threads
-from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
+from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.engine.tune_grid import Grid, Setting
 from deeplab_crf.kernels import NORMALIZATIONS
@@ -63,7 +62,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
 
 
 @click.command()
-@click.option("--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}.")
+@data_option
 @click.option(
     "--scores",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -71,14 +70,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
     help="Scores that deeplab-crf evaluate --save-scores wrote. Without: the network's, computed first and kept in -o.",
 )
 @network_options
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Folder for preset.toml, and for what led to it.",
-)
+@out_option("Folder for preset.toml, and for what led to it.")
 @click.option("--images", type=click.IntRange(1), help="So many images of the split, spread evenly. Default: all.")
 @click.option(
     "--measure",

@@ -107,9 +107,7 @@ class FileScores:
         if saved is None:
             return torch.from_numpy(self._others_logits(path, (size[0], size[1]))).to(self.device)
         self._check_classes(path, len(saved.values))
-        image = (size[0], size[1])
-        scores = torch.from_numpy(saved.values.astype(np.float32)).to(self.device)
-        return image_scores(scores[None], saved.size, saved.seen_of(image, path), image)[0].contiguous()
+        return saved.logits((size[0], size[1]), path, self.device)
 
     def _others_logits(self, path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
         reading = self.reading

@@ -1,4 +1,4 @@
-"""Network scores kept on disk, one small file an image: what `evaluate` saves and reads, and `tune` searches on. No torch.
+"""Network scores kept on disk, one small file an image: what `evaluate` saves and reads, and `tune` searches on.
 
 NAME.npz holds
 
@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deeplab_crf.data.files import atomic_write
+from deeplab_crf.models.interp import image_scores
 
 _KEYS = ("scores", "size")
 _LARGEST = float(np.finfo(np.float16).max)
@@ -33,6 +36,13 @@ class SavedScores:
     values: NDArray[np.float16]
     size: tuple[int, int]
     seen: tuple[int, int] | None = None
+
+    def logits(self, image_size: tuple[int, int], path: Path, device: torch.device | None = None) -> Tensor:
+        """Float32 ``(C, H, W)`` for the pixels of the photograph, upsampled as DeepLab does, on ``device``. Raises ValueError as
+        `seen_of`."""
+        seen = self.seen_of(image_size, path)
+        values = torch.from_numpy(self.values.astype(np.float32)).to(device)
+        return image_scores(values[None], self.size, seen, image_size)[0].contiguous()
 
     def seen_of(self, image_size: tuple[int, int], path: Path) -> tuple[int, int]:
         """Rows and columns of the photograph in the picture. Raises ValueError that names the file where one of ``image_size``

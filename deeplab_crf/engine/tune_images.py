@@ -21,7 +21,6 @@ from deeplab_crf.core.mean_field import pack_unary
 from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.engine.metrics import ConfusionMatrix
 from deeplab_crf.engine.saved_scores import SavedScores
-from deeplab_crf.models.interp import image_scores
 from deeplab_crf.presets import Preset
 
 FLOAT = np.dtype(np.float32)
@@ -42,14 +41,6 @@ def spread_evenly(count: int, wanted: int | None) -> tuple[int, ...]:
     if not 1 <= wanted <= count:
         raise ValueError(f"images must be a number from 1 to {count}, the size of the data set; got {wanted}")
     return tuple(int(i) for i in np.linspace(0, count - 1, wanted).round())
-
-
-def full_scores(coarse: SavedScores, height: int, width: int, name: str) -> NDArray[np.float32]:
-    """Scores ``(C, height, width)`` of the photograph ``name``, upsampled as DeepLab does. Raises ValueError unless they are
-    its."""
-    values = torch.from_numpy(coarse.values.astype(np.float32))
-    seen = coarse.seen_of((height, width), Path(name))
-    return image_scores(values[None], coarse.size, seen, (height, width))[0].contiguous().numpy()
 
 
 @dataclass(eq=False)
@@ -132,7 +123,7 @@ class TuneImages:
         example = self.dataset[self.indices[number]]
         height, width = example.labels.shape
         coarse = self._scores[number]
-        logits = full_scores(coarse, height, width, example.name)
+        logits = coarse.logits((height, width), Path(example.name)).numpy()
         prepared = PreparedImage(
             example.name,
             example.image,
@@ -187,6 +178,6 @@ class TuneImages:
 def as_tensors(image: PreparedImage) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits ``(1, L, H, W)``, picture ``(1, 3, H, W)`` and labels int64 ``(1, H, W)`` as `DenseCRF` and losses take them."""
     height, width = image.labels.shape
-    logits = torch.from_numpy(full_scores(image.scores, height, width, image.name))
+    logits = image.scores.logits((height, width), Path(image.name))
     pixels = torch.from_numpy(np.ascontiguousarray(image.pixels.transpose(2, 0, 1)))
     return logits[None], pixels[None], torch.from_numpy(image.labels.astype(np.int64))[None]

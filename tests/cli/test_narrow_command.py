@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +25,14 @@ NAME = "v1-narrow-largefov"
 
 
 @pytest.fixture(autouse=True)
-def _few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few_channels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A narrow variant of 2 channels, of a full trunk of 4."""
     monkeypatch.setattr(narrowing, "FULL_CHANNELS", 4)
     monkeypatch.setattr(table, "VARIANTS", {name: few_channels(name) for name in table.VARIANTS})
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def full_network() -> DeepLab:
@@ -52,7 +56,7 @@ def run(tmp_path: Path, *options: str) -> int:
     source = tmp_path / "full.safetensors"
     if not source.exists():
         save_weights(full_network(), source)
-    data = ["--data", "folder", "--root", str(folder(tmp_path / "data")), "--crop", "41"]
+    data = ["--data", f"folder:{folder(tmp_path / 'data')}:train", "--crop", "41"]
     return main(["narrow", str(source), str(tmp_path / "out.safetensors"), "--model", NAME, *data, *options])
 
 

@@ -22,7 +22,7 @@ from deeplab_crf.engine.saved_scores import SavedScores, write_saved_scores  # n
 from deeplab_crf.engine.trimap import band_widths  # noqa: E402
 from deeplab_crf.engine.tune import GridSearch, confusions  # noqa: E402
 from deeplab_crf.engine.tune_grid import Grid, Setting, neighbours, on_the_edge  # noqa: E402
-from deeplab_crf.engine.tune_images import TuneImages, full_scores, spread_evenly  # noqa: E402
+from deeplab_crf.engine.tune_images import TuneImages, spread_evenly  # noqa: E402
 from deeplab_crf.engine.tune_run import Measure, read_all_scores  # noqa: E402
 from deeplab_crf.engine.tune_table import Trial, TrialTable, best_trial, plot_trials  # noqa: E402
 from deeplab_crf.models.interp import interp  # noqa: E402
@@ -93,7 +93,7 @@ def test_probabilities_of_kept_lattices_have_the_bits_of_dense_crf(root: Path, m
     group = [Setting(1.0, 3.0, weight, 12.0, 9.0, count) for weight in (2.0, 5.0) for count in (3, 7)]
     confusions(image, group, "after")
     confusions(image, group, "after")  # the Gaussian lattice is the kept one now
-    logits = full_scores(image.scores, 40, 48, image.name)
+    logits = image.scores.logits((40, 48), Path(image.name)).numpy()
     for setting, found in zip(group * 2, seen, strict=True):
         preset = setting.preset("x", "after")
         want = dense_crf(

@@ -11,13 +11,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the networks need torch")
 
 from caffe_files import V1_FILE, V2_FILE, Style, layer, message, net, number, varint  # noqa: E402
-from model_samples import CLASSES, narrow, preprocessed, small_model  # noqa: E402
+from model_samples import CLASSES, narrow, numbers, preprocessed, small_model  # noqa: E402
 from slow_network import resnet_weights, vgg_weights  # noqa: E402
 
 from deeplab_crf.models import (  # noqa: E402
     DeepLab,
     SegmentationPipeline,
-    Usage,
     build_model,
     load_model,
     load_weights,
@@ -36,12 +35,6 @@ BLOCKS = (1, 2, 3, 1)
 def listed(name: str) -> list[tuple[str, str]]:
     """Name in the file and name of our module, from the lists beside this test."""
     return [tuple(line.split()) for line in (NAMES / f"{name}.txt").read_text().splitlines()]  # type: ignore[misc]
-
-
-def numbers(model: DeepLab) -> dict[str, Any]:
-    return {
-        name: value.clone() for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")
-    }
 
 
 def same(model: DeepLab, other: DeepLab) -> None:
@@ -435,71 +428,3 @@ def test_numbers_that_are_none(value: float, tmp_path: Path) -> None:
     path.write_bytes(net(weights))
     with pytest.raises(ValueError, match="conv2_1 holds NaN or inf"):
         load_weights(small_model("v1-vgg16-largefov"), path)
-
-
-# ---------------------------------------------------------------- what our own files say
-
-
-def test_usage_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model("v2-compact-largefov", 3)
-    model.usage = Usage(("sky", "road, wet", "car"), 720, "deeplab-v2-vgg16")
-    save_weights(model, tmp_path / "a.safetensors")
-    assert load_model(tmp_path / "a.safetensors")[0].usage == model.usage
-    model.usage = Usage()
-    save_weights(model, tmp_path / "b.safetensors")
-    assert load_model(tmp_path / "b.safetensors")[0].usage == Usage()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "cannot be read"),
-        ('{"classes": [], "crf": null}', "cannot be read"),
-        ('{"classes": ["a"], "longer_side": null, "crf": null}', "must name its 3 classes; got \\('a',\\)"),
-        ('{"classes": ["a", "b", 3], "longer_side": null, "crf": null}', "must name its 3 classes"),
-        ('{"classes": [], "longer_side": 0, "crf": null}', "must hold pixels"),
-        ('{"classes": [], "longer_side": true, "crf": null}', "must hold pixels"),
-        ('{"classes": [], "longer_side": null, "crf": 5}', "must hold pixels and a preset's name"),
-    ],
-)
-def test_nonsense_in_the_usage_is_named(tmp_path: Path, text: str, message: str) -> None:
-    from safetensors.torch import save_file
-
-    model = build_model("v2-compact-largefov", 3)
-    path = tmp_path / "a.safetensors"
-    metadata = {"format": "deeplab-crf", "model": "v2-compact-largefov", "usage": text}
-    save_file({name: value.contiguous() for name, value in numbers(model).items()}, path, metadata)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_model(path)
-    assert str(path) in str(caught.value)
-
-
-def test_half_precision_files_round_and_take_half_the_space(tmp_path: Path) -> None:
-    model = small_model("v1-vgg16-largefov")
-    save_weights(model, tmp_path / "full.safetensors")
-    save_weights(model, tmp_path / "half.safetensors", half=True)
-    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("full", "half")]
-    assert sizes[1] < 0.75 * sizes[0]  # a small net: names take much of it
-    got = DeepLab(narrow("v1-vgg16-largefov"), CLASSES)
-    load_weights(got, tmp_path / "half.safetensors")
-    for name, value in numbers(model).items():
-        torch.testing.assert_close(numbers(got)[name], value.half().float(), rtol=0, atol=0)
-        assert numbers(got)[name].dtype == torch.float32
-    with torch.no_grad():
-        model.backbone.features[0].bias[0] = 1e6
-    with pytest.raises(ValueError, match=r"backbone.features.0.bias must lie within 65504 of zero"):
-        save_weights(model, tmp_path / "huge.safetensors", half=True)
-    assert not (tmp_path / "huge.safetensors").exists()
-
-
-def test_a_trunk_alone_is_an_initialisation(tmp_path: Path) -> None:
-    model, other = small_model("v1-vgg16-largefov"), other_model("v1-vgg16-largefov")
-    save_weights(model, tmp_path / "trunk.safetensors", classifier=False)
-    head = {name: value.clone() for name, value in numbers(other).items() if name.startswith("classifier")}
-    report = load_weights(other, tmp_path / "trunk.safetensors")
-    assert set(report.missing) == set(head)
-    for name, value in numbers(other).items():
-        want = head[name] if name in head else numbers(model)[name]
-        torch.testing.assert_close(value, want, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="has no classifier"):
-        load_model(tmp_path / "trunk.safetensors")
