@@ -38,7 +38,7 @@ from benchmarks import report
 from benchmarks.cases import ROOT
 from benchmarks.crf import LABEL_BOUNDS, available_threads, progress
 from deeplab_crf import DenseCRF
-from deeplab_crf.cli.evaluate import DatasetName
+from deeplab_crf.cli.options import DatasetName
 from deeplab_crf.data.datasets import Example, SegmentationFolder, open_dataset
 from deeplab_crf.engine.evaluate import FileScores, NetworkScores, ScoreSource, Task, evaluate, predict, top_labels
 from deeplab_crf.engine.saved_scores import write_saved_scores
