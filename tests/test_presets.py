@@ -68,7 +68,8 @@ def test_presets_equal_the_reference_table() -> None:
 
 def test_unknown_name_lists_the_names() -> None:
     with pytest.raises(
-        ValueError, match=r"preset must be one of deeplab-v1-largefov, .*pydensecrf, street, or a file .*; got 'deeplab'"
+        ValueError,
+        match=r"preset must be one of deeplab-v1-largefov, .*pydensecrf, street, or a file .*; got 'deeplab'",
     ):
         get_preset("deeplab")
 
