@@ -56,12 +56,13 @@ def stored(out: Path) -> dict[str, Any]:
 
 
 def assert_same_state(first: Path, second: Path) -> None:
-    """Bit for bit: weights, statistics of batch norm, momentum."""
+    """Bit for bit: weights, statistics of batch norm, momentum, averages."""
     a, b = stored(first), stored(second)
     assert a["iteration"] == b["iteration"]
-    assert a["network"].keys() == b["network"].keys()
-    for name, value in a["network"].items():
-        assert torch.equal(value, b["network"][name]), name
+    for kind in ("network", "average"):
+        assert a.get(kind, {}).keys() == b.get(kind, {}).keys()
+        for name, value in a.get(kind, {}).items():
+            assert torch.equal(value, b[kind][name]), name
     assert a["optimizer"]["state"].keys() == b["optimizer"]["state"].keys()
     for number, value in a["optimizer"]["state"].items():
         assert value.keys() == b["optimizer"]["state"][number].keys()

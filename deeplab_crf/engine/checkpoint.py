@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.engine.settings import FREE, TrainSettings, as_dict
@@ -24,6 +25,12 @@ class TrainingState:
     network: DeepLab
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: AveragedModel | None = None
+
+    @property
+    def result(self) -> DeepLab:
+        """The network that comes of it: the average, where there is one."""
+        return self.network if self.average is None else self.average.module
 
     def is_finite(self) -> bool:
         """Whether every number of the network is."""
@@ -47,6 +54,8 @@ def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, i
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
     }
+    if state.average is not None:
+        stored["average"] = state.average.state_dict()
     buffer = io.BytesIO()  # torch would turn a full disk into an error of its own that does not say so
     torch.save(stored, buffer)
     try:
@@ -74,6 +83,8 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
     state.network.load_state_dict(stored["network"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.scaler.load_state_dict(stored["scaler"])
+    if state.average is not None:
+        state.average.load_state_dict(stored["average"])
     iteration: int = stored["iteration"]
     return iteration
 

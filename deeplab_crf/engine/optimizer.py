@@ -17,17 +17,17 @@ SCORE_LAYERS, BIASES = 10.0, 2.0  # times the trunk's learning rate
 def make_optimizer(network: DeepLab, settings: TrainSettings) -> torch.optim.Optimizer:
     """SGD with momentum, as in the papers, or AdamW (Loshchilov & Hutter, arXiv 1711.05101), over `parameter_groups`.
     `set_learning_rate` has to be called before the first step."""
-    groups = parameter_groups(network, settings.weight_decay)
+    groups = parameter_groups(network, settings.weight_decay, settings.head_rate)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
 
 
-def parameter_groups(network: DeepLab, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(network: DeepLab, weight_decay: float, head_rate: float = 1.0) -> list[dict[str, Any]]:
     """What is trained, in groups: ``multiple`` of the trunk's learning rate, and weight decay.
 
-    Weights 1, biases 2 without decay; of the layers that give the classes' scores 10 and 20. Scale and shift of batch norm, where
-    they are trained (the papers freeze them), 1 without decay.
+    Weights 1, biases 2 without decay; of the layers after the trunk ``head_rate`` as much, of those that give the classes' scores 10
+    times that. Scale and shift of batch norm, where they are trained (the papers freeze them), as weights without decay.
     """
     last = set(network.score_layers())
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
@@ -35,7 +35,9 @@ def parameter_groups(network: DeepLab, weight_decay: float) -> list[dict[str, An
         for kind, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            multiple = SCORE_LAYERS if name in last else 1.0
+            multiple = 1.0 if name.startswith("backbone.") else head_rate
+            if name in last:
+                multiple *= SCORE_LAYERS
             decay = weight_decay
             if isinstance(module, nn.BatchNorm2d):
                 decay = 0.0

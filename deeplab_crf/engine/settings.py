@@ -102,11 +102,15 @@ class TrainSettings:
     longer_side: int = _setting(int, "Of images in validation and, later, in use; 0: as they are.", 0, low=0)
     optimizer: str = _setting(str, "The papers' SGD, or AdamW for short trainings.", "sgd", choices=OPTIMIZERS)
     learning_rate: float = _setting(float, "Of the trunk at the start.", 1e-3, low=SMALLEST)
+    head_rate: float = _setting(float, "Learning rate of the layers after the trunk, in the trunk's.", 1.0, low=SMALLEST)
     warmup: int = _setting(int, "Iterations over which the learning rate rises from zero.", 0, low=0)
     policy: str = _setting(str, "How the learning rate falls.", "poly", choices=POLICIES)
     step: int = _setting(int, "Policy step: a tenth after each so many iterations.", 2000, low=1)
     momentum: float = _setting(float, "Of the descent; of AdamW its first beta.", 0.9, low=0, high=1)
     weight_decay: float = _setting(float, "Of weights, not of biases.", 5e-4, low=0)
+    average: float = _setting(
+        float, "Decay of the running mean of the weights that is validated and saved; 0: the weights.", 0.0, low=0, high=1
+    )
     amp: str = _setting(str, "Precision of the convolutions.", "off", choices=AMP)
     device: str = _setting(str, "cpu, cuda, cuda:1; under torchrun cuda is each process's own.", "cpu")
     threads: int = _setting(int, "Of the training process; 0: as many as cores.", 0, low=0)

@@ -15,6 +15,7 @@ import torch
 
 from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
 from deeplab_crf.data.transforms import Augmentation
+from deeplab_crf.engine.average import make_average
 from deeplab_crf.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from deeplab_crf.engine.class_weights import class_weights
 from deeplab_crf.engine.curves import plot_curves
@@ -93,7 +94,8 @@ class Training:
         self.network = self._new_network()
         self.optimizer = make_optimizer(self.network, settings)
         scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "float16")
-        self.state = TrainingState(self.network, self.optimizer, scaler)
+        average = make_average(self.network, settings.average) if settings.average else None
+        self.state = TrainingState(self.network, self.optimizer, scaler, average)
 
     def _new_network(self) -> DeepLab:
         settings = self.settings
@@ -134,7 +136,7 @@ class Training:
         rows, finished = tuple(read_log(self.folder.log)), self.iteration == self.settings.iterations
         plot_curves(rows, self.folder.curves)
         if finished:
-            save_weights(self.network, self.folder.weights)
+            save_weights(self.state.result, self.folder.weights)
         return Outcome(self.iteration, finished, rows)
 
     def _iterations(self, should_stop: Callable[[], bool]) -> Generator[tuple[Row, bool]]:
@@ -174,6 +176,8 @@ class Training:
             raise FloatingPointError(self._diverged(f"the loss became {value} in iteration {self.iteration + 1}"))
         self.state.scaler.step(self.optimizer)
         self.state.scaler.update()
+        if self.state.average is not None:
+            self.state.average.update_parameters(self.network)
         self.iteration += 1
         return value
 
@@ -182,7 +186,7 @@ class Training:
         every, last = self.settings.validate_every, self.iteration == self.settings.iterations
         if self.validation is None or not (last or (every and self.iteration % every == 0)):
             return ()
-        found = validate(self.network, self.validation, self.world)
+        found = validate(self.state.result, self.validation, self.world)
         return found.mean_iou, found.pixel_accuracy
 
     def save(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from deeplab_crf.nn.fusion_report import FusionReport
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
+from deeplab_crf.ops.conv_algorithms import among_ours
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ADDING_METHODS = ("add", "add_")
@@ -22,7 +23,10 @@ _SUM_FILTERS = 64
 
 
 class _Merged(DilatedConv2d):
-    """With a residual that may have to be broadcast, as the addition it comes from allows."""
+    """Among others of its kind, and with a residual that may have to be broadcast, as the addition it comes from allows."""
+
+    def _policy(self) -> str:
+        return among_ours(super()._policy())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None or self._fits(x, residual):

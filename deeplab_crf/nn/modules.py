@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.ops.conv import ACTIVATIONS, aspp_sum, dilated_conv2d
+from deeplab_crf.ops.conv import ACTIVATIONS, aspp_sum, convolve
+from deeplab_crf.ops.conv_algorithms import get_conv_algorithm
 from deeplab_crf.ops.conv_shapes import pair
 
 
@@ -52,17 +53,12 @@ class DilatedConv2d(nn.Module):
         """x: (B, C, H, W) or (C, H, W). residual: of the result's shape."""
         return self._convolve(x, residual, self.activation)
 
+    def _policy(self) -> str:
+        return get_conv_algorithm()
+
     def _convolve(self, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
-        return dilated_conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            activation=activation,
-            residual=residual,
-        )
+        geometry = (self.stride, self.padding, self.dilation)
+        return convolve(x, (self.weight, self.bias), residual, geometry, activation == "relu", self._policy())
 
     def extra_repr(self) -> str:
         """Like that of torch.nn.Conv2d."""

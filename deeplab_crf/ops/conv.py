@@ -62,13 +62,23 @@ def dilated_conv2d(
     if activation not in ACTIVATIONS:
         raise ValueError(f'activation must be None or "relu"; got {activation!r}')
     geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    return convolve(x, (weight, bias), residual, geometry, activation == "relu", conv_algorithms.get_conv_algorithm())
+
+
+def convolve(
+    x: Tensor,
+    parameters: tuple[Tensor, Tensor | None],
+    residual: Tensor | None,
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    relu: bool,
+    policy: str,
+) -> Tensor:
+    """`dilated_conv2d` with the algorithm that ``policy`` says. parameters: weight and bias. geometry: stride, padding, dilation."""
     single = x.ndim == 3
     if single:
         x = x.unsqueeze(0)
         residual = None if residual is None else residual.unsqueeze(0)
-    result: Tensor = torch.ops.deeplab_crf.dilated_conv2d(
-        x, weight, bias, residual, *geometry, activation == "relu", conv_algorithms.get_conv_algorithm()
-    )
+    result: Tensor = torch.ops.deeplab_crf.dilated_conv2d(x, *parameters, residual, *geometry, relu, policy)
     return result.squeeze(0) if single else result
 
 

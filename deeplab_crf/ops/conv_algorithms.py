@@ -58,10 +58,19 @@ def _make_policy(name: str, forbid: Sequence[str]) -> str:
     return "-".join([name, *sorted(set(forbidden))])
 
 
+_AMONG_OURS = "among_ours"  # a word of "auto" policies that no user gives
+
+
+def among_ours(policy: str) -> str:
+    """``policy`` for a convolution between others that our kernels compute, as in a network that went through `fuse`."""
+    return f"{policy}-{_AMONG_OURS}" if policy.startswith("auto") else policy
+
+
 # Costs are in products of one input channel with one filter, at the speed of our kernels: 115 a nanosecond with 512-bit vectors on
 # one core of Zen 5. Torch's 3x3 is as fast a product. Its 1x1 takes MKL with one thread and fewer than 16 images, 2.1 to 3.4 times
-# as long there, and else oneDNN, which took 0.4 to 1 times as long as ours.
-_TORCH_POINTWISE_MKL, _TORCH_POINTWISE = 1.5, 0.8
+# as long there, and else oneDNN, which took 0.4 to 1 times as long as ours, alone. Among convolutions of ours, with several threads,
+# torch's pool and ours take turns, and the one that waits keeps spinning: whole networks are faster with our 1x1 than with torch's.
+_TORCH_POINTWISE_MKL, _TORCH_POINTWISE, _TORCH_POINTWISE_AMONG_OURS = 1.5, 0.8, 1.5
 _BATCH_OF_ONEDNN = 16
 # Where taps fall outside, torch leaves them out with channels_last only, and loses some of its speed.
 _TORCH_CLIPPED = 1.2
@@ -79,7 +88,7 @@ _FEW = 16
 @lru_cache(maxsize=4096)
 def choose_algorithm(shape: Shape, policy: str, channels_last: bool, threads: int) -> str:
     """One of "torch", "direct", "winograd". channels_last: whether tensors lie as the kernels want them. threads: torch's."""
-    name, *forbidden = policy.split("-")
+    name, *words = policy.split("-")
     if min(shape[0], shape[3][1], shape[4][1]) == 0:
         return "torch"
     possible = _possible(shape)
@@ -87,8 +96,8 @@ def choose_algorithm(shape: Shape, policy: str, channels_last: bool, threads: in
         return name if name in possible else "torch"
     costs = {
         algorithm: cost
-        for algorithm, cost in _costs(shape, possible, channels_last, threads).items()
-        if algorithm not in forbidden
+        for algorithm, cost in _costs(shape, possible, channels_last, _torch_pointwise(shape, words, threads)).items()
+        if algorithm not in words
     }
     return min(costs, key=lambda algorithm: costs[algorithm])
 
@@ -100,16 +109,21 @@ def _possible(shape: Shape) -> list[str]:
     return ["torch", "direct", "winograd"] if winograd else ["torch", "direct"]
 
 
-def _costs(shape: Shape, possible: Sequence[str], channels_last: bool, threads: int) -> dict[str, float]:
+def _torch_pointwise(shape: Shape, words: Sequence[str], threads: int) -> float:
+    """What torch's 1x1 costs a product."""
+    if threads == 1:
+        return _TORCH_POINTWISE_MKL if shape[0] < _BATCH_OF_ONEDNN else _TORCH_POINTWISE
+    return _TORCH_POINTWISE_AMONG_OURS if _AMONG_OURS in words else _TORCH_POINTWISE
+
+
+def _costs(shape: Shape, possible: Sequence[str], channels_last: bool, torch_pointwise: float) -> dict[str, float]:
     """Of "auto"'s candidates."""
     batch, channels, filters, rows, columns = shape
     taps = rows[2] * columns[2]
     full = batch * rows[1] * columns[1] * taps
     inside = _native.direct_products(shape)
     pointwise = taps == 1
-    of_torch = 1.0
-    if pointwise and rows[3] == columns[3] == 1:
-        of_torch = _TORCH_POINTWISE_MKL if threads == 1 and batch < _BATCH_OF_ONEDNN else _TORCH_POINTWISE
+    of_torch = torch_pointwise if pointwise and rows[3] == columns[3] == 1 else 1.0
     costs = {"torch": inside * channels * filters * of_torch}
     if min(channels, filters) < _FEW:
         return costs

@@ -11,6 +11,7 @@ from torch import nn  # noqa: E402
 
 from deeplab_crf import conv_algorithm  # noqa: E402
 from deeplab_crf.nn import ASPPSum, DilatedConv2d, fuse  # noqa: E402
+from deeplab_crf.ops import conv as operators  # noqa: E402
 
 
 def _settled(model: nn.Module) -> nn.Module:
@@ -228,6 +229,27 @@ def test_fused_twice() -> None:
     x = torch.randn(1, 3, 33, 33)
     with torch.no_grad():
         assert error(fuse(fuse(model))(x), model(x)) < 1e-4
+
+
+def test_with_several_threads_pointwise_convolutions_are_torch_s_alone_and_ours_in_a_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[str] = []
+    choose = operators.choose_algorithm
+    monkeypatch.setattr(operators, "choose_algorithm", lambda *told: chosen.append(choose(*told)) or chosen[-1])
+    model = _settled(nn.Sequential(nn.Conv2d(128, 128, 1), nn.ReLU()))
+    alone = DilatedConv2d(128, 128, 1)
+    x = torch.randn(1, 128, 41, 41).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with torch.no_grad():
+        fused = fuse(model)
+        alone(x)
+        assert error(fused(x), model(x)) < 1e-5
+        with conv_algorithm(forbid="direct"):
+            fused(x)
+        with conv_algorithm("torch"):
+            fused(x)
+    assert chosen == ["torch", "direct", "torch", "torch"]
 
 
 def test_compiled_and_saved() -> None:

@@ -39,12 +39,12 @@ def test_warm_up_rises_in_equal_steps() -> None:
         assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
 
 
-def rates(name: str) -> dict[str, tuple[float, float]]:
+def rates(name: str, *head_rate: float) -> dict[str, tuple[float, float]]:
     """Multiple and weight decay of every parameter that is trained."""
     model = small_model(name)
     names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
     found = {}
-    for group in parameter_groups(model, 5e-4):
+    for group in parameter_groups(model, 5e-4, *head_rate):
         for parameter in group["params"]:
             assert names[id(parameter)] not in found
             found[names[id(parameter)]] = (group["multiple"], group["weight_decay"])
@@ -59,6 +59,13 @@ def test_vgg() -> None:
     assert found["classifier.branches.3.fc6.weight"] == (1, 5e-4)
     assert found["classifier.branches.3.fc8.weight"] == (10, 5e-4)
     assert found["classifier.branches.3.fc8.bias"] == (20, 0)
+
+
+def test_the_head_can_learn_faster() -> None:
+    plain, faster = rates("v2-vgg16-aspp-l"), rates("v2-vgg16-aspp-l", 5.0)
+    assert plain.keys() == faster.keys()
+    for name, (multiple, decay) in plain.items():
+        assert faster[name] == (multiple * (1 if name.startswith("backbone.") else 5), decay)
 
 
 def test_resnet_trains_no_batch_norm() -> None:

@@ -53,7 +53,7 @@ def dying_at(iteration: int) -> Callable[[Row], None]:
 
 @pytest.mark.parametrize(("model", "optimizer"), [(COMPACT, "sgd"), (DROPOUT, "sgd"), (DROPOUT, "adamw")])
 def test_broken_off_at_any_iteration(model: str, optimizer: str, data: Path, tmp_path: Path) -> None:
-    settings = make(data, model=model, optimizer=optimizer, warmup=3, colour=0.2, accumulate=2)
+    settings = make(data, model=model, optimizer=optimizer, warmup=3, colour=0.2, accumulate=2, average=0.9)
     whole = run(settings, tmp_path / "whole")
     for iteration in range(1, 7):
         out = tmp_path / str(iteration)

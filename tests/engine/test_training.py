@@ -115,6 +115,44 @@ def test_learning_rates_and_class_weights_reach_the_loop(data: Path, tmp_path: P
     assert losses(balanced)[0] == pytest.approx(losses(step)[0], rel=0.2)
 
 
+def test_the_average_is_what_is_validated_and_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After iteration n: d a + (1 - d) w with d = min(average, (1 + n) / (10 + n)), the first of them the weights."""
+    seen: list[dict[str, torch.Tensor]] = []
+    validated: list[dict[str, torch.Tensor]] = []
+    descend, validate = loop.Training._descend, loop.validate
+
+    def watched(self: loop.Training, *arguments: Any) -> float:
+        value = descend(self, *arguments)
+        seen.append({name: weight.detach().clone() for name, weight in self.network.state_dict().items()})
+        return value
+
+    def watched_validation(network: Any, *arguments: Any) -> Any:
+        validated.append({name: weight.clone() for name, weight in network.state_dict().items()})
+        return validate(network, *arguments)
+
+    monkeypatch.setattr(loop.Training, "_descend", watched)
+    monkeypatch.setattr(loop, "validate", watched_validation)
+    run(make(data, average=0.2, val_split="val"), tmp_path / "out")
+    saved = load_model(tmp_path / "out" / "weights.safetensors")[0].state_dict()
+    moved = 0
+    for name, weight in seen[0].items():
+        if name.endswith("num_batches_tracked"):  # is not saved
+            continue
+        expected = weight.double()
+        if "running" not in name:
+            for n, now in enumerate(seen[1:], start=1):
+                decay = min(0.2, (1 + n) / (10 + n))
+                expected = decay * expected + (1 - decay) * now[name].double()
+            moved += not torch.equal(seen[-1][name], saved[name])
+        else:  # statistics are the network's
+            expected = seen[-1][name].double()
+        torch.testing.assert_close(saved[name].double(), expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(saved[name], validated[-1][name])
+    assert moved > 5
+
+
 def test_validation_is_the_pipeline_s_without_crf(data: Path, tmp_path: Path) -> None:
     outcome = run(make(data, val_split="val", validate_every=4), tmp_path / "out")
     assert [row.iteration for row in outcome.rows if row.mean_iou is not None] == [4, 6]
