@@ -5,6 +5,9 @@ With n = 8k + 1 pixels, ceil-mode pooling and strides give k + 1 scores, and sco
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +37,11 @@ def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
     square and fill the picture; averaged where it shrinks."""
     if tuple(values.shape[-2:]) == tuple(size):
         return values
-    return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+    one_column = 1 in (values.shape[-1], size[1])  # where torch (2.13) gives the first row everywhere
+    if one_column:
+        values, size = values.mT.contiguous(), (size[1], size[0])
+    resized = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized.mT if one_column else resized
 
 
 def size_with_longer_side(size: tuple[int, int], longer_side: int | None) -> tuple[int, int]:
@@ -51,7 +58,19 @@ def image_scores(scores: Tensor, padded: tuple[int, int], seen: tuple[int, int],
     padded: rows and columns of what the network saw, on whose corners the corners of ``scores`` lie. seen: the same without its
     padding. image: the size (H, W) of the image, which was resized to ``seen``.
     """
-    return resize(interp(scores, padded)[..., : seen[0], : seen[1]], image)
+    size = (scores.shape[-2], scores.shape[-1])
+    if size == padded or seen == image:
+        return resize(interp(scores, padded)[..., : seen[0], : seen[1]], image)
+    rows, columns = (_axis_weights(*lengths).to(scores) for lengths in zip(size, padded, seen, image, strict=True))
+    return rows @ scores @ columns.T
+
+
+@lru_cache(maxsize=32)
+def _axis_weights(scores: int, padded: int, seen: int, image: int) -> Tensor:
+    """What the two steps of `image_scores` do to one axis, ``(image, scores)``: both are linear, and the picture between them has
+    several times the numbers of what goes in and comes out."""
+    basis = torch.eye(scores, dtype=torch.float64).reshape(1, scores, scores, 1)
+    return resize(interp(basis, (padded, 1))[..., :seen, :], (image, 1))[0, :, :, 0].T.float()
 
 
 def pad_bottom_right(values: Tensor, size: tuple[int, int], fill: float = 0.0) -> Tensor:

@@ -17,6 +17,7 @@ from slow_network import SlowNetwork, interp, resnet_weights, vgg_weights  # noq
 
 from deeplab_crf import models  # noqa: E402
 from deeplab_crf.models import VARIANTS, DeepLab, build_model, load_weights, training_loss  # noqa: E402
+from deeplab_crf.models.interp import image_scores, resize
 from deeplab_crf.models.interp import interp as torch_interp  # noqa: E402
 from deeplab_crf.models.interp import padded_size, scaled_size  # noqa: E402
 
@@ -204,6 +205,22 @@ def test_resnet_at_three_scales_is_the_slow_network(name: str, rates: tuple[int,
 def test_interp_is_its_formula(size: tuple[int, int], out: tuple[int, int]) -> None:
     values = np.random.default_rng(0).normal(size=(2, *size))
     check(torch_interp(torch.from_numpy(values)[None], out)[0], interp(values, *out))
+
+
+@pytest.mark.parametrize(("rows", "out"), [(6, 3), (7, 4), (3, 8)])
+def test_pictures_of_one_column_are_resized_as_wider_ones(rows: int, out: int) -> None:
+    values = torch.rand(1, 2, rows, 1)
+    want = resize(values.repeat(1, 1, 1, 5), (out, 5))[..., :1]
+    torch.testing.assert_close(resize(values, (out, 1)), want)
+    torch.testing.assert_close(resize(values.mT.contiguous(), (1, out)), want.mT)
+
+
+@pytest.mark.parametrize("seen", [(37, 49), (33, 44), (3, 49), (37, 2)])
+@pytest.mark.parametrize("image", [(24, 31), (80, 90), (5, 70), (37, 49), (1, 1)])
+def test_scores_of_an_image_are_enlarged_cut_and_resized(seen: tuple[int, int], image: tuple[int, int]) -> None:
+    scores = torch.randn(2, 3, 6, 8)
+    want = resize(torch_interp(scores, (41, 57))[..., : seen[0], : seen[1]], image)
+    torch.testing.assert_close(image_scores(scores, (41, 57), seen, image), want, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- sizes, modes, losses
