@@ -69,8 +69,9 @@ def image_scores(scores: Tensor, padded: tuple[int, int], seen: tuple[int, int],
 def _axis_weights(scores: int, padded: int, seen: int, image: int) -> Tensor:
     """What the two steps of `image_scores` do to one axis, ``(image, scores)``: both are linear, and the picture between them has
     several times the numbers of what goes in and comes out."""
-    basis = torch.eye(scores, dtype=torch.float64).reshape(1, scores, scores, 1)
-    return resize(interp(basis, (padded, 1))[..., :seen, :], (image, 1))[0, :, :, 0].T.float()
+    with torch.inference_mode(False), torch.no_grad():  # whoever asks first, all others may differentiate
+        basis = torch.eye(scores, dtype=torch.float64).reshape(1, scores, scores, 1)
+        return resize(interp(basis, (padded, 1))[..., :seen, :], (image, 1))[0, :, :, 0].T.float()
 
 
 def pad_bottom_right(values: Tensor, size: tuple[int, int], fill: float = 0.0) -> Tensor:

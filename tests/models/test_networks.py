@@ -220,7 +220,10 @@ def test_pictures_of_one_column_are_resized_as_wider_ones(rows: int, out: int) -
 def test_scores_of_an_image_are_enlarged_cut_and_resized(seen: tuple[int, int], image: tuple[int, int]) -> None:
     scores = torch.randn(2, 3, 6, 8)
     want = resize(torch_interp(scores, (41, 57))[..., : seen[0], : seen[1]], image)
-    torch.testing.assert_close(image_scores(scores, (41, 57), seen, image), want, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        got = image_scores(scores, (41, 57), seen, image)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    image_scores(scores.requires_grad_(), (41, 57), seen, image).sum().backward()
 
 
 # ---------------------------------------------------------------- sizes, modes, losses
