@@ -117,7 +117,8 @@ def test_broken_array_files_are_named(tmp_path: Path, suffix: str, content: byte
 @pytest.mark.parametrize("compressed", [False, True])
 def test_damage_inside_of_an_archive_is_named(tmp_path: Path, compressed: bool) -> None:
     path = tmp_path / "damaged.npz"
-    (np.savez_compressed if compressed else np.savez)(path, logits=LOGITS)
+    logits = np.tile(LOGITS, (1, 20, 20))  # so large that its header is read before the checksum
+    (np.savez_compressed if compressed else np.savez)(path, logits=logits)
     whole, begin = path.read_bytes(), 30 + len("logits.npy")
     path.write_bytes(whole[:begin] + b"\xff" * 40 + whole[begin + 40 :] if compressed else whole.replace(b"}", b" "))
     with pytest.raises(ValueError, match=r"damaged\.npz: cannot be read as a NumPy file"):
