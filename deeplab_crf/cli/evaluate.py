@@ -14,6 +14,7 @@ from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_opti
 from deeplab_crf.cli.options import crf_options, data_option, device_option, out_option
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
+from deeplab_crf.data.files import check_writable
 from deeplab_crf.data.scores import KINDS as SCORE_KINDS
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
@@ -79,6 +80,9 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     """
     _check_options(options)
     dataset = open_dataset(*options["data"])
+    for folder in (out, options["save_scores"]):
+        if folder is not None:
+            check_writable(folder)
     try:
         import torch  # takes seconds: not for --help
 
@@ -146,7 +150,8 @@ def _network(
     network, weights = pipeline.network, options["weights"] or WEIGHTS
     if network.num_classes != len(dataset.classes):
         raise ValueError(
-            f"{weights}: the network must have the data set's {len(dataset.classes)} classes; got {network.num_classes}"
+            f"{weights}: the network must have the data set's {len(dataset.classes)} classes; got {network.num_classes}. "
+            "Name one of that many with --weights"
         )
     used = {"weights": str(weights), "model": network.variant.name, "scales": list(network.scales)}
     source = NetworkScores(pipeline, options["save_scores"])

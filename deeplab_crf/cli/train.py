@@ -66,8 +66,9 @@ def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **optio
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite begins anew: give one of them")
     folder = RunFolder(out)
-    if config is None and resume and folder.settings.is_file():
-        config = folder.settings
+    if config is None and resume:
+        folder.existing_checkpoint()  # without a training there are no settings either: say what is missing first
+        config = folder.settings if folder.settings.is_file() else None
     values = {} if config is None else read_values(config)
     settings = make_settings(values | {name: value for name, value in options.items() if value is not None})
     try:

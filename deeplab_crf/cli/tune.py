@@ -208,7 +208,7 @@ def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path,
         if pipeline.network.num_classes != len(dataset.classes):
             raise ValueError(
                 f"{weights}: the network must have the {len(dataset.classes)} classes of the data set; "
-                f"got {pipeline.network.num_classes}"
+                f"got {pipeline.network.num_classes}. Name one of that many with --weights"
             )
         source = NetworkScores(pipeline, folder)
         with _bar("scores", len(missing)) as advance:

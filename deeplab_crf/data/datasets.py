@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,21 +42,28 @@ class SegmentationFolder:
     every photograph, sorted. ``dataset[i]`` reads an `Example`.
 
     Raises ValueError that names the file: none at all, one that is missing, and, when it is read, sizes that differ between
-    photograph and labels, and label values that are neither a class nor 255 (void).
+    photograph and labels, and label values that are neither a class nor 255 (void). Also where two classes have one name.
     """
 
     def __init__(self, images: Path, labels: Path, classes: Sequence[str], names: Sequence[str] | None = None) -> None:
         if not 1 <= len(classes) <= IGNORE:
             raise ValueError(f"classes must name 1 to {IGNORE} classes; got {len(classes)}")
         self.classes = tuple(classes)
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise ValueError(f"classes must have different names; got {twice[0]!r} more than once")
         pictures, ids = _files(images, IMAGE_SUFFIXES), _files(labels, LABEL_SUFFIXES)
         chosen = tuple(pictures) if names is None else tuple(names)
         if not chosen:
-            raise ValueError(f"{images}: no photographs (known: {', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise ValueError(f"{images}: no photographs ({_known(IMAGE_SUFFIXES)})")
         for name in chosen:
-            for found, folder, kind in ((pictures, images, "photograph"), (ids, labels, "label image")):
+            for found, folder, kind, suffixes in (
+                (pictures, images, "photograph", IMAGE_SUFFIXES),
+                (ids, labels, "label image", LABEL_SUFFIXES),
+            ):
                 if name not in found:
-                    raise ValueError(f"{folder}: no {kind} called {name!r}")
+                    cure = "lists hold names without suffix" if Path(name).stem in found else _known(suffixes)
+                    raise ValueError(f"{folder}: no {kind} called {name!r} ({cure})")
         self.items = tuple(Item(name, pictures[name], ids[name]) for name in chosen)
 
     def __len__(self) -> int:
@@ -65,8 +73,10 @@ class SegmentationFolder:
         item = self.items[index]
         image, labels = read_image(item.image), read_labels(item.labels).ids
         if image.shape[:2] != labels.shape:
+            lies = image.shape[:2] == labels.shape[::-1]
             raise ValueError(
                 f"{item.labels}: labels must have the size of {item.image}, {image.shape[:2]}; got {labels.shape}"
+                + (". If the photograph is turned by its EXIF alone, turn its pixels" if lies else "")
             )
         wrong = np.unique(labels[(labels != IGNORE) & ((labels < 0) | (labels >= len(self.classes)))])
         if wrong.size:
@@ -84,11 +94,20 @@ def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     return files_by_stem(folder, suffixes)
 
 
+def _known(suffixes: frozenset[str]) -> str:
+    return f"known: {', '.join(sorted(suffixes))}"
+
+
 def read_names(path: Path) -> list[str]:
-    """The names of a list, one a line; empty lines are left out. Raises ValueError if there is no such file or no name in it."""
+    """The names of a list in UTF-8, one a line; empty lines are left out. Raises ValueError if there is no such file, no name in
+    it, or another encoding."""
     if not path.is_file():
         raise ValueError(f"{path}: no such list")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the first name
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: cannot be read as a list of names ({error}); save it in UTF-8") from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{path}: the list is empty")
     return names
@@ -128,9 +147,13 @@ def folder(root: Path, split: str) -> SegmentationFolder:
     images, labels = (
         root / kind / split if (root / kind / split).is_dir() else root / kind for kind in ("images", "labels")
     )
-    chosen = root / f"{split}.txt"
+    chosen, classes = root / f"{split}.txt", read_names(root / "classes.txt")
     names = read_names(chosen) if chosen.is_file() else None
-    return SegmentationFolder(images, labels, read_names(root / "classes.txt"), names)
+    if names is None and images.is_dir() and images.name != split and not files_by_stem(images, IMAGE_SUFFIXES):
+        raise ValueError(
+            f"{root}: no split {split!r}: neither {images / split}, nor {chosen}, nor photographs in {images}"
+        )
+    return SegmentationFolder(images, labels, classes, names)
 
 
 DATASETS = {"camvid": camvid, "voc": voc2012, "folder": folder}

@@ -19,7 +19,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that becomes ``path`` when the block ends, and leaves nothing behind when it raises.
 
     The bytes go to a hidden file in the same folder, so the last step is a rename within one file system: readers see
-    the old file or the new one, never a part. Folders that are missing are made.
+    the old file or the new one, never a part. Folders that are missing are made. An OSError names the file, which that of a full
+    disk does not by itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
@@ -27,19 +28,34 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         with open(partial, "xb") as stream:
             yield stream
         os.replace(partial, path)
-    except BaseException:  # KeyboardInterrupt too: a half-written file helps nobody
+    except BaseException as error:  # KeyboardInterrupt too: a half-written file helps nobody
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ValueError where ``folder`` cannot be made or written into, as far as that shows beforehand."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise ValueError(f"{folder}: results cannot be written there: {there} {why}")
 
 
 def files_by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     """The files of ``folder`` (not of folders in it) with one of ``suffixes`` (lower case, with dot), by stem, sorted.
 
-    Hidden files are left out. Raises ValueError where two files share a stem: which one is meant cannot be known.
+    Hidden files are left out. Links to nothing are not: whoever reads them says that a file is missing, as it is where a data set's
+    files were not fetched. Raises ValueError where two files share a stem: which one is meant cannot be known.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or not path.is_file():
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        if not path.is_file() and not (path.is_symlink() and not path.exists()):
             continue
         if path.stem in found:
             raise ValueError(

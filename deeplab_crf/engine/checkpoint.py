@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from deeplab_crf.engine.settings import FREE, TrainSettings, as_dict
 from deeplab_crf.models.deeplab import DeepLab
 
 FORMAT = "deeplab-crf training 1"
+_PARTS = {"model": dict, "settings": dict, "iteration": int, "network": dict, "optimizer": dict, "scaler": dict}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,9 @@ class TrainingState:
     @property
     def result(self) -> DeepLab:
         """The network that comes of it: the average, where there is one."""
-        return self.network if self.average is None else self.average.module
+        network = self.network if self.average is None else self.average.module
+        assert isinstance(network, DeepLab)
+        return network
 
     def is_finite(self) -> bool:
         """Whether every number of the network is."""
@@ -80,12 +83,14 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
     shapes = {name: tuple(value.shape) for name, value in state.network.state_dict().items()}
     if {name: tuple(value.shape) for name, value in stored["network"].items()} != shapes:
         raise ValueError(f"{path} is of another network, which was called {here['model']} too: its layers differ")
+    iteration: int = stored["iteration"]
+    if not 0 <= iteration <= settings.iterations:
+        raise ValueError(f"{path} must be of 0 to {settings.iterations} iterations; got {iteration}")
     state.network.load_state_dict(stored["network"])
     state.optimizer.load_state_dict(stored["optimizer"])
     state.scaler.load_state_dict(stored["scaler"])
     if state.average is not None:
         state.average.load_state_dict(stored["average"])
-    iteration: int = stored["iteration"]
     return iteration
 
 
@@ -104,6 +109,9 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this version of deeplab-crf train")
+    wrong = [name for name, kind in _PARTS.items() if not isinstance(stored.get(name), kind)]
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong)} is missing, or something else; the checkpoint is damaged")
     return stored
 
 
@@ -117,6 +125,8 @@ def _words(architecture: dict[str, Any]) -> str:
 
 
 def _check_settings(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """A setting that a checkpoint does not know came after it, and had no effect then: its default has none."""
+    stored = {each.name: each.default for each in fields(TrainSettings) if each.default not in (MISSING, None)} | stored
     different = [name for name in {**stored, **given} if name not in FREE and stored.get(name) != given.get(name)]
     if different:
         told = ", ".join(f"{name} = {given.get(name)!r} (there {stored.get(name)!r})" for name in different)

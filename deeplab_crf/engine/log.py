@@ -64,13 +64,19 @@ class Log:
 
 
 def read_log(path: Path) -> list[Row]:
-    """The rows of a log; a last line that was not written to its end is left out."""
-    with open(path, newline="", encoding="utf-8") as stream:
-        whole = [line for line in stream if line.endswith("\n")]
-    return [
-        Row(int(iteration), *(float(cell) if cell else None for cell in numbers))  # type: ignore[arg-type]
-        for iteration, *numbers in csv.reader(whole[1:])
-    ]
+    """The rows of a log; a last line that was not written to its end is left out. Raises ValueError that names the file where it is
+    damaged."""
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            whole = [line for line in stream if line.endswith("\n")]
+        return [
+            Row(int(iteration), *(float(cell) if cell else None for cell in numbers))  # type: ignore[arg-type]
+            for iteration, *numbers in csv.reader(whole[1:])
+        ]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"{path}: cannot be read as a training's log ({error}); move it away to go on without it"
+        ) from error
 
 
 def _as_cells(row: Row) -> list[str]:

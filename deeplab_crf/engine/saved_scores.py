@@ -11,7 +11,6 @@ NAME.npz holds
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def read_saved_scores(path: Path) -> SavedScores | None:
                 return None
             values, size = stored["scores"], stored["size"]
             seen = stored["seen"] if "seen" in stored.files else size
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of damaged headers and damaged compressed data: nearly anything
         raise ValueError(f"{path}: cannot be read as a NumPy file ({str(error) or type(error).__name__})") from error
     if (
         values.ndim != 3

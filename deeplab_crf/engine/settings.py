@@ -102,14 +102,20 @@ class TrainSettings:
     longer_side: int = _setting(int, "Of images in validation and, later, in use; 0: as they are.", 0, low=0)
     optimizer: str = _setting(str, "The papers' SGD, or AdamW for short trainings.", "sgd", choices=OPTIMIZERS)
     learning_rate: float = _setting(float, "Of the trunk at the start.", 1e-3, low=SMALLEST)
-    head_rate: float = _setting(float, "Learning rate of the layers after the trunk, in the trunk's.", 1.0, low=SMALLEST)
+    head_rate: float = _setting(
+        float, "Learning rate of the layers after the trunk, in the trunk's.", 1.0, low=SMALLEST
+    )
     warmup: int = _setting(int, "Iterations over which the learning rate rises from zero.", 0, low=0)
     policy: str = _setting(str, "How the learning rate falls.", "poly", choices=POLICIES)
     step: int = _setting(int, "Policy step: a tenth after each so many iterations.", 2000, low=1)
     momentum: float = _setting(float, "Of the descent; of AdamW its first beta.", 0.9, low=0, high=1)
     weight_decay: float = _setting(float, "Of weights, not of biases.", 5e-4, low=0)
     average: float = _setting(
-        float, "Decay of the running mean of the weights that is validated and saved; 0: the weights.", 0.0, low=0, high=1
+        float,
+        "Decay of the running mean of the weights that is validated and saved; 0: the weights.",
+        0.0,
+        low=0,
+        high=1,
     )
     amp: str = _setting(str, "Precision of the convolutions.", "off", choices=AMP)
     device: str = _setting(str, "cpu, cuda, cuda:1; under torchrun cuda is each process's own.", "cpu")
@@ -134,6 +140,8 @@ class TrainSettings:
             raise ValueError(f"batch must be a multiple of accumulate, {self.accumulate}; got {self.batch}")
         if self.amp == "float16" and not self.device.startswith("cuda"):
             raise ValueError(f"amp must be off or bfloat16 on {self.device}: float16 is for CUDA; got float16")
+        if self.optimizer == "adamw" and self.momentum == 1:
+            raise ValueError("momentum must be below 1 with optimizer adamw, whose first beta it is; got 1.0")
         if self.new_classifier and not self.init:
             raise ValueError("new_classifier must be false without init, the weights it leaves a part of out; got True")
 
@@ -146,22 +154,32 @@ FREE = frozenset(
 
 def make_settings(values: Mapping[str, Any]) -> TrainSettings:
     """Settings by name. Raises ValueError for names that there are not, and for those that are needed and missing."""
-    names = [each.name for each in fields(TrainSettings)]
-    unknown = [name for name in values if name not in names]
-    if unknown:
-        raise ValueError(f"there is no setting called {', '.join(unknown)}; known: {', '.join(names)}")
+    _check_names(values)
     missing = [each.name for each in fields(TrainSettings) if each.default is MISSING and each.name not in values]
     if missing:
         raise ValueError(f"{', '.join(missing)} must be given")
     return TrainSettings(**values)
 
 
+def _check_names(values: Mapping[str, Any]) -> None:
+    names = [each.name for each in fields(TrainSettings)]
+    unknown = [name for name in values if name not in names]
+    if unknown:
+        raise ValueError(f"there is no setting called {', '.join(unknown)}; known: {', '.join(names)}")
+
+
 def read_values(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, by name. Raises ValueError, naming the file, where it cannot be read as TOML."""
+    """The settings in a TOML file, by name. Raises ValueError, naming the file, where it cannot be read as TOML, and for names that
+    there are not."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows put a mark at the beginning
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as TOML ({error})") from error
+    try:
+        _check_names(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return values
 
 
 def write_settings(settings: TrainSettings, path: Path) -> None:

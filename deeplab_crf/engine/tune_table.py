@@ -84,11 +84,15 @@ def _check_question(path: Path, question: Mapping[str, Any]) -> None:
 
 
 def _read_trials(path: Path) -> list[Trial]:
-    with open(path, encoding="utf-8", newline="") as stream:
-        rows = list(csv.reader(stream))
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as a table of trials ({error}). --overwrite begins afresh") from error
     if not rows or tuple(rows[0]) != _COLUMNS:
         raise ValueError(
-            f"{path}: the first line must be {','.join(_COLUMNS)}; got {','.join(rows[0]) if rows else ''}"
+            f"{path}: the first line must be {','.join(_COLUMNS)}; got {','.join(rows[0]) if rows else ''}. "
+            "--overwrite begins afresh"
         )
     return [_read_trial(row, f"{path}: line {number}") for number, row in enumerate(rows[1:], 2)]
 

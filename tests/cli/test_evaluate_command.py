@@ -154,7 +154,8 @@ def test_what_cannot_be_is_said_in_one_line(
         (2, "--device", [*net, "--device", "gpu"]),
         (2, "preset must be one of", [*net, "--preset", "none"]),
         (1, "no scores (.npz or .npy) of 3 of 3 images: val0, val1, val2", ["--scores", tmp_path / "empty"]),
-        (1, "the network must have the data set's 3 classes; got 2", ["--weights", two]),
+        (1, "the network must have the data set's 3 classes; got 2. Name one of that many", ["--weights", two]),
+        (1, f"results cannot be written there: {weights} is no folder", [*net, "--save-scores", weights / "scores"]),
     ]
     for status, message, arguments in cases:
         assert evaluate(root, *arguments, "-o", out) == status, message
@@ -170,6 +171,15 @@ def test_what_cannot_be_is_said_in_one_line(
         assert main(["evaluate", "--data", data, "--weights", str(weights)]) == status, message
         assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(
+    root: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deeplab_crf.cli.evaluate._run", lambda *_: pytest.fail("the work was begun"))
+    out = weights / "new" / "results"
+    assert evaluate(root, "--weights", weights, "-o", out) == 1
+    assert f"{out}: results cannot be written there: {weights} is no folder" in capsys.readouterr().err
 
 
 def test_a_bad_file_is_named(root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

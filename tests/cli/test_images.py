@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,16 @@ def test_atomic_write_interrupted_keeps_the_old_file_only(tmp_path: Path, error:
         write()
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["file.bin"]
+
+
+def test_atomic_write_names_the_file_where_the_disk_is_full(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*a\.png'") as caught,
+        atomic_write(tmp_path / "a.png"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.errno == errno.ENOSPC
+    assert not any(tmp_path.iterdir())
 
 
 def test_atomic_write_gives_the_permissions_of_any_new_file(tmp_path: Path) -> None:

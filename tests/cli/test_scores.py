@@ -114,6 +114,17 @@ def test_broken_array_files_are_named(tmp_path: Path, suffix: str, content: byte
         read_scores(path)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damage_inside_of_an_archive_is_named(tmp_path: Path, compressed: bool) -> None:
+    path = tmp_path / "damaged.npz"
+    logits = np.tile(LOGITS, (1, 20, 20))  # so large that its header is read before the checksum
+    (np.savez_compressed if compressed else np.savez)(path, logits=logits)
+    whole, begin = path.read_bytes(), 30 + len("logits.npy")
+    path.write_bytes(whole[:begin] + b"\xff" * 40 + whole[begin + 40 :] if compressed else whole.replace(b"}", b" "))
+    with pytest.raises(ValueError, match=r"damaged\.npz: cannot be read as a NumPy file"):
+        read_scores(path)
+
+
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as a NumPy file"):
         read_scores(stored(tmp_path, np.array([{"logits": 1}], dtype=object)))

@@ -105,6 +105,56 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_dataset("voc", root, "val")
 
 
+def test_names_that_are_not_found_come_with_a_cure(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, train=2, val=1)
+    write_list(root / "train.txt", "train0.png")
+    with pytest.raises(ValueError, match=r"no photograph called 'train0\.png' \(lists hold names without suffix\)"):
+        open_dataset("folder", root, "train")
+    label = root / "labels" / "val" / "val0.png"
+    label.rename(label.with_suffix(".jpg"))
+    with pytest.raises(ValueError, match=r"no label image called 'val0' \(known: \.bmp, .*\.png, "):
+        open_dataset("folder", root, "val")
+    with pytest.raises(ValueError, match=r"no split 'vla': neither .*images.vla, nor .*vla\.txt, nor photographs in "):
+        open_dataset("folder", root, "vla")
+
+
+def test_lists_of_other_encodings(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, train=2, val=0)
+    (root / "classes.txt").write_text("\ufeffground\r\nsky\r\nthing\r\n", encoding="utf-8")
+    assert open_dataset("folder", root, "train").classes == CLASSES
+    for encoding in ("latin-1", "utf-16"):
+        (root / "classes.txt").write_text("stra\xdfe\nsky\nthing\n", encoding=encoding)
+        with pytest.raises(ValueError, match=r"classes\.txt: cannot be read as a list .*; save it in UTF-8"):
+            open_dataset("folder", root, "train")
+
+
+def test_classes_of_one_name(tmp_path: Path) -> None:
+    """Tables and results.json are by name: one of them would be lost."""
+    root = write_folder(tmp_path, train=1, val=0)
+    write_list(root / "classes.txt", "ground", "sky", "sky")
+    with pytest.raises(ValueError, match="classes must have different names; got 'sky' more than once"):
+        open_dataset("folder", root, "train")
+
+
+def test_photographs_that_are_links_to_nothing_are_not_left_out(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, train=2, val=0)
+    path = root / "images" / "train" / "train0.png"
+    path.unlink()
+    path.symlink_to("nowhere.png")
+    dataset = open_dataset("folder", root, "train")
+    assert len(dataset) == 2
+    with pytest.raises(ValueError, match=r"train0\.png: cannot be read as an image \(.*No such file"):
+        _ = dataset[0]
+
+
+def test_a_photograph_that_its_exif_turns(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, train=1, val=0)
+    path = root / "images" / "train" / "train0.png"
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    with pytest.raises(ValueError, match=r"\(48, 40\); got \(40, 48\)\. If the photograph is turned by its EXIF alone"):
+        _ = open_dataset("folder", root, "train")[0]
+
+
 def test_labels_that_do_not_fit_name_the_file_and_the_value(tmp_path: Path) -> None:
     root = write_folder(tmp_path, train=2)
     path = root / "labels" / "train" / "train1.png"

@@ -135,6 +135,36 @@ def test_files_that_are_no_checkpoint(content: bytes | None, data: Path, tmp_pat
         run(make(data), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": None}, "optimizer is missing, or something else; the checkpoint is damaged"),
+        ({"network": [1], "settings": 2}, "settings, network is missing, or something else"),
+        ({"iteration": "3"}, "iteration is missing, or something else"),
+        ({"iteration": 7}, "must be of 0 to 6 iterations; got 7"),
+    ],
+)
+def test_checkpoints_whose_parts_are_not_what_they_should_be(
+    changes: dict[str, object], message: str, data: Path, tmp_path: Path
+) -> None:
+    settings = make(data)
+    run(settings, tmp_path, should_stop=lambda: True)
+    torch.save(stored(tmp_path) | changes, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt.*{message}"):
+        run(settings, tmp_path, resume=True)
+
+
+def test_checkpoints_from_before_a_setting_was_there(data: Path, tmp_path: Path) -> None:
+    """Head_rate and average came later: by default they change nothing."""
+    run(make(data), tmp_path, should_stop=lambda: True)
+    old = stored(tmp_path)
+    del old["settings"]["head_rate"], old["settings"]["average"]
+    torch.save(old, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"other settings: average = 0\.5 \(there 0\.0\)"):
+        run(make(data, average=0.5), tmp_path, resume=True)
+    assert run(make(data), tmp_path, resume=True).finished
+
+
 def test_nothing_in_a_checkpoint_is_run(data: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -152,3 +182,11 @@ def test_a_log_with_an_unfinished_line(tmp_path: Path) -> None:
         "iteration,loss,learning_rate,images_per_second,mean_iou,pixel_accuracy\n1,0.5,0.1,3.0,,\n2,0.4,0.1,3.0,0.2"
     )
     assert read_log(path) == [Row(1, 0.5, 0.1, 3.0)]
+
+
+@pytest.mark.parametrize("line", [b"one,0.5,0.1,3.0,,\n", b"1,0.5\n", b"\xff\xfe\n"])
+def test_a_log_that_is_damaged(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"iteration,loss,learning_rate,images_per_second,mean_iou,pixel_accuracy\n" + line)
+    with pytest.raises(ValueError, match=rf"{path}: cannot be read as a training's log .*; move it away"):
+        read_log(path)

@@ -70,6 +70,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         np.savez(path, scores=scores, size=size)
         with pytest.raises(ValueError, match=f"a.npz: .*{message}"):
             read_saved_scores(path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"a.npz: cannot be read as a NumPy file"):
-        read_saved_scores(path)
+    write_saved_scores(path, np.zeros((3, 65, 65)), (513, 513))  # so large that the header is read before the checksum
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole.replace(b"}", b" ")):  # the second: a header that does not end
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a.npz: cannot be read as a NumPy file"):
+            read_saved_scores(path)

@@ -52,6 +52,12 @@ def test_what_cannot_be_is_named(name: str, value: Any, expected: str) -> None:
         TrainSettings(**(NEEDED | {name: value}))
 
 
+def test_adamw_needs_a_first_beta_below_one() -> None:
+    with pytest.raises(ValueError, match=r"^momentum must be below 1 with optimizer adamw, .*; got 1\.0"):
+        TrainSettings(**NEEDED, optimizer="adamw", momentum=1)
+    TrainSettings(**NEEDED, momentum=1)
+
+
 def test_names_that_are_unknown_or_missing() -> None:
     with pytest.raises(ValueError, match=r"there is no setting called crops, rate; known: model, .*crop, "):
         make_settings(NEEDED | {"crops": 3, "rate": 1})
@@ -67,6 +73,21 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
     for each in (settings, replace(settings, multi_scale=None), TrainSettings(**NEEDED)):
         write_settings(each, path)
         assert make_settings(read_values(path)) == each
+
+
+def test_files_of_windows_editors_begin_with_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b"\xef\xbb\xbfcrop = 33\r\n")
+    assert read_values(path) == {"crop": 33}
+
+
+def test_files_with_unknown_names(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("learning-rate = 1e-3\n")
+    with pytest.raises(
+        ValueError, match=rf"^{path}: there is no setting called learning-rate; known: .*learning_rate, "
+    ):
+        read_values(path)
 
 
 @pytest.mark.parametrize("content", [b"crop = ", b"crop = 3\ncrop = 4", b"\xff"])

@@ -350,6 +350,13 @@ def test_a_damaged_table_is_explained(old: str, new: str, message: str, tmp_path
         TrialTable(tmp_path, {})
 
 
+def test_a_table_in_another_encoding_is_explained(tmp_path: Path) -> None:
+    TrialTable(tmp_path, {}).add([trial(1, 0.5)])
+    (tmp_path / "table.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"table\.csv: cannot be read as a table .*--overwrite begins afresh"):
+        TrialTable(tmp_path, {})
+
+
 def test_the_picture_shows_each_pair_of_what_varied() -> None:
     pytest.importorskip("matplotlib", reason="pictures are matplotlib's")
     trials = [trial(w, w / 10 + x / 1000, bilateral_sxy=x) for w in (1.0, 2.0) for x in (30.0, 40.0, 50.0)]
