@@ -58,7 +58,7 @@ def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, i
         "scaler": state.scaler.state_dict(),
     }
     if state.average is not None:
-        stored["average"] = state.average.state_dict()
+        stored["average"] = state.average.module.state_dict()  # so that `load_weights` takes it
     buffer = io.BytesIO()  # torch would turn a full disk into an error of its own that does not say so
     torch.save(stored, buffer)
     try:
@@ -83,6 +83,8 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
     shapes = {name: tuple(value.shape) for name, value in state.network.state_dict().items()}
     if {name: tuple(value.shape) for name, value in stored["network"].items()} != shapes:
         raise ValueError(f"{path} is of another network, which was called {here['model']} too: its layers differ")
+    if state.average is not None and not isinstance(stored.get("average"), dict):
+        raise ValueError(f"{path}: average is missing, or something else; the checkpoint is damaged")
     iteration: int = stored["iteration"]
     if not 0 <= iteration <= settings.iterations:
         raise ValueError(f"{path} must be of 0 to {settings.iterations} iterations; got {iteration}")
@@ -90,7 +92,8 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
     state.optimizer.load_state_dict(stored["optimizer"])
     state.scaler.load_state_dict(stored["scaler"])
     if state.average is not None:
-        state.average.load_state_dict(stored["average"])
+        state.average.module.load_state_dict(stored["average"])
+        state.average.n_averaged.fill_(iteration)
     return iteration
 
 

@@ -26,8 +26,8 @@ def make_optimizer(network: DeepLab, settings: TrainSettings) -> torch.optim.Opt
 def parameter_groups(network: DeepLab, weight_decay: float, head_rate: float = 1.0) -> list[dict[str, Any]]:
     """What is trained, in groups: ``multiple`` of the trunk's learning rate, and weight decay.
 
-    Weights 1, biases 2 without decay; of the layers after the trunk ``head_rate`` as much, of those that give the classes' scores 10
-    times that. Scale and shift of batch norm, where they are trained (the papers freeze them), as weights without decay.
+    Weights 1, biases 2 without decay; of the layers after the trunk ``head_rate`` as much, of those that give the classes' scores
+    10 times that. Scale and shift of batch norm, where they are trained (the papers freeze them), as weights without decay.
     """
     last = set(network.score_layers())
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)

@@ -73,7 +73,7 @@ def convolve(
     relu: bool,
     policy: str,
 ) -> Tensor:
-    """`dilated_conv2d` with the algorithm that ``policy`` says. parameters: weight and bias. geometry: stride, padding, dilation."""
+    """`dilated_conv2d` with the algorithm that ``policy`` says. parameters: weight, bias. geometry: stride, padding, dilation."""
     single = x.ndim == 3
     if single:
         x = x.unsqueeze(0)

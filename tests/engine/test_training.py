@@ -151,6 +151,8 @@ def test_the_average_is_what_is_validated_and_saved(
         torch.testing.assert_close(saved[name].double(), expected, rtol=1e-5, atol=1e-7)
         assert torch.equal(saved[name], validated[-1][name])
     assert moved > 5
+    from_checkpoint = load_model(tmp_path / "out" / "checkpoint.pt", COMPACT)[0].state_dict()
+    assert all(torch.equal(from_checkpoint[name], weight) for name, weight in saved.items() if "num_b" not in name)
 
 
 def test_validation_is_the_pipeline_s_without_crf(data: Path, tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from slow_network import SlowNetwork, interp, resnet_weights, vgg_weights  # noq
 
 from deeplab_crf import models  # noqa: E402
 from deeplab_crf.models import VARIANTS, DeepLab, build_model, load_weights, training_loss  # noqa: E402
-from deeplab_crf.models.interp import image_scores, resize
+from deeplab_crf.models.interp import image_scores, padded_size, resize, scaled_size  # noqa: E402
 from deeplab_crf.models.interp import interp as torch_interp  # noqa: E402
-from deeplab_crf.models.interp import padded_size, scaled_size  # noqa: E402
 
 # Tables 1 of V1 and V2: millions of parameters. MSc: 5 branches more; ResNet-101: 42.4 without its classifier.
 PARAMETERS = {

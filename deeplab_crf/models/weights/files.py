@@ -22,7 +22,8 @@ from deeplab_crf.models.weights.caffe import read_caffe
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
-WRAPPERS = ("network", "state_dict", "model_state_dict", "model")  # the first: of our own checkpoints
+# The first two: of our own checkpoints, whose running mean is what the training gives, where there is one.
+WRAPPERS = ("average", "network", "state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True)
