@@ -291,6 +291,7 @@ def test_the_algorithm_is_set_for_good_or_for_a_while() -> None:
         x, weight, _ = tensors(Sizes(1, 64, 64, 41, 41))
         assert chosen_algorithm(x, weight, padding=2, dilation=2) == "torch"
     assert chosen_algorithm(x, weight, padding=2, dilation=2) == "winograd"
+    assert chosen_algorithm(x[0], weight, padding=2, dilation=2) == "winograd"
     deeplab_crf.set_conv_algorithm("torch")
     try:
         assert chosen_algorithm(x, weight, padding=2, dilation=2) == "torch"
