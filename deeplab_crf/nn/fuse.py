@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from deeplab_crf.nn.fusion_report import FusionReport
-from deeplab_crf.nn.graph_fusion import fuse_graph
+from deeplab_crf.nn.graph_fusion import IN_PLACE_OPERATORS, fuse_graph, is_hooked
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
 
 
@@ -23,8 +25,9 @@ def fuse(model: nn.Module) -> nn.Module:
     - Weights are laid out channels_last, so that everything after the first convolution is.
 
     The network must be in eval mode (ValueError). It is followed with torch.fx: the copy keeps ``forward`` and the modules, not
-    other methods. Where that fails (control flow that depends on values), children are followed one by one. Shared modules stay
-    shared. The copy is for inference: gradients are right, but a folded BatchNorm no longer learns.
+    other methods. Where that fails (control flow that depends on values), and where it would leave something out (hooks, arguments
+    that may be None), children are followed one by one; such a forward must do nothing with its children but call them. Shared
+    modules stay shared. The copy is for inference: gradients are right, but a folded BatchNorm no longer learns.
     """
     if model.training:
         raise ValueError(
@@ -32,15 +35,33 @@ def fuse(model: nn.Module) -> nn.Module:
         )
     report = FusionReport()
     fused: Any = _Walk(report).fuse(copy.deepcopy(model), "")
-    fused.to(memory_format=torch.channels_last)
+    for values in (*fused.parameters(), *fused.buffers()):
+        if values.ndim == 4:  # Module.to would refuse five axes
+            values.data = values.data.contiguous(memory_format=torch.channels_last)
     fused.fusion_report = report
     result: nn.Module = fused
     return result
 
 
+class _Value(fx.Proxy):
+    """To which ``a += b`` is a write to ``a``, which other names may have too; fx.Proxy takes it for ``a = a + b``."""
+
+
+def _recorded(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda value, other: value.tracer.create_proxy("call_function", function, (value, other), {})
+
+
+for _function in IN_PLACE_OPERATORS:
+    setattr(_Value, f"__{_function.__name__}__", _recorded(_function))
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, DilatedConv2d | ASPPSum) or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, DilatedConv2d | ASPPSum | nn.Conv2d) or is_hooked(m)
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
 
 class _Walk:
@@ -60,6 +81,10 @@ class _Walk:
             return module
         if isinstance(module, nn.ModuleList | nn.ModuleDict):  # they have no forward
             return self._fuse_children(module, prefix)
+        reason = _why_not_traced(module)
+        if reason is not None:
+            self.report.untraced[prefix.rstrip(".")] = reason
+            return self._fuse_children(module, prefix)
         try:
             graph = _Tracer().trace(module)
         except Exception as error:  # whatever forward raises when it meets a stand-in for a tensor
@@ -67,6 +92,9 @@ class _Walk:
             return self._fuse_children(module, prefix)
         traced = fx.GraphModule(module, graph, type(module).__name__)
         fuse_graph(traced, prefix, self.report)
+        for name, child in list(traced.named_modules()):
+            if child is not traced and is_hooked(child):  # called as a whole, and stays the same object
+                self.fuse(child, f"{prefix}{name}.")
         return traced
 
     def _fuse_children(self, module: nn.Module, prefix: str) -> nn.Module:
@@ -76,5 +104,15 @@ class _Walk:
         return module
 
 
+def _why_not_traced(module: nn.Module) -> str | None:
+    """What torch.fx would leave out without a word, or None."""
+    if is_hooked(module):
+        return "has hooks"
+    forward = inspect.signature(type(module).forward)
+    optional = [name for name, parameter in forward.parameters.items() if parameter.default is None]
+    return f"forward takes {', '.join(optional)}, which may be None" if optional else None
+
+
 def _is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, DilatedConv2d | ASPPSum) or next(module.children(), None) is None
+    whole = isinstance(module, DilatedConv2d | ASPPSum | torch.jit.ScriptModule)
+    return whole or next(module.children(), None) is None

@@ -11,8 +11,8 @@ class FusionReport:
 
     folded: BatchNorms that are part of a convolution now, name of the convolution -> name of the BatchNorm. replaced: convolution
     -> what was merged into it ("bias", "residual", "relu"). sums: sums of parallel convolutions that are one module now. left:
-    convolution -> why it is torch's still. untraced: modules whose forward torch.fx cannot follow -> its error; their children
-    were looked at one by one.
+    convolution -> why it is torch's still. untraced: modules whose forward torch.fx cannot follow -> its error, or what it would
+    leave out; their children were looked at one by one.
     """
 
     folded: dict[str, str] = field(default_factory=dict)

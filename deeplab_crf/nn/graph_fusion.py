@@ -11,11 +11,17 @@ from torch import Tensor, fx, nn
 from deeplab_crf.nn.fusion_report import FusionReport
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
 from deeplab_crf.ops.conv_algorithms import among_ours
+from deeplab_crf.ops.conv_shapes import result_dtype
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ADDING_METHODS = ("add", "add_")
 _RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
 _RELU_METHODS = ("relu", "relu_")
+# ``a += b`` and its like: writes to a tensor.
+IN_PLACE_OPERATORS = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+    operator.iand, operator.ior, operator.ixor,
+)  # fmt: skip
 # With less, the registers of our kernels stay empty.
 _FEWEST_CHANNELS = 16
 # Filters up to which branches over one input are summed in one pass.
@@ -23,15 +29,19 @@ _SUM_FILTERS = 64
 
 
 class _Merged(DilatedConv2d):
-    """Among others of its kind, and with a residual that may have to be broadcast, as the addition it comes from allows."""
+    """Among others of its kind, and with a residual that may have to be broadcast or converted, or be a number, as the addition it
+    comes from allows. in_place: whether that addition kept the convolution's dtype and size."""
+
+    in_place = False
 
     def _policy(self) -> str:
         return among_ours(super()._policy())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if residual is None or self._fits(x, residual):
+        if residual is None or (isinstance(residual, Tensor) and self._fits(x, residual)):
             return super().forward(x, residual)
-        y = self._convolve(x, None, None) + residual
+        y = self._convolve(x, None, None)
+        y = y.add_(residual) if self.in_place else y + residual
         return y.relu() if self.activation == "relu" else y
 
     def _fits(self, x: Tensor, residual: Tensor) -> bool:
@@ -40,7 +50,7 @@ class _Merged(DilatedConv2d):
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, p, d, k, s in zip(x.shape[-2:], self.padding, self.dilation, kernel, self.stride, strict=True)
         ]
-        return residual.dtype == x.dtype and tuple(residual.shape) == (*x.shape[:-3], filters, *size)
+        return residual.dtype == result_dtype(x) and tuple(residual.shape) == (*x.shape[:-3], filters, *size)
 
 
 def fuse_graph(traced: fx.GraphModule, prefix: str, report: FusionReport) -> None:
@@ -70,8 +80,8 @@ class _Fusion:
     def plain_module(self, node: Any, *types: type) -> Any:
         """The same for these very types, without hooks: subclasses and parametrizations may compute something else."""
         found = self.module(node, nn.Module)
-        hooked = found is not None and (found._forward_hooks or found._forward_pre_hooks)
-        return found if type(found) in types and not hooked and len(node.args) == 1 and not node.kwargs else None
+        plain = type(found) in types and not is_hooked(found) and len(node.args) == 1 and not node.kwargs
+        return found if plain else None
 
     # Sums of branches.
 
@@ -79,20 +89,25 @@ class _Fusion:
         for node in list(self.traced.graph.nodes):
             if _is_addition(node) and not any(_is_addition(user) for user in node.users):
                 leaves = _summands(node)
-                if len(leaves) > 1 and self._are_branches(leaves):
+                if len(leaves) > 1 and self._are_branches(leaves, node):
                     self._replace_sum(node, leaves)
 
-    def _are_branches(self, leaves: list[Any]) -> bool:
+    def _are_branches(self, leaves: list[Any], total: fx.Node) -> bool:
         convolutions = [self.plain_module(leaf, nn.Conv2d) for leaf in leaves]
         if any(conv is None for conv in convolutions):
             return False
         first = convolutions[0]
         inputs = {leaf.args[0] for leaf in leaves}
-        return len(inputs) == 1 and all(
-            _is_branch(conv)
-            and conv.out_channels == first.out_channels <= _SUM_FILTERS
-            and (conv.bias is None) == (first.bias is None)
-            for conv in convolutions
+        earliest = next(node for node in self.traced.graph.nodes if node in leaves)
+        return (
+            len(inputs) == 1
+            and self._can_move(earliest.args[0], earliest, total)
+            and all(
+                _is_branch(conv)
+                and conv.out_channels == first.out_channels <= _SUM_FILTERS
+                and (conv.bias is None) == (first.bias is None)
+                for conv in convolutions
+            )
         )
 
     def _replace_sum(self, node: fx.Node, leaves: list[fx.Node]) -> None:
@@ -113,6 +128,10 @@ class _Fusion:
             conv = self.plain_module(node, nn.Conv2d, DilatedConv2d)
             if conv is not None and getattr(conv, "activation", None) is None:
                 self._merge(node, conv)
+            other = self.module(node, nn.Conv2d) if conv is None else None
+            if other is not None:
+                why = "hooks" if is_hooked(other) else type(other).__name__
+                self.report.left[self.prefix + str(node.target)] = why if node.args else "called with keywords"
 
     def _merge(self, node: fx.Node, conv: Any) -> None:
         name = self.prefix + str(node.target)
@@ -128,8 +147,9 @@ class _Fusion:
                 self._replace(chain, self._folded_convolution(node, norm), node.args)
             return
         residual = self._following_sum(chain)
-        relu = self._following_relu(chain)
-        module = self._made_module(node, norm, "relu" if relu else None)
+        in_place = residual is not None and self._writes(chain[-1])
+        relu = self._following_relu(chain, residual)
+        module = self._made_module(node, norm, "relu" if relu else None, in_place)
         self._replace(chain, module, (node.args[0], residual) if residual is not None else (node.args[0],))
         parts = {"bias": self.modules[module].bias is not None, "residual": residual is not None, "relu": relu}
         self.report.replaced[name] = [part for part, merged in parts.items() if merged]
@@ -138,12 +158,12 @@ class _Fusion:
         user = _only_user(node)
         norm = self.plain_module(user, nn.BatchNorm2d)
         constant = norm is not None and not norm.training and norm.running_mean is not None
-        return user if user is not None and constant and self._can_move(node, user) else None
+        return user if user is not None and constant and self._can_move(node.args[0], node, user) else None
 
     def _following_sum(self, chain: list[fx.Node]) -> fx.Node | None:
         """Adds the addition that follows to the chain, if it is one of two tensors, and returns the other one."""
         user = _only_user(chain[-1])
-        if user is None or not _is_addition(user) or not self._can_move(chain[0], user):
+        if user is None or not _is_addition(user) or not self._can_move(chain[0].args[0], chain[0], user):
             return None
         others = [argument for argument in user.args if argument is not chain[-1]]
         if self._writes(user) and user.args[0] is not chain[-1]:
@@ -153,36 +173,63 @@ class _Fusion:
         chain.append(user)
         return others[0]
 
-    def _following_relu(self, chain: list[fx.Node]) -> bool:
+    def _following_relu(self, chain: list[fx.Node], residual: fx.Node | None) -> bool:
         user = _only_user(chain[-1])
-        if user is None or not self._is_relu(user) or not self._can_move(chain[0], user):
+        if user is None or not self._is_relu(user) or not self._can_move(chain[0].args[0], chain[0], user):
+            return False
+        if residual is not None and not self._can_move(residual, chain[-1], user):
             return False
         chain.append(user)
         return True
 
     def _is_relu(self, node: fx.Node) -> bool:
         return (
-            self.module(node, nn.ReLU) is not None
+            self.plain_module(node, nn.ReLU) is not None
             or (node.op == "call_function" and node.target in _RELUS)
             or (node.op == "call_method" and node.target in _RELU_METHODS)
         )
 
-    def _can_move(self, node: fx.Node, to: fx.Node) -> bool:
-        """Whether nothing between the two writes to the input of the first."""
+    def _can_move(self, read: Any, node: fx.Node, to: fx.Node) -> bool:
+        """Whether nothing between the two writes to what ``node`` reads, and ``to`` is to read instead."""
+        memory = self._memory(read)
         between = node.next
         while between is not to:
-            if self._writes(between) and between.args and between.args[0] is node.args[0]:
+            if any(memory & self._memory(written) for written in self._written(between)):
                 return False
             between = between.next
         return True
 
+    def _memory(self, node: fx.Node) -> set[fx.Node | None]:
+        """Nodes whose values may lie in the same memory, as views do. None: what comes from outside."""
+        memory: set[fx.Node | None] = set()
+        ways = [node]
+        while ways:
+            here = ways.pop()
+            if here not in memory and not self._is_fresh(here):
+                ways += here.all_input_nodes
+            memory |= {here} if here.all_input_nodes else {here, None}
+        return memory
+
+    def _is_fresh(self, node: fx.Node) -> bool:
+        """Whether the value is surely a tensor of its own. Eval mode's Dropout, for one, returns its input."""
+        module = self.module(node, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, DilatedConv2d, ASPPSum))
+        if module is not None:
+            return not is_hooked(module) and type(module).__module__.startswith(("torch.nn.", "deeplab_crf."))
+        return _is_addition(node) and not self._writes(node)
+
+    def _written(self, node: fx.Node) -> list[fx.Node]:
+        if not self._writes(node):
+            return []
+        first = node.args[0] if node.args and "out" not in node.kwargs and node.op != "call_module" else None
+        return [first] if isinstance(first, fx.Node) else node.all_input_nodes
+
     def _writes(self, node: fx.Node) -> bool:
         module = self.module(node, nn.Module)
-        if module is not None:
-            return bool(getattr(module, "inplace", False))
+        if module is not None:  # what a hook, or a module inside, may do is not known
+            return bool(getattr(module, "inplace", False)) or is_hooked(module) or any(True for _ in module.children())
         named = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        in_place = node.target is operator.iadd or (named.endswith("_") and not named.endswith("__"))
-        return in_place or bool(node.kwargs.get("inplace"))
+        in_place = node.target in IN_PLACE_OPERATORS or (named.endswith("_") and not named.endswith("__"))
+        return in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
 
     # Modules.
 
@@ -195,14 +242,15 @@ class _Fusion:
             self.folded[key] = folded
         return self.folded[key]
 
-    def _made_module(self, node: fx.Node, norm: fx.Node | None, activation: str | None) -> str:
-        key = (str(node.target), None if norm is None else str(norm.target), activation)
+    def _made_module(self, node: fx.Node, norm: fx.Node | None, activation: str | None, in_place: bool) -> str:
+        key = (str(node.target), None if norm is None else str(norm.target), activation, in_place)
         if key not in self.made:
             conv: Any = self.modules[str(node.target)]
             module = _Merged(
                 1, 1, 1, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, activation=activation
             )
             module.weight, module.bias = self._parameters(node, norm)
+            module.in_place = in_place
             self.made[key] = self._add_module(str(node.target), module.train(conv.training))
         return self.made[key]
 
@@ -233,8 +281,14 @@ class _Fusion:
         with self.traced.graph.inserting_before(last):
             call = self.traced.graph.call_module(module, arguments)
         last.replace_all_uses_with(call)
-        for node in reversed(chain):
+        for node in reversed(list(dict.fromkeys(chain))):
             self.traced.graph.erase_node(node)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module is more than its class's forward."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" in vars(module) or any(getattr(module, name, None) for name in hooks)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -259,8 +313,8 @@ def _summands(node: Any) -> list[Any]:
     if isinstance(node, fx.Node) and _is_addition(node):
         leaves: list[Any] = []
         for argument in node.args:
-            inner = isinstance(argument, fx.Node) and len(argument.users) == 1
-            leaves += _summands(argument) if inner else [] if _is_zero(argument) else [argument]
+            used_again = isinstance(argument, fx.Node) and len(argument.users) > 1
+            leaves += [None] if used_again else [] if _is_zero(argument) else _summands(argument)
         return leaves
     return [node] if isinstance(node, fx.Node) and len(node.users) == 1 else [None]
 

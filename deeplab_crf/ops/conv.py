@@ -27,6 +27,7 @@ from deeplab_crf.ops.conv_shapes import (
     pair,
     result_format,
 )
+from deeplab_crf.ops.conv_transforms import by_operations, is_transformed, sum_by_operations
 from deeplab_crf.ops.conv_weights import packed_weights
 from deeplab_crf.ops.cpu.layout import empty_rows
 from deeplab_crf.ops.cuda import conv as on_cuda
@@ -52,7 +53,8 @@ def dilated_conv2d(
 
     x: (B, C, H, W) or (C, H, W), contiguous or channels_last; weight: (K, C, kh, kw); bias: (K,); residual: of the result's shape;
     all of one dtype. stride, padding, dilation: one number or (rows, columns). activation: None or "relu". Returns (B, K, OH, OW)
-    or (K, OH, OW), channels_last if the input or the weight is. Differentiable, any number of times, in all tensors.
+    or (K, OH, OW), channels_last if the input or the weight is. Differentiable, any number of times, in all tensors; within
+    torch.func (vmap, grad, jvp) and with forward derivatives torch computes.
 
     float32 on the CPU is computed by what is fastest (`set_conv_algorithm`; exact to 1e-5 of the largest value with "torch" and
     "direct", to 1e-4 with "winograd"); on CUDA torch convolves, and one pass does the rest, unless "winograd" is forced; everything
@@ -78,7 +80,12 @@ def convolve(
     if single:
         x = x.unsqueeze(0)
         residual = None if residual is None else residual.unsqueeze(0)
-    result: Tensor = torch.ops.deeplab_crf.dilated_conv2d(x, *parameters, residual, *geometry, relu, policy)
+    if is_transformed((x, *parameters, residual)):
+        pairs = make_geometry(*geometry)
+        _check(x, *parameters, residual, pairs, convolution_shape)
+        result = by_operations(x, parameters, residual, pairs, relu)
+    else:
+        result = torch.ops.deeplab_crf.dilated_conv2d(x, *parameters, residual, *geometry, relu, policy)
     return result.squeeze(0) if single else result
 
 
@@ -89,16 +96,19 @@ def aspp_sum(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | No
     x: (B, C, H, W) or (C, H, W); weights: (K, C, k, k) each, k odd; biases: (K,) each, or None. Returns (B, K, H, W) or (K, H, W).
     Algorithms, layouts, derivatives and errors are those of `dilated_conv2d`.
     """
-    biases = [] if biases is None else list(biases)
+    weights, biases, rates = list(weights), [] if biases is None else list(biases), list(rates)
     if not len(weights) == len(rates) or len(biases) not in (0, len(weights)) or not weights:
         raise RuntimeError(
             "expected as many weights as rates, at least one, and as many biases or None, but got "
             f"{len(weights)} weights, {len(rates)} rates and {len(biases)} biases"
         )
     single = x.ndim == 3
-    result: Tensor = torch.ops.deeplab_crf.aspp_sum(
-        x.unsqueeze(0) if single else x, list(weights), biases, list(rates), conv_algorithms.get_conv_algorithm()
-    )
+    x = x.unsqueeze(0) if single else x
+    if is_transformed((x, *weights, *biases)):
+        geometries, _ = _check_sum(x, weights, biases, rates, convolution_shape)
+        result = sum_by_operations(x, weights, biases, geometries)
+    else:
+        result = torch.ops.deeplab_crf.aspp_sum(x, weights, biases, rates, conv_algorithms.get_conv_algorithm())
     return result.squeeze(0) if single else result
 
 
@@ -108,6 +118,7 @@ def chosen_algorithm(
 ) -> str:  # fmt: skip
     """What `dilated_conv2d` would take for these: "torch", "direct" or "winograd"."""
     geometry = make_geometry(pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+    x = x.unsqueeze(0) if x.ndim == 3 else x
     shape = known_shape(x.shape, weight.shape, None, None, geometry)
     if x.is_cuda:
         return on_cuda.choose_algorithm(x, shape, conv_algorithms.get_conv_algorithm())
@@ -300,7 +311,7 @@ def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _conv_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight, output = ctx.saved_tensors
     if output is not None:
-        grad = grad * (output > 0)
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)  # 0 behind a closed ReLU, whatever comes back to it
     needed = ctx.needs_input_grad
     gradients = _convolution_gradients(
         grad, x, weight, ctx.geometry, (needed[0], needed[1], ctx.has_bias and needed[2])
@@ -443,8 +454,9 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _lower_precision(device_type: str, tensor: Tensor) -> Tensor:
-    """Under autocast, what torch does with convolutions."""
-    return tensor.to(torch.get_autocast_dtype(device_type)) if tensor.is_floating_point() else tensor
+    """Under autocast, what torch does with convolutions: float64 stays."""
+    lower = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(device_type)) if lower else tensor
 
 
 register_operator(

@@ -66,11 +66,12 @@ def forget_weights() -> int:
     return held
 
 
-def _fingerprint(weight: Tensor) -> int | None:
-    """None for a tensor with gaps: it is packed each time."""
+def _fingerprint(weight: Tensor) -> Hashable:
+    """Of the numbers in memory and how they are to be read. None for a tensor with gaps: it is packed each time."""
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         return None
-    return _native.fingerprint(address(weight), weight.numel(), torch.get_num_threads())
+    numbers = _native.fingerprint(address(weight), weight.numel(), torch.get_num_threads())
+    return (numbers, weight.shape, weight.stride())
 
 
 def _version(weight: Tensor, queue: tuple[int, int]) -> Hashable:

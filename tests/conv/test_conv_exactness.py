@@ -258,6 +258,16 @@ def test_weights_that_change_behind_the_version_counter() -> None:
                 weight.detach().numpy()[7, 0, 0, 0] = 2
 
 
+def test_weights_whose_numbers_are_read_otherwise() -> None:
+    weight = torch.nn.Parameter(torch.randn(32, 16, 3, 3), requires_grad=False)
+    with conv_algorithm("direct"):
+        dilated_conv2d(torch.randn(1, 16, 6, 7), weight)
+        for read in (lambda w: w.view(16, 32, 3, 3), lambda w: w.view(16, 3, 3, 32).permute(0, 3, 1, 2)):
+            weight.data = read(weight.data)
+            x = torch.randn(1, 32, 6, 7)
+            assert error(dilated_conv2d(x, weight), expected(x, weight)) < 1e-5
+
+
 def test_packed_weights_die_with_the_weight() -> None:
     from deeplab_crf.ops.conv_weights import forget_weights
 
@@ -281,6 +291,7 @@ def test_the_algorithm_is_set_for_good_or_for_a_while() -> None:
         x, weight, _ = tensors(Sizes(1, 64, 64, 41, 41))
         assert chosen_algorithm(x, weight, padding=2, dilation=2) == "torch"
     assert chosen_algorithm(x, weight, padding=2, dilation=2) == "winograd"
+    assert chosen_algorithm(x[0], weight, padding=2, dilation=2) == "winograd"
     deeplab_crf.set_conv_algorithm("torch")
     try:
         assert chosen_algorithm(x, weight, padding=2, dilation=2) == "torch"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the operators need torch")
 
 from conv_samples import Sizes, error, expected, tensors  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d, set_conv_algorithm  # noqa: E402
 
@@ -95,6 +97,72 @@ def test_compile_and_export() -> None:
     assert error(exported.module()(torch.cat([x, x])), torch.cat([want, want])) < 1e-5
 
 
+def _ours_and_theirs() -> list[tuple[Any, Any]]:
+    def convolution(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return dilated_conv2d(x, weight, padding=1, residual=x, activation="relu")
+
+    def theirs(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return (torch.conv2d(x, weight, padding=1) + x).relu()
+
+    def summed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return aspp_sum(x, [weight, 2 * weight], None, [1, 2])
+
+    def their_sum(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.conv2d(x, weight, padding=1) + torch.conv2d(x, 2 * weight, padding=2, dilation=2)
+
+    return [(convolution, theirs), (summed, their_sum)]
+
+
+# Torch makes its own forward derivatives with it.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(("ours", "theirs"), _ours_and_theirs(), ids=["convolution", "sum"])
+def test_transforms_of_torch_func(ours: Any, theirs: Any) -> None:
+    x, weight = torch.randn(2, 4, 6, 7), torch.randn(4, 4, 3, 3)
+    ones = (torch.ones_like(x), torch.ones_like(weight))
+    for got, want in zip(
+        torch.func.jvp(ours, (x, weight), ones), torch.func.jvp(theirs, (x, weight), ones), strict=True
+    ):
+        assert error(got, want) < 1e-5
+    weights = torch.stack([weight, -weight])
+    got, want = (torch.vmap(function, in_dims=(None, 0))(x, weights) for function in (ours, theirs))
+    assert error(got, want) < 1e-5
+    got, want = (torch.func.grad(lambda w, f=function: f(x, w).sum())(weight) for function in (ours, theirs))
+    assert error(got, want) < 1e-5
+    compiled = torch.compile(lambda v: torch.func.jvp(lambda q: ours(q, weight), (v,), (v,))[1], backend="aot_eager")
+    assert error(compiled(x), torch.func.jvp(lambda q: theirs(q, weight), (x,), (x,))[1]) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("trained", [False, True])
+def test_forward_derivatives(trained: bool) -> None:
+    x, weight = torch.randn(2, 4, 6, 7), torch.randn(4, 4, 3, 3, requires_grad=trained)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for ours, theirs in _ours_and_theirs():
+            got, want = (forward_ad.unpack_dual(function(dual, weight)).tangent for function in (ours, theirs))
+            assert error(got, want) < 1e-5
+
+
+def test_a_closed_relu_stops_gradients_that_are_not_finite() -> None:
+    x, weight, _ = tensors(SMALL)
+    (x,) = _leaves(x)
+    y = dilated_conv2d(x, weight, activation="relu", **SMALL.geometry())
+    y.backward(torch.where(y > 0, 1.0, torch.inf))
+    assert x.grad.isfinite().all()
+
+
+def test_autocast_leaves_float64() -> None:
+    x, weight, _ = tensors(SMALL, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dilated_conv2d(x, weight).dtype == aspp_sum(x, [weight], None, [1]).dtype == torch.float64
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    x, weight, _ = tensors(SMALL)
+    got = dilated_conv2d(x, weight, padding=np.int64(1), stride=(np.int32(2), 1))
+    assert torch.equal(got, dilated_conv2d(x, weight, padding=1, stride=(2, 1)))
+
+
 def test_autocast_does_what_it_does_with_conv2d() -> None:
     x, weight, bias = tensors(Sizes(1, 32, 32, 12, 12))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -126,6 +194,12 @@ X, WEIGHT = torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3)
         ({"stride": 0}, "non-positive stride is not supported"),
         ({"stride": (1, 1, 1)}, "expected stride to be a single integer value or a list of 2 values"),
         ({"padding": -1}, "negative padding is not supported"),
+        ({"padding": 1.0}, "expected padding to be a single integer value or a list of 2 values, but got padding=1.0"),
+        ({"padding": 2**31}, "expected an output that fits into memory"),
+        (
+            {"x": torch.zeros(1, 3, 0, 8), "padding": 2},
+            r"Only zero batch inputs are supported, but got .*\[1, 3, 0, 8\]",
+        ),
         ({"padding": "same"}, "expected padding to be a single integer value"),
         ({"dilation": 0}, "dilation should be greater than zero"),
         ({"dilation": 4}, r"padded input size per channel: \(8 x 8\). Kernel size: \(9 x 9\).*can't be greater"),
