@@ -57,7 +57,9 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
     help="Score bands around borders between classes, or around void: the papers' trimap, for PASCAL VOC.",
 )
 @device_option
-@click.option("--threads", type=click.IntRange(1), help="Default: all cores, shared with torchrun's other processes.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Default: all cores, shared with torchrun's other processes."
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),

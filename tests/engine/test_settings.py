@@ -34,6 +34,8 @@ def test_defaults_are_the_papers() -> None:
         ("scales", [], r"scales must be a list of numbers in \[0.1, 10\]; got \[\]"),
         ("scales", [1, 0], r"scales must be a list of numbers in \[0.1, 10\]; got \[1, 0\]"),
         ("mirror", 1, "mirror must be true or false; got 1"),
+        ("threads", 1025, r"threads must be a whole number in \[0, 1024\]; got 1025"),
+        ("workers", 1025, r"workers must be a whole number in \[0, 1024\]; got 1025"),
         ("colour", 1.5, r"colour must be a number in \[0, 1\]; got 1.5"),
         ("learning_rate", 0, "learning_rate must be a number >= 1e-12; got 0"),
         ("learning_rate", float("nan"), "learning_rate must be a number .*; got nan"),
