@@ -171,7 +171,7 @@ def test_what_is_there_is_not_lost(data: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"data": "camvid"}, r"train\.txt: no such list"),
-        ({"val_split": "test"}, "images: no photographs"),
+        ({"val_split": "test"}, "no split .test."),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"init": "/nowhere/w.safetensors"}, "w.safetensors"),
