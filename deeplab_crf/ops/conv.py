@@ -21,6 +21,7 @@ from deeplab_crf.ops.conv_shapes import (
     check_types,
     convolution_shape,
     is_channels_last,
+    is_lowered,
     known_shape,
     make_geometry,
     output_shape,
@@ -454,9 +455,8 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _lower_precision(device_type: str, tensor: Tensor) -> Tensor:
-    """Under autocast, what torch does with convolutions: float64 stays."""
-    lower = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(torch.get_autocast_dtype(device_type)) if lower else tensor
+    """Under autocast, what torch does with convolutions."""
+    return tensor.to(torch.get_autocast_dtype(device_type)) if is_lowered(tensor) else tensor
 
 
 register_operator(

@@ -69,7 +69,7 @@ def among_ours(policy: str) -> str:
 # Costs are in products of one input channel with one filter, at the speed of our kernels: 115 a nanosecond with 512-bit vectors on
 # one core of Zen 5. Torch's 3x3 is as fast a product. Its 1x1 takes MKL with one thread and fewer than 16 images, 2.1 to 3.4 times
 # as long there, and else oneDNN, which took 0.4 to 1 times as long as ours, alone. Among convolutions of ours, with several
-# threads, torch's pool and ours take turns, and the one that waits spins: whole networks are faster with our 1x1 than with torch's.
+# threads, torch's pool and ours would take turns: whole networks are faster with our 1x1 than with torch's.
 _TORCH_POINTWISE_MKL, _TORCH_POINTWISE, _TORCH_POINTWISE_AMONG_OURS = 1.5, 0.8, 1.5
 _BATCH_OF_ONEDNN = 16
 # Where taps fall outside, torch leaves them out with channels_last only, and loses some of its speed.

@@ -136,11 +136,16 @@ def check_types(x: Tensor, other: Tensor | None, name: str) -> None:
         )
 
 
+def is_lowered(tensor: Tensor) -> bool:
+    """Whether autocast lowers the precision of a convolution's argument: float64 stays."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
 def result_dtype(x: Tensor) -> torch.dtype:
-    """Of a convolution of ``x``: under autocast its own, but for float64."""
+    """Of a convolution of ``x``, under autocast or not."""
     kind = x.device.type
-    lower = kind in ("cpu", "cuda") and x.is_floating_point() and x.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if lower and torch.is_autocast_enabled(kind) else x.dtype
+    lowered = kind in ("cpu", "cuda") and is_lowered(x) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if lowered else x.dtype
 
 
 def is_channels_last(tensor: Tensor) -> bool:
