@@ -142,12 +142,13 @@ def test_files_that_are_no_checkpoint(content: bytes | None, data: Path, tmp_pat
         ({"network": [1], "settings": 2}, "settings, network is missing, or something else"),
         ({"iteration": "3"}, "iteration is missing, or something else"),
         ({"iteration": 7}, "must be of 0 to 6 iterations; got 7"),
+        ({"average": None}, "average is missing, or something else; the checkpoint is damaged"),
     ],
 )
 def test_checkpoints_whose_parts_are_not_what_they_should_be(
     changes: dict[str, object], message: str, data: Path, tmp_path: Path
 ) -> None:
-    settings = make(data)
+    settings = make(data, average=0.5)
     run(settings, tmp_path, should_stop=lambda: True)
     torch.save(stored(tmp_path) | changes, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=rf"checkpoint\.pt.*{message}"):
