@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem
 from deeplab_crf.data.images import read_image, read_labels
 
 IGNORE = 255
+WHOLE = ("all", "train")  # what all photographs of a plain folder may be called, one without splits
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class SegmentationFolder:
     every photograph, sorted. ``dataset[i]`` reads an `Example`.
 
     Raises ValueError that names the file: none at all, one that is missing, and, when it is read, sizes that differ between
-    photograph and labels, and label values that are neither a class nor 255 (void). Also where two classes have one name.
+    photograph and labels, and label values that are neither a class nor 255 (void). Also where two classes have one name, and
+    where a name comes twice, whose pixels would count twice.
     """
 
     def __init__(self, images: Path, labels: Path, classes: Sequence[str], names: Sequence[str] | None = None) -> None:
@@ -56,6 +61,9 @@ class SegmentationFolder:
         chosen = tuple(pictures) if names is None else tuple(names)
         if not chosen:
             raise ValueError(f"{images}: no photographs ({_known(IMAGE_SUFFIXES)})")
+        again = [name for name, count in Counter(chosen).items() if count > 1]
+        if again:
+            raise ValueError(f"names must be different; got {again[0]!r} more than once, which would count as often")
         for name in chosen:
             for found, folder, kind, suffixes in (
                 (pictures, images, "photograph", IMAGE_SUFFIXES),
@@ -69,6 +77,20 @@ class SegmentationFolder:
     def __len__(self) -> int:
         return len(self.items)
 
+    def only(self, names: Iterable[str]) -> SegmentationFolder:
+        """The same data set with the photographs called ``names`` alone, in the order that they have here."""
+        chosen = frozenset(names)
+        part = copy.copy(self)
+        part.items = tuple(item for item in self.items if item.name in chosen)
+        return part
+
+    def read_labels(self, index: int) -> NDArray[np.uint8]:
+        """The labels of `Example` alone, without the photograph."""
+        item = self.items[index]
+        labels = read_labels(item.labels).ids
+        self._check_values(item, labels)
+        return labels.astype(np.uint8)
+
     def __getitem__(self, index: int) -> Example:
         item = self.items[index]
         image, labels = read_image(item.image), read_labels(item.labels).ids
@@ -78,14 +100,17 @@ class SegmentationFolder:
                 f"{item.labels}: labels must have the size of {item.image}, {image.shape[:2]}; got {labels.shape}"
                 + (". If the photograph is turned by its EXIF alone, turn its pixels" if lies else "")
             )
+        self._check_values(item, labels)
+        colours = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+        return Example(item.name, colours.astype(np.uint8), labels.astype(np.uint8))
+
+    def _check_values(self, item: Item, labels: NDArray[np.int64]) -> None:
         wrong = np.unique(labels[(labels != IGNORE) & ((labels < 0) | (labels >= len(self.classes)))])
         if wrong.size:
             raise ValueError(
                 f"{item.labels}: label values must be 0..{len(self.classes) - 1} or {IGNORE} (void); got "
                 f"{', '.join(map(str, wrong[:5]))}"
             )
-        colours = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
-        return Example(item.name, colours.astype(np.uint8), labels.astype(np.uint8))
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
@@ -98,19 +123,70 @@ def _known(suffixes: frozenset[str]) -> str:
     return f"known: {', '.join(sorted(suffixes))}"
 
 
+def held_back(names: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """The names of the share ``fraction`` that a training holds back for validation, at least one and never all of them.
+
+    They are chosen by a hash of seed and name, and come in the order that they have: neither the order nor the machine matters.
+    Raises ValueError for a fraction outside of (0, 1), and for fewer than two names.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction must be between 0 and 1, 0 and 1 excluded; got {fraction!r}")
+    if len(names) < 2:
+        raise ValueError(f"val_fraction needs at least 2 photographs, one of them to train on; got {len(names)}")
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed} {unicodedata.normalize('NFC', name)}".encode(errors="surrogatepass")).digest()
+
+    count = min(max(round(fraction * len(names)), 1), len(names) - 1)
+    chosen = frozenset(sorted(names, key=rank)[:count])
+    return [name for name in names if name in chosen]
+
+
 def read_names(path: Path) -> list[str]:
     """The names of a list in UTF-8, one a line; empty lines are left out. Raises ValueError if there is no such file, no name in
     it, or another encoding."""
+    return [name for _, name in _numbered_names(path)]
+
+
+def _numbered_names(path: Path) -> list[tuple[int, str]]:
+    """`read_names`, each with the number of its line."""
     if not path.is_file():
         raise ValueError(f"{path}: no such list")
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the first name
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read as a list of names ({error}); save it in UTF-8") from error
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not names:
         raise ValueError(f"{path}: the list is empty")
     return names
+
+
+def read_stems(path: Path, stem: Callable[[str], str] = str) -> list[str]:
+    """The stems of a split's list. stem: makes one of a line.
+
+    Raises ValueError as `read_names` does, and where two lines have the same stem, which would count twice: none of the lists of
+    the field has one.
+    """
+    lines: dict[str, int] = {}
+    for number, line in _numbered_names(path):
+        name = stem(line)
+        if name in lines:
+            raise ValueError(
+                f"{path}: lines {lines[name]} and {number} both name {name!r}, which would count twice; keep one of them"
+            )
+        lines[name] = number
+    return list(lines)
+
+
+def _check_list(path: Path, splits: Iterable[str]) -> Path:
+    """``path``, a split's list. Raises ValueError that says what ``splits`` there are where it is not among them."""
+    if not path.is_file():
+        there = ", ".join(sorted(splits))
+        raise ValueError(
+            f"{path}: no such list; there are: {there}" if there else f"{path}: no such list, nor any other"
+        )
+    return path
 
 
 def camvid(root: Path, split: str) -> SegmentationFolder:
@@ -118,9 +194,9 @@ def camvid(root: Path, split: str) -> SegmentationFolder:
 
     split: "train" (367), "val" (101) or "test" (233), or whatever lists there are.
     """
-    return SegmentationFolder(
-        root / "images" / split, root / "labels" / split, CAMVID_CLASSES, read_names(root / f"{split}.txt")
-    )
+    splits = (path.stem for path in root.glob("*.txt") if (root / "images" / path.stem).is_dir())
+    names = read_stems(_check_list(root / f"{split}.txt", splits))
+    return SegmentationFolder(root / "images" / split, root / "labels" / split, CAMVID_CLASSES, names)
 
 
 def voc2012(root: Path, split: str) -> SegmentationFolder:
@@ -130,7 +206,8 @@ def voc2012(root: Path, split: str) -> SegmentationFolder:
     split: "train" (1464), "val" (1449), "trainval" (2913), and with the annotations of Hariharan et al. (ICCV 2011) "train_aug"
     (10582) and "trainval_aug" (12031), whose lists come as names, or as lines "/JPEGImages/X.jpg /SegmentationClassAug/X.png".
     """
-    names = [_voc_name(line) for line in read_names(root / "ImageSets" / "Segmentation" / f"{split}.txt")]
+    lists = root / "ImageSets" / "Segmentation"
+    names = read_stems(_check_list(lists / f"{split}.txt", (path.stem for path in lists.glob("*.txt"))), _voc_name)
     augmented = root / "SegmentationClassAug"
     labels = augmented if augmented.is_dir() else root / "SegmentationClass"
     return SegmentationFolder(root / "JPEGImages", labels, VOC_CLASSES, names)
@@ -143,17 +220,41 @@ def _voc_name(line: str) -> str:
 
 def folder(root: Path, split: str) -> SegmentationFolder:
     """Folders of one's own: photographs in ``images/SPLIT`` or ``images``, label images in ``labels/SPLIT`` or ``labels``, names
-    of the classes in ``classes.txt``, one a line; ``SPLIT.txt``, where it is there, says which and in what order."""
+    of the classes in ``classes.txt``, one a line; ``SPLIT.txt``, where it is there, says which and in what order.
+
+    Where there are no splits at all, "all" or "train" takes every photograph.
+    """
     images, labels = (
         root / kind / split if (root / kind / split).is_dir() else root / kind for kind in ("images", "labels")
     )
     chosen, classes = root / f"{split}.txt", read_names(root / "classes.txt")
-    names = read_names(chosen) if chosen.is_file() else None
-    if names is None and images.is_dir() and images.name != split and not files_by_stem(images, IMAGE_SUFFIXES):
-        raise ValueError(
-            f"{root}: no split {split!r}: neither {images / split}, nor {chosen}, nor photographs in {images}"
-        )
-    return SegmentationFolder(images, labels, classes, names)
+    if chosen.is_file():
+        return SegmentationFolder(images, labels, classes, read_stems(chosen))
+    if images.name != split:
+        splits = _folder_splits(root)
+        if splits or split not in WHOLE:
+            remedy = f"there are: {', '.join(splits)}" if splits else (
+                f"there are no splits: {' or '.join(WHOLE)} takes every photograph, and --val-fraction 0.2 holds some back"
+            )  # fmt: skip
+            raise ValueError(f"{root}: no split {split!r}, neither {root / 'images' / split} nor {chosen}; {remedy}")
+    return SegmentationFolder(images, labels, classes)
+
+
+def _folder_splits(root: Path) -> list[str]:
+    """The splits of `folder`: folders in ``images`` with photographs, and lists whose first line names one."""
+    images = root / "images"
+    inside = sorted(path for path in images.glob("*") if path.is_dir() and not path.name.startswith("."))
+    found = {path.name: files_by_stem(path, IMAGE_SUFFIXES) for path in inside}
+    own = files_by_stem(images, IMAGE_SUFFIXES) if images.is_dir() else {}
+    splits = {name for name, photographs in found.items() if photographs}
+    for path in set(root.glob("*.txt")) - {root / "classes.txt"}:
+        try:
+            first = read_names(path)[0]
+        except ValueError:
+            continue
+        if first in own or first in found.get(path.stem, ()):
+            splits.add(path.stem)
+    return sorted(splits)
 
 
 DATASETS = {"camvid": camvid, "voc": voc2012, "folder": folder}
@@ -162,7 +263,8 @@ DATASETS = {"camvid": camvid, "voc": voc2012, "folder": folder}
 def open_dataset(kind: str, root: Path, split: str) -> SegmentationFolder:
     """The data set at ``root``. kind: "camvid", "voc" or "folder", see `camvid`, `voc2012` and `folder`. split: "train", ...
 
-    Raises ValueError that names the file or folder which is missing, or the list which is empty.
+    Raises ValueError that names the file or folder which is missing, or the list which is empty, and the splits there are where
+    this is none.
     """
     if kind not in DATASETS:
         raise ValueError(f"data must be one of {', '.join(DATASETS)}; got {kind!r}")

