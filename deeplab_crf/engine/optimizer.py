@@ -27,9 +27,10 @@ def parameter_groups(network: DeepLab, weight_decay: float, head_rate: float = 1
     """What is trained, in groups: ``multiple`` of the trunk's learning rate, and weight decay.
 
     Weights 1, biases 2 without decay; of the layers after the trunk ``head_rate`` as much, of those that give the classes' scores
-    10 times that. Scale and shift of batch norm, where they are trained (the papers freeze them), as weights without decay.
+    10 times that, except V1's multi-scale features: every layer of theirs has the factors 1 and 2 in the released prototxt. Scale
+    and shift of batch norm, where they are trained (the papers freeze them), as weights without decay.
     """
-    last = set(network.score_layers())
+    last = {name for name in network.score_layers() if not name.startswith("msc.")}
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, module in network.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):

@@ -55,7 +55,8 @@ class DeepLab(nn.Module):
         self.msc: MultiScaleFeatures | None = None
         if variant.msc_channels:
             self.msc = MultiScaleFeatures(trunk.channels, variant.msc_channels, num_classes)
-            self.backbone.requires_grad_(False)  # V1 trains the branches and fc8 alone
+            # V1 trains the branches alone: conv1_1 to fc8 have the learning rate 0 in the released prototxt.
+            self.backbone.requires_grad_(False)
             self.classifier.requires_grad_(False)
 
     @property

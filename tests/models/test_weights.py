@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the networks need torch")
 
 from caffe_files import V1_FILE, V2_FILE, Style, layer, message, net, number, varint  # noqa: E402
 from model_samples import CLASSES, narrow, numbers, preprocessed, small_model  # noqa: E402
+from released_layers import copied  # noqa: E402
 from slow_network import resnet_weights, vgg_weights  # noqa: E402
 
 from deeplab_crf.models import (  # noqa: E402
@@ -121,7 +122,7 @@ def test_caffe_batch_norm_is_divided_by_its_factor(tmp_path: Path) -> None:
 
 def test_copies_of_other_scales_are_set_aside_if_they_are_copies(tmp_path: Path) -> None:
     weights = resnet_weights(4, BLOCKS)
-    copies = {f"{name}_{scale}": blobs for scale in ("res075", "res05") for name, blobs in weights.items()}
+    copies = {copied(name, scale): blobs for scale in ("res075", "res05") for name, blobs in weights.items()}
     path = tmp_path / "net.caffemodel"
     path.write_bytes(net(weights | copies))
     model = DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES)
@@ -130,9 +131,9 @@ def test_copies_of_other_scales_are_set_aside_if_they_are_copies(tmp_path: Path)
     assert set(report.set_aside.values()) == {"the same weights at another scale"}
     assert "set aside (" in str(report)
 
-    copies["fc1_voc12_c1_res05"] = [blobs + 1 for blobs in weights["fc1_voc12_c1"]]
+    copies["fc1_voc12_res05_c1"] = [blobs + 1 for blobs in weights["fc1_voc12_c1"]]
     path.write_bytes(net(weights | copies))
-    with pytest.raises(ValueError, match=r"unknown: fc1_voc12_c1_res05 \(other weights than fc1_voc12_c1\)"):
+    with pytest.raises(ValueError, match=r"unknown: fc1_voc12_res05_c1 \(other weights than fc1_voc12_c1\)"):
         load_weights(model, path)
 
 

@@ -180,7 +180,8 @@ def vgg_layers() -> dict[str, str]:
 
 _VGG = vgg_layers()
 _MSC = {f"{branch}_{part}": f"msc.{branch}.{part}" for branch, _, _ in MSC_BRANCHES for part in ("conv", "fc", "ms")}
-_COPY = re.compile(r"(.+)_res(?:05|075)$")
+# V2's copies at other scales: conv1_res05, and fc1_voc12_res05_c0 beside fc1_voc12_c0.
+_COPY = re.compile(r"(.+?)_res(?:05|075)(_c\d+)?$")
 _VGG_HEAD = re.compile(r"(fc[67]|fc8(?:_[a-zA-Z]\w*?)?)(?:_(\d+))?$")
 _RESNET_HEAD = re.compile(r"fc1_\w+?(?:_c(\d+))?$")
 _RESNET_BLOCK = re.compile(r"(res|bn|scale)([2-5])([a-z])(\d*)_branch(1|2[abc])$")
@@ -215,11 +216,12 @@ def _from_caffe(raw: RawWeights) -> Translation:
         layers[name.rsplit("/", 1)[0]].append(blob)
     for layer, blobs in layers.items():
         if copy := _COPY.match(layer):
-            original = layers.get(copy[1], [])
+            name = copy[1] + (copy[2] or "")
+            original = layers.get(name, [])
             if len(blobs) == len(original) and all(map(torch.equal, blobs, original)):
                 result.set_aside[layer] = "the same weights at another scale"
             else:
-                result.unknown.append(f"{layer} (other weights than {copy[1]})")
+                result.unknown.append(f"{layer} (other weights than {name})")
         elif layer in raw.fully_connected:
             result.set_aside[layer] = _IMAGENET
         elif (place := caffe_name(layer)) is None:
