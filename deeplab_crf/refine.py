@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 import deeplab_crf
 from deeplab_crf.data.files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, LABEL_SUFFIXES, atomic_write, files_by_stem
-from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
+from deeplab_crf.data.images import PLAIN, LabelImage, overlay, read_image, write_labels, write_picture
+from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.scores import UNSURE, Scores, fit_to_image, read_scores
 from deeplab_crf.kernels import Kernel, PairwiseKernel, check_normalization
 from deeplab_crf.presets import get_preset
@@ -27,7 +28,7 @@ _DEFAULT = get_preset("pydensecrf")
 class RefineSettings:
     """How to refine. kernels to device: as `deeplab_crf.dense_crf` takes them; threads None is the package's default.
 
-    scores_are, key, num_labels, ignore_label: as `deeplab_crf.data.scores.read_scores` takes them. align_corners: how
+    scores_are, key, num_labels, ignore_label, coding: as `deeplab_crf.data.scores.read_scores` takes them. align_corners: how
     coarse scores are upsampled, see `fit_to_image`.
     """
 
@@ -43,6 +44,7 @@ class RefineSettings:
     key: str | None = None
     num_labels: int | None = None
     ignore_label: int | None = 255
+    coding: LabelCoding = PLAIN
     align_corners: bool = False
 
     def __post_init__(self) -> None:
@@ -158,6 +160,7 @@ def refine_file(job: Job, settings: RefineSettings) -> tuple[str, ...]:
         num_labels=settings.num_labels,
         ignore_label=settings.ignore_label,
         image_size=(height, width),
+        coding=settings.coding,
     )
     scores = fit_to_image(read, height, width, align_corners=settings.align_corners, name=str(job.scores))
     remarks = () if read.size == scores.size else (_upsampled(read.size, scores.size),)

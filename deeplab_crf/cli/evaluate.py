@@ -11,9 +11,9 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import crf_options, data_option, device_option, out_option
+from deeplab_crf.cli.options import crf_options, data_options, device_option, open_data, out_option
 from deeplab_crf.core.threads import get_num_threads
-from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
+from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.data.files import check_writable
 from deeplab_crf.data.scores import KINDS as SCORE_KINDS
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
@@ -28,7 +28,7 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
 
 
 @click.command()
-@data_option
+@data_options
 @network_options
 @click.option(
     "--scores",
@@ -81,7 +81,7 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     Under torchrun every process takes a share of the images, and the first one reports.
     """
     _check_options(options)
-    dataset = open_dataset(*options["data"])
+    dataset = open_data(options)
     for folder in (out, options["save_scores"]):
         if folder is not None:
             check_writable(folder)
@@ -133,6 +133,8 @@ def _task(
 
     kind, root, split = options["data"]
     settings = {"data": f"{kind} {split} ({root})", "device": str(device)}
+    if str(dataset.coding):
+        settings["labels"] = str(dataset.coding)
     if options["scores"] is None:
         source, crf, preset, used = _network(dataset, options, device, threads)
     else:

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from deeplab_crf.cli.options import data_option
-from deeplab_crf.data.datasets import open_dataset
+from deeplab_crf.cli.options import data_options, open_data
 from deeplab_crf.models.variants import VARIANTS, VGG16
 
 NARROW = [
@@ -22,7 +21,7 @@ NARROW = [
 @click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("out", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--model", type=click.Choice(NARROW), required=True, help="The narrow network.")
-@data_option
+@data_options
 @click.option("--crops", type=click.IntRange(1), default=46, show_default=True, help="How many photographs to look at.")
 @click.option("--crop", type=click.IntRange(17), default=321, show_default=True, help="Side of the crops, in pixels.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -40,7 +39,7 @@ def narrow(source: Path, out: Path, overwrite: bool, **options: Any) -> None:
     from deeplab_crf.engine.narrowing import SCALES, narrow_weights
     from deeplab_crf.models import save_weights
 
-    photographs = open_dataset(*options["data"])
+    photographs = open_data(options)
     augmentation = Augmentation(options["crop"], SCALES)
     network, errors = narrow_weights(
         source, options["model"], photographs, crops=options["crops"], augmentation=augmentation, seed=options["seed"]

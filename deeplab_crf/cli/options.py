@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from deeplab_crf.data.datasets import DATASETS
+from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
+from deeplab_crf.data.label_coding import LabelCoding, make_coding, parse_label_map
+from deeplab_crf.data.label_colors import COLOUR_TABLES
 from deeplab_crf.presets import PRESETS, get_preset
 
 Decorator = Callable[[Any], Any]
@@ -41,9 +43,44 @@ class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newe
         return kind, Path(root), split
 
 
-data_option: Decorator = click.option(
-    "--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}."
-)
+def _label_map(_context: click.Context, _option: click.Parameter, value: str) -> dict[int, int]:
+    try:
+        return parse_label_map(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+LABEL_OPTIONS = (
+    click.option("--map-labels", callback=_label_map, default="", metavar="OLD=NEW,...",
+                 help="Replace ids in label files, such as 255=1 or 0=255,1..20=0..19."),
+    click.option("--label-colors", default="", metavar=f"FILE|{'|'.join(COLOUR_TABLES)}",
+                 help="The table of label images that are coded by colour."),
+)  # fmt: skip
+
+
+def label_coding(options: dict[str, Any]) -> LabelCoding:
+    """Take ``LABEL_OPTIONS`` out of the options of a command. Raises a usage error where the table cannot be read."""
+    try:
+        return make_coding(options.pop("map_labels"), options.pop("label_colors"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--label-colors") from error
+
+
+def data_options(command: Any) -> Any:
+    """``--data`` and how its label images are read; see `open_data`."""
+    options = (
+        click.option("--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}."),
+        *LABEL_OPTIONS,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_data(options: dict[str, Any]) -> SegmentationFolder:
+    """Open the data set that `data_options` name; the options of label images are taken out."""
+    kind, root, split = options["data"]
+    return open_dataset(kind, root, split, label_coding(options))
 
 
 def out_option(text: str, *, required: bool = True) -> Decorator:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from deeplab_crf.cli.jobs import attempt_all, report_failures
-from deeplab_crf.cli.options import PRESET_HELP, known_preset
+from deeplab_crf.cli.options import LABEL_OPTIONS, PRESET_HELP, known_preset, label_coding
 from deeplab_crf.data.scores import KINDS
 from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
@@ -106,6 +106,7 @@ def _options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 @click.option("--overwrite", is_flag=True, help="Redo what is there; else finished results are skipped.")
 @_options(_CRF_OPTIONS)
 @_options(_INPUT_OPTIONS)
+@_options(LABEL_OPTIONS)
 def refine(
     image: Path, scores: Path, out: Path, overlay: bool, probabilities: bool, overwrite: bool, **crf: Any
 ) -> int:
@@ -130,7 +131,7 @@ def refine(
 
 def _settings(crf: dict[str, Any]) -> RefineSettings:
     """The preset with the options given in place of its values. Raises a usage error for values without meaning."""
-    preset = get_preset(crf.pop("preset"))
+    preset, coding = get_preset(crf.pop("preset")), label_coding(crf)
     changes = {
         Gaussian: {"sxy": crf.pop("gaussian_sxy"), "weight": crf.pop("gaussian_weight")},
         Bilateral: {
@@ -150,6 +151,7 @@ def _settings(crf: dict[str, Any]) -> RefineSettings:
             kernels=tuple(kernels),
             iterations=preset.iterations if iterations is None else iterations,
             normalization=normalization or preset.normalization,
+            coding=coding,
             **crf,
         )
     except ValueError as error:

@@ -13,9 +13,9 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import PRESET_HELP, data_option, known_preset, out_option
+from deeplab_crf.cli.options import PRESET_HELP, data_options, known_preset, open_data, out_option
 from deeplab_crf.core.threads import get_num_threads
-from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
+from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.engine.tune_grid import Grid, Setting
 from deeplab_crf.kernels import NORMALIZATIONS
@@ -62,7 +62,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
 
 
 @click.command()
-@data_option
+@data_options
 @click.option(
     "--scores",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -126,7 +126,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
 @click.option("--name", help="What the preset is called. Default: as the folder.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all cores, or DEEPLAB_CRF_NUM_THREADS.")
 @click.option("--overwrite", is_flag=True, help="Begin afresh where FOLDER holds another tuning.")  # fmt: skip
-def tune(data: tuple[str, Path, str], out: Path, method: str, **options: Any) -> None:
+def tune(out: Path, method: str, **options: Any) -> None:
     """Find the weights and widths of the dense CRF that suit a network and a data set: the papers' search, or gradient descent.
 
     Writes FOLDER/preset.toml, which refine, segment and evaluate take as --preset FILE, and DenseCRF.from_preset. The search also
@@ -134,7 +134,7 @@ def tune(data: tuple[str, Path, str], out: Path, method: str, **options: Any) ->
     epochs.csv. Tune on images that the network was not trained on, or on part of them at least.
     """
     _check_options(method, options)
-    dataset = open_dataset(*data)
+    dataset, data = open_data(options), options["data"]
     try:
         import torch
 
@@ -159,6 +159,8 @@ def tune(data: tuple[str, Path, str], out: Path, method: str, **options: Any) ->
     question = {
         "data": f"{data[0]}:{data[1].resolve()}:{data[2]}", "images": [dataset.items[i].name for i in indices], "scores": digest,
     }  # fmt: skip
+    if str(dataset.coding):  # absent where it says nothing, so that tables of earlier versions go on
+        question["labels"] = str(dataset.coding)
     if method == "search":
         _search(images, measure, question, output, options)
     else:

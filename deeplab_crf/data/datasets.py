@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
 from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem
-from deeplab_crf.data.images import read_image, read_labels
+from deeplab_crf.data.images import PLAIN, read_image, read_labels
+from deeplab_crf.data.label_coding import LabelCoding
 
 IGNORE = 255
 WHOLE = ("all", "train")  # what all photographs of a plain folder may be called, one without splits
@@ -43,17 +44,24 @@ class SegmentationFolder:
     """A folder of photographs and one of label images, matched by stem.
 
     images, labels: the folders. classes: names of the class ids 0, 1, ...; at most 255. names: which stems, in this order; None:
-    every photograph, sorted. ``dataset[i]`` reads an `Example`.
+    every photograph, sorted. coding: how the values of label images become class ids. ``dataset[i]`` reads an `Example`.
 
     Raises ValueError that names the file: none at all, one that is missing, and, when it is read, sizes that differ between
     photograph and labels, and label values that are neither a class nor 255 (void). Also where two classes have one name, and
     where a name comes twice, whose pixels would count twice.
     """
 
-    def __init__(self, images: Path, labels: Path, classes: Sequence[str], names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        images: Path,
+        labels: Path,
+        classes: Sequence[str],
+        names: Sequence[str] | None = None,
+        coding: LabelCoding = PLAIN,
+    ) -> None:
         if not 1 <= len(classes) <= IGNORE:
             raise ValueError(f"classes must name 1 to {IGNORE} classes; got {len(classes)}")
-        self.classes = tuple(classes)
+        self.classes, self.coding = tuple(classes), coding
         twice = [name for name, count in Counter(self.classes).items() if count > 1]
         if twice:
             raise ValueError(f"classes must have different names; got {twice[0]!r} more than once")
@@ -87,13 +95,13 @@ class SegmentationFolder:
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """The labels of `Example` alone, without the photograph."""
         item = self.items[index]
-        labels = read_labels(item.labels).ids
+        labels = read_labels(item.labels, self.coding).ids
         self._check_values(item, labels)
         return labels.astype(np.uint8)
 
     def __getitem__(self, index: int) -> Example:
         item = self.items[index]
-        image, labels = read_image(item.image), read_labels(item.labels).ids
+        image, labels = read_image(item.image), read_labels(item.labels, self.coding).ids
         if image.shape[:2] != labels.shape:
             lies = image.shape[:2] == labels.shape[::-1]
             raise ValueError(
@@ -109,8 +117,17 @@ class SegmentationFolder:
         if wrong.size:
             raise ValueError(
                 f"{item.labels}: label values must be 0..{len(self.classes) - 1} or {IGNORE} (void); got "
-                f"{', '.join(map(str, wrong[:5]))}"
+                f"{', '.join(map(str, wrong[:5]))}. {_remedy(wrong, len(self.classes))}"
             )
+
+
+def _remedy(wrong: NDArray[np.int64], classes: int) -> str:
+    """What to do about ids that are no class."""
+    if 65535 in wrong:
+        return "65535 is usually void in 16-bit label images: --map-labels 65535=255"
+    if wrong.tolist() == [classes]:
+        return f"If the ids start at 1: --map-labels 0=255,1..{classes}=0..{classes - 1}"
+    return "--map-labels OLD=NEW replaces ids, 255 being void"
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
@@ -189,17 +206,17 @@ def _check_list(path: Path, splits: Iterable[str]) -> Path:
     return path
 
 
-def camvid(root: Path, split: str) -> SegmentationFolder:
+def camvid(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationFolder:
     """CamVid in the 11-class split of the SegNet papers: ``images/SPLIT``, ``labels/SPLIT`` and ``SPLIT.txt`` in ``root``.
 
     split: "train" (367), "val" (101) or "test" (233), or whatever lists there are.
     """
     splits = (path.stem for path in root.glob("*.txt") if (root / "images" / path.stem).is_dir())
     names = read_stems(_check_list(root / f"{split}.txt", splits))
-    return SegmentationFolder(root / "images" / split, root / "labels" / split, CAMVID_CLASSES, names)
+    return SegmentationFolder(root / "images" / split, root / "labels" / split, CAMVID_CLASSES, names, coding)
 
 
-def voc2012(root: Path, split: str) -> SegmentationFolder:
+def voc2012(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationFolder:
     """Pascal VOC 2012 (``VOCdevkit/VOC2012``): ``JPEGImages``, and ``SegmentationClassAug`` where it is there, else
     ``SegmentationClass``; the split is ``ImageSets/Segmentation/SPLIT.txt``.
 
@@ -210,7 +227,7 @@ def voc2012(root: Path, split: str) -> SegmentationFolder:
     names = read_stems(_check_list(lists / f"{split}.txt", (path.stem for path in lists.glob("*.txt"))), _voc_name)
     augmented = root / "SegmentationClassAug"
     labels = augmented if augmented.is_dir() else root / "SegmentationClass"
-    return SegmentationFolder(root / "JPEGImages", labels, VOC_CLASSES, names)
+    return SegmentationFolder(root / "JPEGImages", labels, VOC_CLASSES, names, coding)
 
 
 def _voc_name(line: str) -> str:
@@ -218,7 +235,7 @@ def _voc_name(line: str) -> str:
     return Path(line.split()[0]).stem if "/" in line else line
 
 
-def folder(root: Path, split: str) -> SegmentationFolder:
+def folder(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationFolder:
     """Folders of one's own: photographs in ``images/SPLIT`` or ``images``, label images in ``labels/SPLIT`` or ``labels``, names
     of the classes in ``classes.txt``, one a line; ``SPLIT.txt``, where it is there, says which and in what order.
 
@@ -229,7 +246,7 @@ def folder(root: Path, split: str) -> SegmentationFolder:
     )
     chosen, classes = root / f"{split}.txt", read_names(root / "classes.txt")
     if chosen.is_file():
-        return SegmentationFolder(images, labels, classes, read_stems(chosen))
+        return SegmentationFolder(images, labels, classes, read_stems(chosen), coding)
     if images.name != split:
         splits = _folder_splits(root)
         if splits or split not in WHOLE:
@@ -237,7 +254,7 @@ def folder(root: Path, split: str) -> SegmentationFolder:
                 f"there are no splits: {' or '.join(WHOLE)} takes every photograph, and --val-fraction 0.2 holds some back"
             )  # fmt: skip
             raise ValueError(f"{root}: no split {split!r}, neither {root / 'images' / split} nor {chosen}; {remedy}")
-    return SegmentationFolder(images, labels, classes)
+    return SegmentationFolder(images, labels, classes, coding=coding)
 
 
 def _folder_splits(root: Path) -> list[str]:
@@ -257,15 +274,20 @@ def _folder_splits(root: Path) -> list[str]:
     return sorted(splits)
 
 
-DATASETS = {"camvid": camvid, "voc": voc2012, "folder": folder}
+DATASETS: dict[str, Callable[[Path, str, LabelCoding], SegmentationFolder]] = {
+    "camvid": camvid,
+    "voc": voc2012,
+    "folder": folder,
+}
 
 
-def open_dataset(kind: str, root: Path, split: str) -> SegmentationFolder:
+def open_dataset(kind: str, root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationFolder:
     """The data set at ``root``. kind: "camvid", "voc" or "folder", see `camvid`, `voc2012` and `folder`. split: "train", ...
+    coding: how the values of its label images become class ids.
 
     Raises ValueError that names the file or folder which is missing, or the list which is empty, and the splits there are where
     this is none.
     """
     if kind not in DATASETS:
         raise ValueError(f"data must be one of {', '.join(DATASETS)}; got {kind!r}")
-    return DATASETS[kind](root, split)
+    return DATASETS[kind](root, split, coding)

@@ -9,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from deeplab_crf.data.classes import voc_palette
 from deeplab_crf.data.files import atomic_write
+from deeplab_crf.data.label_coding import LabelCoding
+from deeplab_crf.data.label_colors import COLOUR_TABLES, ColorTable
 
 # The mean colour of ImageNet's photographs, blue first, in 0..255: DeepLab sees images without it.
 BGR_MEAN = (104.008, 116.669, 122.675)
+PLAIN = LabelCoding()
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
 
 
@@ -61,35 +65,61 @@ def picture_array(picture: Image.Image) -> NDArray[np.uint8] | NDArray[np.float3
     return np.array(picture.convert("L" if gray else "RGB"), dtype=np.uint8)
 
 
-def read_labels(path: Path) -> LabelImage:
-    """Read an image of class ids: one channel of 8 or 16 bits, or a palette image, whose palette is kept.
+def read_labels(path: Path, coding: LabelCoding = PLAIN) -> LabelImage:
+    """Read a label image.
 
-    Raises ValueError for what does not carry ids: colours instead of ids, and formats that lose them (JPEG).
+    Args:
+        path: One channel of class ids (1, 2, 4, 8, 16 or 32 bits), a palette image, whose palette is kept, or with
+            ``coding.colors`` an image whose colours, or those of its palette, stand for classes.
+        coding: How values become ids.
+
+    Raises:
+        ValueError: The file is no image, is in a format that changes values (JPEG), holds colours and there is no table
+            or a colour that the table lacks, or is not opaque.
     """
     picture = _open(path)
     if picture.format in LOSSY_FORMATS:
         raise ValueError(
             f"{path}: {picture.format} changes pixel values, so it cannot carry class ids; save labels as PNG"
         )
+    if coding.colors is not None:
+        return LabelImage(coding.apply(_colour_ids(picture, coding.colors, path)), coding.palette)
     if picture.mode == "P":
         palette = picture.getpalette("RGB")
-        return LabelImage(np.array(picture, dtype=np.int64), tuple(palette) if palette else None)
+        return LabelImage(coding.apply(np.asarray(picture)), tuple(palette) if palette else None)
+    if picture.mode == "LA":
+        _check_opaque(picture, path)
+        picture = picture.getchannel("L")
     if picture.mode in ("1", "L") or picture.mode.startswith("I"):
-        return LabelImage(np.array(picture, dtype=np.int64))
+        return LabelImage(coding.apply(np.asarray(picture)))
     raise ValueError(
         f"{path}: labels must be one channel of class ids or a palette image; this one has mode {picture.mode}. "
-        "Convert its colours to ids first, or save with a palette"
+        f"Convert its colours to ids with --label-colors (a file, {', '.join(COLOUR_TABLES)}), or save with a palette"
     )
 
 
-def voc_palette(count: int) -> tuple[int, ...]:
-    """The PASCAL VOC colours of ids 0..count-1 as R, G, B, R, G, B, ...: distinct for ids below 2^24, black for 0."""
-    ids = np.arange(count, dtype=np.int64)
-    colours = np.zeros((count, 3), dtype=np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
-    return tuple(colours.ravel().tolist())
+def _colour_ids(picture: Image.Image, colors: ColorTable, path: Path) -> NDArray[np.int64]:
+    """The ids of a picture's colours. Raises ValueError as `read_labels` does."""
+    if picture.mode == "1" or picture.mode[0] in "LIF":
+        raise ValueError(
+            f"{path}: has one channel (mode {picture.mode}), so its values are ids, not colours; leave --label-colors out"
+        )
+    if picture.mode not in ("P", "RGB"):
+        _check_opaque(picture, path)
+    return colors.ids(np.asarray(picture.convert("RGB")), path)
+
+
+def _check_opaque(picture: Image.Image, path: Path) -> None:
+    """Raises ValueError for a label image with transparent pixels: what they stand for is not known."""
+    if "A" not in picture.getbands():
+        return
+    alpha = np.asarray(picture.getchannel("A"))
+    if int(alpha.min(initial=255)) < 255:
+        row, column = (int(i) for i in np.argwhere(alpha < 255)[0])
+        raise ValueError(
+            f"{path}: labels must be opaque; the pixel at row {row}, column {column} is transparent. Save the labels "
+            "without an alpha channel"
+        )
 
 
 def full_palette(palette: tuple[int, ...] | None, count: int) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deeplab_crf.data.files import ARRAY_SUFFIXES
-from deeplab_crf.data.images import LabelImage, read_labels
+from deeplab_crf.data.images import PLAIN, LabelImage, read_labels
+from deeplab_crf.data.label_coding import LabelCoding
 
 KINDS = ("logits", "probabilities", "unary")
 _KEY_KINDS = {
@@ -53,6 +54,7 @@ def read_scores(
     num_labels: int | None = None,
     ignore_label: int | None = 255,
     image_size: tuple[int, int] | None = None,
+    coding: LabelCoding = PLAIN,
 ) -> Scores:
     """Read scores or labels from ``path``.
 
@@ -61,13 +63,13 @@ def read_scores(
     ("logits", "probabilities", "unary"); None: from the .npz key's name, or from the numbers where they leave no doubt,
     else ValueError. key: which array of an .npz. num_labels: how many classes there are; None: the labels present, or
     the channels of the scores. ignore_label: the id that means "not known" in labels, or None. image_size: (H, W) of
-    the image they belong to, to recognise (H, W, C).
+    the image they belong to, to recognise (H, W, C). coding: how the values of labels become class ids.
     """
     if path.suffix.lower() not in ARRAY_SUFFIXES:
-        return _from_labels(path, read_labels(path), num_labels, ignore_label)
+        return _from_labels(path, read_labels(path, coding), num_labels, ignore_label)
     array, name, class_ids = _load_array(path, key)
     if array.dtype.kind in "iub" and kind is None and array.ndim == 2 and name not in _KEY_KINDS:
-        return _from_labels(path, LabelImage(array.astype(np.int64)), num_labels, ignore_label)
+        return _from_labels(path, LabelImage(coding.apply(array)), num_labels, ignore_label)
     array = _channels_first(array, image_size)
     scores = _from_array(path, array, kind or _KEY_KINDS.get(name))
     channels = scores.values.shape[0]

@@ -12,6 +12,8 @@ from typing import Any
 
 from deeplab_crf.data.datasets import DATASETS
 from deeplab_crf.data.files import atomic_write
+from deeplab_crf.data.label_coding import LabelCoding, make_coding
+from deeplab_crf.data.label_colors import COLOUR_TABLES
 from deeplab_crf.models.variants import VARIANTS, get_variant
 
 if sys.version_info >= (3, 11):
@@ -83,6 +85,10 @@ class TrainSettings:
     data: str = _setting(str, "The layout of the data set.", choices=tuple(DATASETS))
     root: str = _setting(str, "Its folder.")
     train_split: str = _setting(str, "What to train on.", "train")
+    map_labels: str = _setting(str, "Replace ids in label images: OLD=NEW,..., such as 0=255,1..20=0..19.", "")
+    label_colors: str = _setting(
+        str, f"Table of label images that are coded by colour: a file, {', '.join(COLOUR_TABLES)}.", ""
+    )
     val_split: str = _setting(str, "What to validate on; empty: nothing.", "val")
     init: str = _setting(str, "File of weights to start from; empty: none.", "")
     new_classifier: bool = _setting(bool, "Leave the last layers of `init` out, for other classes.", False)
@@ -136,6 +142,7 @@ class TrainSettings:
             except ValueError:
                 raise ValueError(f"{each.name} must be {kind.expected}; got {value!r}") from None
         get_variant(self.model)
+        _ = self.coding
         if self.batch % self.accumulate:
             raise ValueError(f"batch must be a multiple of accumulate, {self.accumulate}; got {self.batch}")
         if self.amp == "float16" and not self.device.startswith("cuda"):
@@ -144,6 +151,11 @@ class TrainSettings:
             raise ValueError("momentum must be below 1 with optimizer adamw, whose first beta it is; got 1.0")
         if self.new_classifier and not self.init:
             raise ValueError("new_classifier must be false without init, the weights it leaves a part of out; got True")
+
+    @property
+    def coding(self) -> LabelCoding:
+        """How the values of label images become class ids. Raises ValueError where a setting is none of those described."""
+        return make_coding(self.map_labels, self.label_colors)
 
 
 # What may differ when a training goes on: where and how fast it runs and what it says, not what it computes.

@@ -208,4 +208,4 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
 
 
 def _open(settings: TrainSettings, split: str) -> SegmentationFolder:
-    return open_dataset(settings.data, Path(settings.root), split)
+    return open_dataset(settings.data, Path(settings.root), split, settings.coding)
