@@ -14,7 +14,18 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deeplab_crf.checks import real_number, shown
+from deeplab_crf.core.arrays import FloatArray, as_real_array
+
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
+
+# Weights and compatibilities up to here keep energies finite in float32, whatever the number of labels and points: a message does
+# not reach 10^20, and their product is below the largest float32.
+LARGEST_STRENGTH = 1e18
+
+# Widths that are normal numbers in float32.
+_SMALLEST_WIDTH = float(np.finfo(np.float32).tiny)
+_LARGEST_WIDTH = float(np.finfo(np.float32).max)
 
 Width: TypeAlias = float | Sequence[float]
 
@@ -28,21 +39,35 @@ def check_normalization(value: str, name: str = "normalization") -> str:
 
 def _widths(value: Width, name: str, count: int | None) -> tuple[float, ...]:
     """One positive finite standard deviation, or one per axis, as a tuple of floats."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{name} must be a number or a sequence of numbers; got {shown(value)}")
     try:
-        widths = tuple(float(v) for v in np.atleast_1d(np.asarray(value, dtype=np.float64)))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number or a sequence of numbers; got {value!r}") from error
-    if count is not None and len(widths) not in (1, count):
-        raise ValueError(f"{name} must be one number or {count} of them; got {len(widths)}")
-    for width in widths:
-        if not (math.isfinite(width) and width > 0):
-            raise ValueError(f"{name} must be positive and finite (a standard deviation); got {value!r}")
+        given: tuple[object, ...] = tuple(value)  # type: ignore[arg-type]
+    except TypeError:  # one number
+        given = (value,)
+    widths = tuple(real_number(width, name) for width in given)
+    if len(widths) == 0 or (count is not None and len(widths) not in (1, count)):
+        raise ValueError(f"{name} must be one number or {count or 'several'} of them; got {len(widths)}")
+    if not all(_SMALLEST_WIDTH <= width <= _LARGEST_WIDTH for width in widths):
+        raise ValueError(f"{name} must be positive and finite in float32 (a standard deviation); got {shown(value)}")
     return widths * count if count is not None and len(widths) == 1 else widths
 
 
 def _check_weight(weight: float) -> None:
-    if not math.isfinite(weight):
+    number = real_number(weight, "weight")
+    if not math.isfinite(number):
         raise ValueError(f"weight must be finite; got {weight!r}")
+    check_strength(number, "weight")
+
+
+def check_strength(values: float | FloatArray, name: str) -> None:
+    """Raise ValueError unless every one of ``values`` is finite and at most `LARGEST_STRENGTH` in magnitude."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if not largest <= LARGEST_STRENGTH:
+        found = f"{largest:g}" if math.isfinite(largest) else "NaN or inf"
+        raise ValueError(
+            f"{name} must be finite and at most {LARGEST_STRENGTH:g} in magnitude, so that energies stay finite; got {found}"
+        )
 
 
 def _check_optional_normalization(normalization: str | None) -> None:
@@ -145,19 +170,21 @@ class PairwiseKernel:
     @property
     def compatibility(self) -> float | NDArray[np.float64]:
         """What the mean field engine takes: a Potts weight, or an array."""
-        compat = np.asarray(self.compat, dtype=np.float64)
+        compat = as_real_array(self.compat, "compat").astype(np.float64)
+        check_strength(compat, "compat")
         return float(compat) if compat.ndim == 0 else compat
 
 
 def _weighted_compatibility(weight: float, compat: ArrayLike | None) -> float | NDArray[np.float64]:
     if compat is None:
         return float(weight)
-    array = np.asarray(compat, dtype=np.float64)
+    array = as_real_array(compat, "compat").astype(np.float64)
+    check_strength(array, "compat")
     if array.ndim not in (1, 2):
         raise ValueError(
             f"compat must have shape (L,) or (L, L); got shape {array.shape}. Use weight for a Potts strength"
         )
-    return weight * array
+    return float(weight) * array
 
 
 Kernel: TypeAlias = Gaussian | Bilateral | PairwiseKernel

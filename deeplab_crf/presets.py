@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from deeplab_crf.checks import whole_number
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, Width, check_normalization
 
@@ -179,9 +180,7 @@ def load_preset(path: str | os.PathLike[str]) -> Preset:
     kernels = table["kernels"]
     if not isinstance(kernels, list) or not kernels or not all(isinstance(each, dict) for each in kernels):
         raise ValueError(f"{where}: kernels must be one or more tables [[kernels]]; got {kernels!r}")
-    iterations = table["iterations"]
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"{where}: iterations must be a whole number >= 0; got {iterations!r}")
+    iterations = whole_number(table["iterations"], f"{where}: iterations", 0)
     return Preset(
         name=_text(table, "name", where),
         kernels=tuple(_read_kernel(each, f"{where}: kernels[{number}]") for number, each in enumerate(kernels)),

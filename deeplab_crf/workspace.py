@@ -6,19 +6,20 @@ fresh from the operating system took about a tenth of an inference.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab_crf.locks import ForkSafeLock
+
 # Larger buffers go back to the operating system after use.
 _LARGEST_KEPT = 256 * 2**20
 
 _CACHE_LINE = 64
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _kept: NDArray[np.uint8] | None = None
 
 

@@ -31,7 +31,9 @@ def address(array: NDArray[Any] | None) -> int:
 
 
 def as_real_array(values: ArrayLike, name: str) -> NDArray[Any]:
-    """``values`` as an array of bool, integers or floats. Raises TypeError for anything else (strings, objects, complex)."""
+    """``values`` as an array of bool, integers or floats. Raises TypeError for anything else (strings, objects, complex), and
+    ValueError for masked values."""
+    refuse_masked(values, name)
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
@@ -39,6 +41,17 @@ def as_real_array(values: ArrayLike, name: str) -> NDArray[Any]:
     if array.dtype.kind not in "buif":
         raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}")
     return array
+
+
+def refuse_masked(values: object, name: str) -> None:
+    """Raise ValueError for a masked array of NumPy, or a sequence with one, in which a value is masked: as an array it would lose
+    its mask without a word."""
+    parts = values if isinstance(values, list | tuple) else (values,)
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise ValueError(
+            f"{name} must not hold masked values; got a numpy.ma.MaskedArray with some. Fill them with .filled(value): pixels of "
+            "a label map with the label that is ignored, others with a number that you choose"
+        )
 
 
 def as_engine_floats(array: NDArray[Any]) -> FloatArray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from deeplab_crf.checks import shown, whole_number
 from deeplab_crf.core.arrays import FloatArray, as_real_array, check_dtype
 from deeplab_crf.core.image_points import ImagePoints
 from deeplab_crf.core.mean_field import MeanField, MeanFieldResult
@@ -21,6 +22,7 @@ from deeplab_crf.core.scores import (
     exactly_one,
     num_labels_of,
 )
+from deeplab_crf.core.threads import check_threads
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, PairwiseKernel, check_normalization
 from deeplab_crf.presets import Preset, get_preset
 
@@ -61,14 +63,13 @@ class ImageCRF:
     ) -> None:
         check_normalization(normalization)
         self._dtype = check_dtype(dtype)
-        self._threads = threads
+        self._threads = None if threads is None else check_threads(threads)
         pixels = None if image is None else _check_image(image)
         if pixels is None and shape is None:
             raise ValueError("image must be given, or shape=(H, W) if no kernel looks at colours; got neither")
-        height, width = pixels.shape[:2] if pixels is not None else shape or (0, 0)
+        self.height, self.width = pixels.shape[:2] if pixels is not None else _check_shape(shape)
         if shape is not None:
-            check_image_size((height, width), shape)
-        self.height, self.width = int(height), int(width)
+            check_image_size((self.height, self.width), _check_shape(shape))
         self._points = ImagePoints(self.height, self.width, self._dtype, threads)
         self.mean_field = MeanField(
             self.height * self.width, num_labels, dtype=self._dtype, threads=threads, order=self._points.order
@@ -160,6 +161,15 @@ def features_first(features: Any, height: int, width: int) -> Any:
     raise ValueError(
         f"features must have shape ({points}, d), (d, {points}), (d, {height}, {width}) or ({height}, {width}, d); got {shape}"
     )
+
+
+def _check_shape(shape: Sequence[int] | None) -> tuple[int, int]:
+    """``shape`` as (H, W), at least one pixel and no more than the engine can number."""
+    if not isinstance(shape, Sequence | np.ndarray) or len(shape) != 2:
+        raise ValueError(f"shape must be (H, W); got {shown(shape)}")
+    height, width = (whole_number(size, "shape", 1) for size in shape)
+    whole_number(height * width, "shape's number of pixels", 1)
+    return height, width
 
 
 def _check_image(image: ArrayLike) -> NDArray[Any]:

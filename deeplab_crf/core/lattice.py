@@ -15,7 +15,7 @@ from deeplab_crf.core.arrays import (
     as_real_array,
     element_strides,
 )
-from deeplab_crf.core.threads import resolve_threads
+from deeplab_crf.core.threads import check_threads, resolve_threads
 from deeplab_crf.kernels import check_normalization
 from deeplab_crf.workspace import borrowed_workspace
 
@@ -54,7 +54,7 @@ class PermutohedralLattice:
         double = array.dtype.kind == "f" and array.dtype.itemsize == 8
         floats = array.astype(np.float64 if double else np.float32, copy=False)  # native byte order too
         self._build(aligned(floats), touch_origin, resolve_threads(threads))
-        self._threads = threads
+        self._threads = None if threads is None else check_threads(threads)
         self._norms: dict[str, FloatArray] = {}
 
     def _build(self, features: FloatArray, touch_origin: bool, threads: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from deeplab_crf import _native
+from deeplab_crf.checks import real_number, whole_number
 from deeplab_crf.core.arrays import (
     FloatArray,
     address,
@@ -22,8 +23,8 @@ from deeplab_crf.core.arrays import (
     type_suffix,
 )
 from deeplab_crf.core.lattice import PermutohedralLattice
-from deeplab_crf.core.threads import resolve_threads
-from deeplab_crf.kernels import check_normalization
+from deeplab_crf.core.threads import check_threads, resolve_threads
+from deeplab_crf.kernels import check_normalization, check_strength
 from deeplab_crf.workspace import borrowed_parts
 
 # klDivergence's guard against log 0 (pydensecrf's constant).
@@ -140,9 +141,9 @@ def engine_rows(
 
 def check_compat(compat: ArrayLike, num_labels: int, dtype: np.dtype[Any]) -> FloatArray:
     """A compatibility of the engine's dtype, contiguous: ``()`` for Potts, ``(L,)`` or ``(L, L)``."""
-    array = as_real_array(compat, "compat").astype(dtype, order="C")
-    if not np.isfinite(array).all():
-        raise ValueError("compat must be finite; got NaN or inf")
+    given = as_real_array(compat, "compat")
+    check_strength(given, "compat")
+    array = given.astype(dtype, order="C")
     if array.shape not in ((), (num_labels,), (num_labels, num_labels)):
         raise ValueError(
             f"compat must be a number, or an array of shape ({num_labels},) or ({num_labels}, {num_labels}); "
@@ -153,11 +154,10 @@ def check_compat(compat: ArrayLike, num_labels: int, dtype: np.dtype[Any]) -> Fl
 
 def check_steps(iterations: int, damping: float, tolerance: float) -> None:
     """Raises ValueError for what `MeanField.inference` cannot run."""
-    if isinstance(iterations, bool) or not isinstance(iterations, int | np.integer) or iterations < 0:
-        raise ValueError(f"iterations must be a whole number >= 0; got {iterations!r}")
-    if not 0 <= damping < 1:
+    whole_number(iterations, "iterations", 0)
+    if not 0 <= real_number(damping, "damping") < 1:
         raise ValueError(f"damping must be in [0, 1); got {damping!r}")
-    if not (tolerance >= 0 and math.isfinite(tolerance)):
+    if not 0 <= real_number(tolerance, "tolerance") < math.inf:
         raise ValueError(f"tolerance must be finite and >= 0 (0: run all iterations); got {tolerance!r}")
 
 
@@ -181,18 +181,13 @@ class MeanField:
         order: NDArray[np.int32] | None = None,
         touch_origin: bool = False,
     ) -> None:
-        for name, value in (("num_points", num_points), ("num_labels", num_labels)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
-        self.num_points = int(num_points)
-        self.num_labels = int(num_labels)
+        self.num_points = whole_number(num_points, "num_points", 1)
+        self.num_labels = whole_number(num_labels, "num_labels", 1)
         self.dtype = check_dtype(dtype)
-        self._threads = threads
+        self._threads = None if threads is None else check_threads(threads)
         self._order = None if order is None else _check_order(order, self.num_points)
         self._touch_origin = touch_origin
         self._terms: list[_Term] = []
-        if threads is not None:
-            resolve_threads(threads)
 
     def __repr__(self) -> str:
         return (

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab_crf.checks import LARGEST_INT, real_number, whole_number
 from deeplab_crf.core.arrays import FloatArray
 from deeplab_crf.core.mean_field import pack_unary
 
@@ -32,6 +33,14 @@ class LabelOptions:
     num_labels: int | None
     confidence: float
     ignore_label: int | None
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and make them plain ones: a NumPy ``ignore_label`` of 8 bits would compare by its own type's rules."""
+        real_number(self.confidence, "confidence")
+        for name, least, most in (("num_labels", 1, LARGEST_INT), ("ignore_label", -(2**63), 2**63 - 1)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, whole_number(value, name, least, most))
 
 
 def exactly_one(scores: Mapping[str, Any]) -> str:
@@ -69,14 +78,12 @@ def check_label_kind(whole: bool, dtype: object) -> None:
 def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
     """The number of labels L that the scores speak of, ``(..., L, H, W)``, or whole numbers for labels."""
     wish = options.num_labels
-    if wish is not None and (isinstance(wish, bool) or not isinstance(wish, int | np.integer) or wish < 1):
-        raise ValueError(f"num_labels must be a whole number >= 1; got {wish!r}")
     if source != "labels":
         if wish is not None and wish != scores.shape[-3]:
             raise ValueError(f"num_labels must be the {scores.shape[-3]} labels of {source}, or None; got {wish}")
         return int(scores.shape[-3])
     if wish is not None:
-        return int(wish)
+        return wish
     known = scores.reshape(-1) if options.ignore_label is None else scores[scores != options.ignore_label]
     if len(known) == 0:
         raise ValueError(

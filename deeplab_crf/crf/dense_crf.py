@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deeplab_crf.checks import real_number, whole_number
+from deeplab_crf.core.mean_field import check_steps
 from deeplab_crf.crf import parameters
 from deeplab_crf.crf.exact import exact_mean_field
 from deeplab_crf.crf.inputs import (
@@ -125,16 +127,12 @@ class DenseCRF(nn.Module):
         _check_choice(gradients, GRADIENTS, "gradients")
         for name, value, least in (
             ("num_classes", 1 if num_classes is None else num_classes, 1),
-            ("iterations", iterations, 0),
             ("spatial_dims", spatial_dims, 1),
             ("channels", channels, 1),
             ("max_vertices", 1 if max_vertices is None else max_vertices, 1),
         ):
-            _check_whole(value, least, name)
-        if not 0 <= damping < 1:
-            raise ValueError(f"damping must be in [0, 1); got {damping!r}")
-        if not 0 <= tolerance < float("inf"):
-            raise ValueError(f"tolerance must be finite and >= 0 (0: run all iterations); got {tolerance!r}")
+            whole_number(value, name, least)
+        check_steps(iterations, damping, tolerance)
         chosen = parameters.check_kernels(kernels)
         self.num_classes = num_classes
         self.iterations = iterations
@@ -389,13 +387,8 @@ def _check_choice(value: str, choices: Sequence[str], name: str) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def _check_whole(value: int, least: int, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}; got {value!r}")
-
-
 def _check_spacing_values(spacing: Sequence[float], axes: int) -> tuple[float, ...]:
-    values = tuple(float(value) for value in spacing)
+    values = tuple(real_number(value, "spacing") for value in spacing)
     if len(values) != axes or not all(0 < value < float("inf") for value in values):
         raise ValueError(
             f"spacing must hold {axes} positive finite numbers (x, y{', z' if axes == 3 else ''}); got {spacing!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
@@ -10,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deeplab_crf.locks import ForkSafeLock
 from deeplab_crf.ops import lattice as operators
 from deeplab_crf.ops.lattice import Lattice
 
 _LARGEST_KEPT = 2**20  # points of all images of a call
 _MOST_KEPT = 2
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _kept: OrderedDict[Hashable, NormedLattice] = OrderedDict()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deeplab_crf.locks import ForkSafeLock
 from deeplab_crf.ops.cuda.engine import is_capturing
 from deeplab_crf.ops.features import scaled_features
 
@@ -26,7 +26,7 @@ _LARGEST_KEPT = 2**22
 # captured graphs, may read one that has no owner in Python any more.
 _MOST_KEPT_ON_CUDA = 2**23
 _kept_on_cuda: dict[tuple[object, ...], Grid] = {}
-_keeping = threading.Lock()
+_keeping = ForkSafeLock()
 
 
 class Grid(NamedTuple):

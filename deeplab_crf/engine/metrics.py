@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab_crf.checks import whole_number
 from deeplab_crf.data.datasets import IGNORE
 
 
@@ -19,9 +20,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, ignore: int = IGNORE) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer) or num_classes < 1:
-            raise ValueError(f"num_classes must be a whole number >= 1; got {num_classes!r}")
-        self.num_classes, self.ignore = int(num_classes), int(ignore)
+        self.num_classes, self.ignore = whole_number(num_classes, "num_classes", 1), int(ignore)
         self.matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
 
     @classmethod

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deeplab_crf.checks import whole_number
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.data.datasets import IGNORE
 from deeplab_crf.engine.tune_images import TuneImages, as_tensors
@@ -28,8 +29,7 @@ class Learning:
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch", self.batch)):
-            if value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
+            whole_number(value, name, 1)
         if not 0 < self.rate < 1:
             raise ValueError(f"rate must be between 0 and 1; got {self.rate!r}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from deeplab_crf.core.mean_field import pack_unary
 from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.engine.metrics import ConfusionMatrix
 from deeplab_crf.engine.saved_scores import SavedScores
+from deeplab_crf.locks import ForkSafeLock
 from deeplab_crf.presets import Preset
 
 FLOAT = np.dtype(np.float32)
@@ -110,7 +110,7 @@ class TuneImages:
         self._scores, self._scored = tuple(scores), scored
         self._kept: dict[int, PreparedImage] = {}
         self._kept_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def __len__(self) -> int:
         return len(self.indices)

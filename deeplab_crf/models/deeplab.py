@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deeplab_crf.checks import whole_number
 from deeplab_crf.models.heads import MultiScaleFeatures, SummedBranches
 from deeplab_crf.models.interp import interp, pad_bottom_right, padded_size, scaled_size
 from deeplab_crf.models.resnet import ResNetTrunk
@@ -42,9 +43,7 @@ class DeepLab(nn.Module):
 
     def __init__(self, variant: Variant, num_classes: int = 21, multi_scale: bool | None = None) -> None:
         super().__init__()
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes must be a whole number >= 1; got {num_classes!r}")
-        self.variant, self.num_classes = variant, num_classes
+        self.variant, self.num_classes = variant, whole_number(num_classes, "num_classes", 1)
         self.usage = Usage()
         self.scales = SCALES if (variant.multi_scale if multi_scale is None else multi_scale) else SCALES[:1]
         if variant.msc_channels and len(self.scales) > 1:

@@ -7,7 +7,6 @@ the numbers would wait for the device.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdRef, WeakTensorKeyDictionary
 
 from deeplab_crf import _native
+from deeplab_crf.locks import ForkSafeLock
 from deeplab_crf.ops.tensors import address
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 # Of each (first) weight: layout -> (marks, packed).
 _packed: Any = WeakTensorKeyDictionary()  # has no annotations
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deeplab_crf.kernels import LARGEST_STRENGTH
+
 
 class TermTensors(NamedTuple):
     """The kernels of the energy, one entry each. Norms without elements stand for ones."""
@@ -62,9 +64,12 @@ class TermGradients(NamedTuple):
 
 
 def check_finite(compatibilities: Iterable[Tensor]) -> None:
-    """Raises ValueError for NaN and inf. On a device this waits for it."""
-    if not all(bool(torch.isfinite(compatibility).all()) for compatibility in compatibilities):
-        raise ValueError("compatibilities must be finite; got NaN or inf. Check the weights of the kernels")
+    """Raises ValueError for NaN, inf, and numbers so large that energies would overflow. On a device this waits for it."""
+    if not all(bool((compatibility.abs() <= LARGEST_STRENGTH).all()) for compatibility in compatibilities):
+        raise ValueError(
+            f"compatibilities must be finite and at most {LARGEST_STRENGTH:g} in magnitude; got NaN, inf or more. Check the "
+            "weights of the kernels"
+        )
 
 
 def check_order(order: Tensor, points: int) -> None:

@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeplab_crf import checks
+from deeplab_crf.checks import shown
+from deeplab_crf.core.arrays import refuse_masked
+
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def real_array(value: object, name: str) -> NDArray[Any]:
     """``value`` as an array of bool, integers or floats; not copied where it is one. TypeError for anything else."""
+    refuse_masked(value, name)
     try:
         array = np.asarray(value)
     except ValueError as error:  # a ragged list
@@ -51,8 +56,8 @@ def whole_number(value: object, name: str, minimum: int) -> int:
             raise ValueError(f"{name} must be an integer; got {value!r}") from None
         number = int(value)
     if number < minimum:
-        raise ValueError(f"{name} must be {minimum} or more; got {number}")
-    return number
+        raise ValueError(f"{name} must be {minimum} or more; got {shown(number)}")
+    return checks.whole_number(number, name, minimum)
 
 
 def widths(value: object, count: int, name: str, meaning: str) -> tuple[Any, ...]:
