@@ -10,6 +10,7 @@ import click
 
 import deeplab_crf
 from deeplab_crf.benchmark import Case, Report, find_peer, run_case
+from deeplab_crf.checks import MAX_THREADS, shown
 from deeplab_crf.cli.bench_conv import conv
 
 
@@ -26,8 +27,8 @@ def _parse_size(_context: click.Context, _option: click.Parameter, values: tuple
 def _parse_threads(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:
     counts = []
     for word in value.split(","):
-        if word != "all" and not (word.isdecimal() and int(word) > 0):
-            raise click.BadParameter(f"{word!r} is neither a positive number nor all")
+        if word != "all" and not (word.isdecimal() and len(word) < 10 and 0 < int(word) <= MAX_THREADS):
+            raise click.BadParameter(f"{shown(word)} is neither a positive number up to {MAX_THREADS} nor all")
         counts.append(deeplab_crf.get_num_threads() if word == "all" else int(word))
     return sorted(set(counts))
 

@@ -7,6 +7,8 @@ import json
 
 import click
 
+from deeplab_crf.checks import MAX_THREADS
+
 MODELS = ("v1-largefov", "v1-msc", "v2-vgg-aspp-s", "v2-vgg-aspp-l", "v2-resnet101")
 
 
@@ -15,7 +17,9 @@ MODELS = ("v1-largefov", "v1-msc", "v2-vgg-aspp-s", "v2-vgg-aspp-l", "v2-resnet1
               show_default=True, help="Whose convolutions; may be repeated.")  # fmt: skip
 @click.option("--size", default=321, show_default=True, type=click.IntRange(9), help="Network input, pixels a side.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of torch and of ours.")
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1, MAX_THREADS), help="Threads of torch and of ours."
+)
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Turns; the fastest is shown.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def conv(models: tuple[str, ...], size: int, batch: int, threads: int, repeats: int, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
 from deeplab_crf.cli.options import crf_options, data_options, device_option, open_data, out_option
@@ -58,7 +59,7 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
 )
 @device_option
 @click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Default: all cores, shared with torchrun's other processes."
+    "--threads", type=click.IntRange(1, MAX_THREADS), help="Default: all cores, shared with torchrun's other processes."
 )
 @click.option(
     "--workers",

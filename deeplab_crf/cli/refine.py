@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import attempt_all, report_failures
 from deeplab_crf.cli.options import LABEL_OPTIONS, PRESET_HELP, known_preset, label_coding
 from deeplab_crf.data.scores import KINDS
@@ -64,7 +65,8 @@ _CRF_OPTIONS = (
                  help="Share of the old probabilities kept in each iteration."),
     click.option("--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
                  help="Stop when no probability changes by more; 0 runs all iterations."),
-    click.option("--threads", type=click.IntRange(1), help="Default: DEEPLAB_CRF_NUM_THREADS, OMP_NUM_THREADS or the usable cores."),
+    click.option("--threads", type=click.IntRange(1, MAX_THREADS),
+                 help="Default: DEEPLAB_CRF_NUM_THREADS, OMP_NUM_THREADS or the usable cores."),
     click.option("--device", callback=_device, metavar="cpu|cuda|cuda:N", default="cpu", show_default=True,
                  help="Where to compute; cuda needs torch and a build with CUDA, see deeplab-crf info."),
 )  # fmt: skip

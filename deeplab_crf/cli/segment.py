@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import attempt_all, report_failures
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
 from deeplab_crf.cli.options import crf_options, device_option, out_option
@@ -20,7 +21,7 @@ from deeplab_crf.segment import plan_images, segment_file, write_legend
 @click.option("--num-classes", type=click.IntRange(1), help="Default: as many as FILE has.")
 @crf_options("Refine with the dense CRF.", "Other settings of the CRF than the network's own")
 @device_option
-@click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Default: all cores.")
 @click.option(
     "--pictures/--no-pictures",
     default=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
 from deeplab_crf.cli.options import PRESET_HELP, data_options, known_preset, open_data, out_option
@@ -124,7 +125,11 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
 @click.option("--batch", type=click.IntRange(1), help="Images a step. [gradient; default: 4]")
 @click.option("--seed", type=int, help="Decides the order of the images. [gradient; default: 0]")
 @click.option("--name", help="What the preset is called. Default: as the folder.")
-@click.option("--threads", type=click.IntRange(1), help="Default: DEEPLAB_CRF_NUM_THREADS, OMP_NUM_THREADS or the usable cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Default: DEEPLAB_CRF_NUM_THREADS, OMP_NUM_THREADS or the usable cores.",
+)
 @click.option("--overwrite", is_flag=True, help="Begin afresh where FOLDER holds another tuning.")  # fmt: skip
 def tune(out: Path, method: str, **options: Any) -> None:
     """Find the weights and widths of the dense CRF that suit a network and a data set: the papers' search, or gradient descent.
