@@ -102,7 +102,7 @@ def plan_file(
 def plan_folders(
     images: Path, scores: Path, out: Path, *, with_overlay: bool = False, with_probabilities: bool = False
 ) -> Plan:
-    """The jobs for two folders whose files are matched by stem; results are called ``<stem>.png`` in ``out``.
+    """The jobs for two folders whose files are matched by stem; results are called as the image, ``<stem>.png`` in ``out``.
 
     Raises ValueError where nothing matches, two files share a stem, or a result would overwrite an input.
     """
@@ -118,7 +118,7 @@ def plan_folders(
         plan_file(
             photographs[stem],
             maps[stem],
-            out / f"{stem}.png",
+            out / f"{photographs[stem].stem}.png",
             with_overlay=with_overlay,
             with_probabilities=with_probabilities,
         )

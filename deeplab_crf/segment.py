@@ -15,7 +15,7 @@ from PIL import Image
 
 from deeplab_crf.data.classes import class_names, class_palette
 from deeplab_crf.data.figures import figure, legend
-from deeplab_crf.data.files import IMAGE_SUFFIXES, files_by_stem
+from deeplab_crf.data.files import IMAGE_SUFFIXES, files_by_stem, matching_name
 from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
 
 if TYPE_CHECKING:
@@ -52,13 +52,12 @@ def plan_images(inputs: Sequence[Path], out: Path, *, with_pictures: bool = True
     """
     jobs: dict[str, SegmentJob] = {}
     for image in _images(inputs):
-        if image.stem in jobs:
-            raise ValueError(
-                f"the results of {jobs[image.stem].image} and {image} would have the same name; rename one"
-            )
+        stem = matching_name(image.stem)
+        if stem in jobs:
+            raise ValueError(f"the results of {jobs[stem].image} and {image} would have the same name; rename one")
         name = f"{image.stem}.png"
         pictures = (out / "overlays" / name, out / "figures" / name) if with_pictures else (None, None)
-        jobs[image.stem] = SegmentJob(image, out / name, *pictures)
+        jobs[stem] = SegmentJob(image, out / name, *pictures)
     if not jobs:
         raise ValueError(f"no image in {', '.join(map(str, inputs))} (known: {', '.join(sorted(IMAGE_SUFFIXES))})")
     read = {job.image.resolve() for job in jobs.values()}

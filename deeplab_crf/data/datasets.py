@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import unicodedata
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
-from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem
+from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
 from deeplab_crf.data.images import PLAIN, read_image, read_labels
 from deeplab_crf.data.label_coding import LabelCoding
 
 IGNORE = 255
 WHOLE = ("all", "train")  # what all photographs of a plain folder may be called, one without splits
+
+_SUFFIX = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
+_PAIR_OF_FILES = re.compile(rf"(.+?\.(?:{_SUFFIX}))[\s,;]+(\S.*\.(?:{_SUFFIX}))", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class SegmentationFolder:
         chosen = tuple(pictures) if names is None else tuple(names)
         if not chosen:
             raise ValueError(f"{images}: no photographs ({_known(IMAGE_SUFFIXES)})")
-        again = [name for name, count in Counter(chosen).items() if count > 1]
+        again = [name for name, count in Counter(map(matching_name, chosen)).items() if count > 1]
         if again:
             raise ValueError(f"names must be different; got {again[0]!r} more than once, which would count as often")
         for name in chosen:
@@ -77,10 +80,12 @@ class SegmentationFolder:
                 (pictures, images, "photograph", IMAGE_SUFFIXES),
                 (ids, labels, "label image", LABEL_SUFFIXES),
             ):
-                if name not in found:
-                    cure = "lists hold names without suffix" if Path(name).stem in found else _known(suffixes)
+                if matching_name(name) not in found:
+                    bare = matching_name(Path(name).stem)
+                    cure = "lists hold names without suffix" if bare in found else _known(suffixes)
                     raise ValueError(f"{folder}: no {kind} called {name!r} ({cure})")
-        self.items = tuple(Item(name, pictures[name], ids[name]) for name in chosen)
+        found_names = [matching_name(name) for name in chosen]
+        self.items = tuple(Item(pictures[name].stem, pictures[name], ids[name]) for name in found_names)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -152,7 +157,7 @@ def held_back(names: Sequence[str], fraction: float, seed: int) -> list[str]:
         raise ValueError(f"val_fraction needs at least 2 photographs, one of them to train on; got {len(names)}")
 
     def rank(name: str) -> bytes:
-        return hashlib.sha256(f"{seed} {unicodedata.normalize('NFC', name)}".encode(errors="surrogatepass")).digest()
+        return hashlib.sha256(f"{seed} {matching_name(name)}".encode(errors="surrogatepass")).digest()
 
     count = min(max(round(fraction * len(names)), 1), len(names) - 1)
     chosen = frozenset(sorted(names, key=rank)[:count])
@@ -179,21 +184,33 @@ def _numbered_names(path: Path) -> list[tuple[int, str]]:
     return names
 
 
-def read_stems(path: Path, stem: Callable[[str], str] = str) -> list[str]:
-    """The stems of a split's list. stem: makes one of a line.
+def read_stems(path: Path) -> list[str]:
+    """The stems of a split's list, whose lines are "X", "/images/X.jpg", or "/images/X.jpg /labels/X.png"; X may hold blanks.
 
-    Raises ValueError as `read_names` does, and where two lines have the same stem, which would count twice: none of the lists of
-    the field has one.
+    Raises ValueError as `read_names` does, where the two files of a line have different stems, and where two lines have the same
+    stem, which would count twice: none of the lists of the field has one.
     """
     lines: dict[str, int] = {}
     for number, line in _numbered_names(path):
-        name = stem(line)
-        if name in lines:
+        pair = _PAIR_OF_FILES.fullmatch(line)
+        files = pair.groups() if pair else (line,)
+        stems = [matching_name(_stem(name) if pair or "/" in name else name) for name in files]
+        if stems[0] != stems[-1]:
             raise ValueError(
-                f"{path}: lines {lines[name]} and {number} both name {name!r}, which would count twice; keep one of them"
+                f"{path}: line {number} pairs {stems[0]!r} with {stems[-1]!r}, but photographs and labels are matched by stem: "
+                "rename the files of one folder"
             )
-        lines[name] = number
+        if stems[0] in lines:
+            raise ValueError(
+                f"{path}: lines {lines[stems[0]]} and {number} both name {stems[0]!r}, which would count twice; keep one of them"
+            )
+        lines[stems[0]] = number
     return list(lines)
+
+
+def _stem(name: str) -> str:
+    """The stem of a path that may come from Windows."""
+    return Path(name.replace("\\", "/")).stem
 
 
 def _check_list(path: Path, splits: Iterable[str]) -> Path:
@@ -224,15 +241,10 @@ def voc2012(root: Path, split: str, coding: LabelCoding = PLAIN) -> Segmentation
     (10582) and "trainval_aug" (12031), whose lists come as names, or as lines "/JPEGImages/X.jpg /SegmentationClassAug/X.png".
     """
     lists = root / "ImageSets" / "Segmentation"
-    names = read_stems(_check_list(lists / f"{split}.txt", (path.stem for path in lists.glob("*.txt"))), _voc_name)
+    names = read_stems(_check_list(lists / f"{split}.txt", (path.stem for path in lists.glob("*.txt"))))
     augmented = root / "SegmentationClassAug"
     labels = augmented if augmented.is_dir() else root / "SegmentationClass"
     return SegmentationFolder(root / "JPEGImages", labels, VOC_CLASSES, names, coding)
-
-
-def _voc_name(line: str) -> str:
-    """ "X" of "X", and of "/JPEGImages/X.jpg /SegmentationClassAug/X.png"."""
-    return Path(line.split()[0]).stem if "/" in line else line
 
 
 def folder(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationFolder:
@@ -266,7 +278,7 @@ def _folder_splits(root: Path) -> list[str]:
     splits = {name for name, photographs in found.items() if photographs}
     for path in set(root.glob("*.txt")) - {root / "classes.txt"}:
         try:
-            first = read_names(path)[0]
+            first = read_stems(path)[0]
         except ValueError:
             continue
         if first in own or first in found.get(path.stem, ()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,8 +46,14 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"{folder}: results cannot be written there: {there} {why}")
 
 
+def matching_name(name: str) -> str:
+    """The form in which names are compared: macOS writes accents as characters of their own (NFD), other systems do not (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
 def files_by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """The files of ``folder`` (not of folders in it) with one of ``suffixes`` (lower case, with dot), by stem, sorted.
+    """The files of ``folder`` (not of folders in it) with one of ``suffixes`` (lower case, with dot), sorted, by the
+    `matching_name` of their stem.
 
     Hidden files are left out. Links to nothing are not: whoever reads them says that a file is missing, as it is where a data set's
     files were not fetched. Raises ValueError where two files share a stem: which one is meant cannot be known.
@@ -57,9 +64,10 @@ def files_by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
             continue
         if not path.is_file() and not (path.is_symlink() and not path.exists()):
             continue
-        if path.stem in found:
+        stem = matching_name(path.stem)
+        if stem in found:
             raise ValueError(
-                f"{folder} holds {found[path.stem].name} and {path.name}: files are matched by stem; keep one of them"
+                f"{folder} holds {found[stem].name} and {path.name}: files are matched by stem; keep one of them"
             )
-        found[path.stem] = path
+        found[stem] = path
     return found

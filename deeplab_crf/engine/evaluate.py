@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.data.datasets import Example, SegmentationFolder
-from deeplab_crf.data.files import ARRAY_SUFFIXES, files_by_stem
+from deeplab_crf.data.files import ARRAY_SUFFIXES, files_by_stem, matching_name
 from deeplab_crf.data.scores import KINDS, fit_to_image, read_scores
 from deeplab_crf.engine.distributed import World
 from deeplab_crf.engine.saved_scores import read_saved_scores, write_saved_scores
@@ -94,11 +94,11 @@ class FileScores:
             raise ValueError(f"{folder}: no such folder")
         self.num_classes, self.reading, self.device = len(dataset.classes), reading or ScoreReading(), device
         found = files_by_stem(folder, ARRAY_SUFFIXES)
-        missing = [item.name for item in dataset.items if item.name not in found]
+        missing = [item.name for item in dataset.items if matching_name(item.name) not in found]
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ValueError(f"{folder}: no scores (.npz or .npy) of {len(missing)} of {len(dataset)} images: {shown}")
-        self.paths = {item.name: found[item.name] for item in dataset.items}
+        self.paths = {item.name: found[matching_name(item.name)] for item in dataset.items}
 
     def logits(self, example: Example) -> Tensor:
         """See `ScoreSource`."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab_crf.data.datasets import IGNORE, SegmentationFolder
-from deeplab_crf.data.files import atomic_write
+from deeplab_crf.data.files import atomic_write, files_by_stem, matching_name
 from deeplab_crf.engine.metrics import ConfusionMatrix
 from deeplab_crf.engine.saved_scores import SavedScores, read_saved_scores
 from deeplab_crf.engine.trimap import MAX_WIDTH, band_widths
@@ -107,7 +107,9 @@ def read_all_scores(folder: Path, dataset: SegmentationFolder, indices: Sequence
     Raises ValueError that names the file: one that is missing (all are looked for before any is read), one that is damaged or of
     another kind, and another number of classes than the data set's.
     """
-    files = [folder / f"{dataset.items[i].name}.npz" for i in indices]
+    found = files_by_stem(folder, frozenset({".npz"})) if folder.is_dir() else {}
+    names = [dataset.items[i].name for i in indices]
+    files = [found.get(matching_name(name), folder / f"{name}.npz") for name in names]
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise ValueError(
