@@ -12,11 +12,12 @@ import click
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import crf_options, data_options, device_option, open_data, out_option
+from deeplab_crf.cli.options import crf_options, data_options, device_option, held_back_options, open_data, out_option
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.data.files import check_writable
 from deeplab_crf.data.scores import KINDS as SCORE_KINDS
+from deeplab_crf.engine.class_pixels import check_two_classes, count_pixels
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
 
@@ -30,6 +31,7 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
 
 @click.command()
 @data_options
+@held_back_options
 @network_options
 @click.option(
     "--scores",
@@ -83,6 +85,7 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     """
     _check_options(options)
     dataset = open_data(options)
+    check_two_classes(dataset, "the split", count_pixels(dataset, enough=2), "measured")
     for folder in (out, options["save_scores"]):
         if folder is not None:
             check_writable(folder)
@@ -103,13 +106,15 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     evaluation = _run(task, world, workers, max(1, threads // workers))
     if not world.leads:
         return
-    from deeplab_crf.engine.evaluate_report import Report, as_text, score_rows, trimap_rows
+    from deeplab_crf.engine.evaluate_report import Report, absent_lines, as_text, score_rows, trimap_rows
 
     counts = {"threads": threads, "workers": workers, "processes": world.size}
     report = Report(evaluation, dataset.classes, {**settings, **counts})
     click.echo(as_text(score_rows(report)))
     click.echo()
     click.echo(as_text(trimap_rows(report)))
+    for line in absent_lines(report):
+        click.echo(f"\n{line}")
     click.echo(f"\n{len(evaluation.images)} images in {evaluation.seconds:.1f} s")
     if out is not None:
         _write(report, task, out, examples)
@@ -133,7 +138,8 @@ def _task(
     from deeplab_crf.engine.evaluate import Task
 
     kind, root, split = options["data"]
-    settings = {"data": f"{kind} {split} ({root})", "device": str(device)}
+    part = {name: options[name] for name in ("val_fraction", "val_seed") if options[name] is not None}
+    settings = {"data": f"{kind} {split} ({root})", **part, "device": str(device)}
     if str(dataset.coding):
         settings["labels"] = str(dataset.coding)
     if options["scores"] is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, open_dataset
+from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, held_back, open_dataset
 from deeplab_crf.data.label_coding import LabelCoding, make_coding, parse_label_map
 from deeplab_crf.data.label_colors import COLOUR_TABLES
 from deeplab_crf.presets import PRESETS, get_preset
@@ -77,10 +77,31 @@ def data_options(command: Any) -> Any:
     return command
 
 
+def held_back_options(command: Any) -> Any:
+    """``--val-fraction`` and ``--val-seed``, which `open_data` takes."""
+    seed = click.option(
+        "--val-seed", type=click.IntRange(0), help="The training's val-seed. [with --val-fraction; default: 0]"
+    )
+    fraction = click.option(
+        "--val-fraction",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        metavar="SHARE",
+        help="Only the photographs of the split that train --val-fraction SHARE holds back.",
+    )
+    return fraction(seed(command))
+
+
 def open_data(options: dict[str, Any]) -> SegmentationFolder:
-    """Open the data set that `data_options` name; the options of label images are taken out."""
+    """Open the data set that `data_options` name, or the part of it that `held_back_options` do; the options of label images are
+    taken out."""
     kind, root, split = options["data"]
-    return open_dataset(kind, root, split, label_coding(options))
+    dataset = open_dataset(kind, root, split, label_coding(options))
+    fraction, seed = options.get("val_fraction"), options.get("val_seed")
+    if fraction is None:
+        if seed is not None:
+            raise click.UsageError("--val-seed is of use with --val-fraction alone")
+        return dataset
+    return dataset.only(held_back([item.name for item in dataset.items], fraction, seed or 0))
 
 
 def out_option(text: str, *, required: bool = True) -> Decorator:

@@ -79,7 +79,9 @@ def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **optio
         raise ImportError('train needs torch, which is not installed: pip install "deeplab-crf[train]"') from error
     with deferred_interrupts() as interrupted, Progress(settings.iterations) as progress:
         try:
-            outcome = run(settings, out, resume=resume, overwrite=overwrite, report=progress, should_stop=interrupted)
+            outcome = run(
+                settings, out, resume=resume, overwrite=overwrite, report=progress, note=note, should_stop=interrupted
+            )
         except FloatingPointError as error:
             raise click.ClickException(str(error)) from error
     if outcome is None:  # one of torchrun's processes; another one speaks
@@ -93,8 +95,16 @@ def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **optio
         return INTERRUPTED
     scores = [row.mean_iou for row in outcome.rows if row.mean_iou is not None]
     found = f", validation mIoU {scores[-1]:.4f} without CRF" if scores else ""
+    void = sum(row.loss is None for row in outcome.rows)
+    if void:
+        note(f"in {void} of {outcome.iteration} iterations no pixel was labelled; they changed nothing")
     click.echo(f"{outcome.iteration} iterations done{found}; results in {out}")
     return 0
+
+
+def note(text: str) -> None:
+    """Say on stderr what should be known of the data."""
+    click.echo(f"Note: {text}", err=True)
 
 
 class Progress:
@@ -117,7 +127,8 @@ class Progress:
         """After each iteration."""
         if row.mean_iou is not None:
             self.score = f", mIoU {row.mean_iou:.3f} at {row.iteration}"
-        text = f"loss {row.loss:.3f}, lr {row.learning_rate:.2g}, {row.images_per_second:.1f} images/s{self.score}"
+        loss = "none, no pixel is labelled" if row.loss is None else f"{row.loss:.3f}"
+        text = f"loss {loss}, lr {row.learning_rate:.2g}, {row.images_per_second:.1f} images/s{self.score}"
         if sys.stderr.isatty():
             self._show(row, text)
         else:

@@ -14,9 +14,10 @@ import click
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import PRESET_HELP, data_options, known_preset, open_data, out_option
+from deeplab_crf.cli.options import PRESET_HELP, data_options, held_back_options, known_preset, open_data, out_option
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import SegmentationFolder
+from deeplab_crf.engine.class_pixels import check_two_classes, count_pixels
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.engine.tune_grid import Grid, Setting
 from deeplab_crf.kernels import NORMALIZATIONS
@@ -64,6 +65,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
 
 @click.command()
 @data_options
+@held_back_options
 @click.option(
     "--scores",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -151,6 +153,7 @@ def tune(out: Path, method: str, **options: Any) -> None:
     torch.set_num_threads(threads)  # of the network, and of the layer that learns
     indices = spread_evenly(len(dataset), options["images"])
     measure = Measure(options["width"], options["trimap"])
+    check_two_classes(dataset, "these images", count_pixels(dataset, indices, enough=2), "measured")
     output = Output(
         out,
         options["name"] or out.resolve().name,

@@ -92,9 +92,9 @@ class SegmentationFolder:
 
     def only(self, names: Iterable[str]) -> SegmentationFolder:
         """The same data set with the photographs called ``names`` alone, in the order that they have here."""
-        chosen = frozenset(names)
+        chosen = frozenset(map(matching_name, names))
         part = copy.copy(self)
-        part.items = tuple(item for item in self.items if item.name in chosen)
+        part.items = tuple(item for item in self.items if matching_name(item.name) in chosen)
         return part
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deeplab_crf.data.datasets import IGNORE, SegmentationFolder
+from deeplab_crf.data.datasets import SegmentationFolder
+from deeplab_crf.engine.class_pixels import count_pixels
 
 
 def class_weights(kind: str, photographs: SegmentationFolder) -> Tensor | None:
@@ -15,17 +16,16 @@ def class_weights(kind: str, photographs: SegmentationFolder) -> Tensor | None:
     are read for it."""
     if kind == "none":
         return None
-    counts = np.zeros(IGNORE + 1, np.int64)
-    for i in range(len(photographs)):
-        counts += np.bincount(photographs[i].labels.ravel(), minlength=IGNORE + 1)
-    return torch.from_numpy(balanced(counts[: len(photographs.classes)])).float()
+    return torch.from_numpy(balanced(count_pixels(photographs)[: len(photographs.classes)])).float()
 
 
 def balanced(pixels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Weights ``(C,)`` proportional to 1 / sqrt(pixels of the class), with mean 1 over the classes that there are; those without a
-    pixel get 1."""
+    pixel get 1, as all do where none has one."""
     weights = np.ones(len(pixels))
     there = pixels > 0
+    if not there.any():
+        return weights
     rarity = 1 / np.sqrt(pixels[there])
     weights[there] = rarity / rarity.mean()
     return weights

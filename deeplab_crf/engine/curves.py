@@ -20,13 +20,14 @@ def plot_curves(rows: Sequence[Row], path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    if not rows:
+    learnt = [(row.iteration, row.loss) for row in rows if row.loss is not None]
+    if not learnt:
         return False
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    iterations, losses = np.array([(row.iteration, row.loss) for row in rows]).T
+    iterations, losses = np.array(learnt).T
     axes.plot(iterations, losses, ".", color="tab:blue", alpha=0.15, markersize=2)
-    groups = np.array_split(np.arange(len(rows)), min(len(rows), POINTS))
+    groups = np.array_split(np.arange(len(learnt)), min(len(learnt), POINTS))
     axes.plot(
         [iterations[group].mean() for group in groups],
         [losses[group].mean() for group in groups],

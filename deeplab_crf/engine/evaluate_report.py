@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from deeplab_crf.data.datasets import IGNORE
 from deeplab_crf.data.figures import figure
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.data.images import LabelImage, overlay, write_picture
-from deeplab_crf.engine.metrics import ConfusionMatrix
 from deeplab_crf.engine.trimap import MAX_WIDTH, TrimapScores
 
 if TYPE_CHECKING:  # torch
@@ -86,11 +86,23 @@ def trimap_rows(report: Report) -> list[list[str]]:
     return rows
 
 
+def one_line(text: str) -> str:
+    """``text`` without line breaks and characters that a terminal obeys instead of showing."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def escaped(value: Any) -> str:
+    """The text of ``value`` as Markdown that shows it as it is, also within a table's cell. Underscores inside words need no
+    backslash."""
+    return re.sub(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", one_line(str(value)))
+
+
 def as_text(rows: Sequence[Sequence[str]]) -> str:
     """Columns for a terminal."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    shown = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
     lines = []
-    for name, *cells in rows:
+    for name, *cells in shown:
         numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *numbers]))
     return "\n".join(lines)
@@ -98,7 +110,7 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table of GitHub's."""
-    header, *body = rows
+    header, *body = [[escaped(cell) for cell in row] for row in rows]
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -107,21 +119,34 @@ def markdown(report: Report) -> str:
     """results.md."""
     evaluation, settings = report.evaluation, report.settings
     count = len(evaluation.images)
-    lines = [f"# {settings['data']}: {count} image{'' if count == 1 else 's'}"]
-    lines.append("\n".join(f"- {name}: {value}" for name, value in settings.items() if name != "data"))
+    lines = [f"# {escaped(settings['data'])}: {count} image{'' if count == 1 else 's'}"]
+    lines.append("\n".join(f"- {name}: {escaped(value)}" for name, value in settings.items() if name != "data"))
     lines.append(f"- {evaluation.seconds:.1f} s ({', '.join(_stage_times(evaluation.images))})")
     lines += ["In per cent; one confusion matrix over all images, void left out.", as_markdown(score_rows(report))]
-    lines += [_absent_line(scores.whole, report.classes, name) for name, scores in report.stages.items()]
+    lines += [escaped(line) for line in absent_lines(report)]
     around = BAND_WORDS[evaluation.network.kind]
     lines += [f"Inside bands around {around}, w pixels to either side:", as_markdown(trimap_rows(report))]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _absent_line(matrix: ConfusionMatrix, classes: tuple[str, ...], name: str) -> str:
-    if not matrix.absent:
-        return ""
-    names = ", ".join(classes[i] for i in matrix.absent)
-    return f"Neither in the labels nor predicted ({name}), so not part of the mean: {names}."
+def absent_lines(report: Report) -> list[str]:
+    """A sentence for the classes without a pixel in the labels, and for those of them that the mean leaves out, at each stage."""
+    matrices = {name: scores.whole for name, scores in report.stages.items()}
+
+    def names(numbers: Sequence[int]) -> str:
+        return ", ".join(one_line(report.classes[i]) for i in numbers)
+
+    unlabelled = next(iter(matrices.values())).unlabelled
+    lines = (
+        [f"Without a pixel in the labels, so with an IoU of 0 where predicted: {names(unlabelled)}."]
+        if unlabelled
+        else []
+    )
+    return lines + [
+        f"Neither in the labels nor predicted ({name}), so not part of the mean: {names(matrix.absent)}."
+        for name, matrix in matrices.items()
+        if matrix.absent
+    ]
 
 
 def _stage_times(images: Sequence[ImageScore]) -> list[str]:
@@ -160,6 +185,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "class_accuracy": matrix.class_accuracy,
             "iou": dict(zip(report.classes, matrix.iou.tolist(), strict=True)),
             "absent": [report.classes[i] for i in matrix.absent],
+            "unlabelled": [report.classes[i] for i in matrix.unlabelled],
             "matrix": matrix.matrix.tolist(),
         }
         data["trimap"][name] = scores.curves()

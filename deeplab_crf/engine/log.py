@@ -14,11 +14,12 @@ from deeplab_crf.data.files import atomic_write
 
 @dataclass(frozen=True)
 class Row:
-    """One iteration. iteration: from 1. loss: of its batch. learning_rate: the trunk's. images_per_second: crops, over all
-    processes. mean_iou, pixel_accuracy: of the validation after it, without CRF; None where there was none."""
+    """One iteration. iteration: from 1. loss: of its batch; None where none of its pixels is labelled. learning_rate: the trunk's.
+    images_per_second: crops, over all processes. mean_iou, pixel_accuracy: of the validation after it, without CRF; None where
+    there was none."""
 
     iteration: int
-    loss: float
+    loss: float | None
     learning_rate: float
     images_per_second: float
     mean_iou: float | None = None

@@ -65,6 +65,11 @@ class ConfusionMatrix:
         return tuple(int(i) for i in np.flatnonzero(np.isnan(self.iou)))
 
     @property
+    def unlabelled(self) -> tuple[int, ...]:
+        """The classes without a pixel in the labels, those that are `absent` and those that are predicted, whose IoU is 0."""
+        return tuple(int(i) for i in np.flatnonzero(self.matrix.sum(axis=1) == 0))
+
+    @property
     def mean_iou(self) -> float:
         """Mean of `iou` over the classes that are in the labels or predicted; NaN before any pixel was scored.
 

@@ -24,6 +24,11 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def held_back(self) -> Path:
+        """The names that `val_fraction` held back: a split's list, which a training that goes on keeps to."""
+        return self.path / "val.txt"
+
+    @property
     def log(self) -> Path:
         """A row an iteration."""
         return self.path / "log.csv"
@@ -50,7 +55,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} is not empty: go on with --resume, begin anew with --overwrite, or choose another"
             )
-        for old in (self.settings, self.checkpoint, self.log, self.curves, self.weights):
+        for old in (self.settings, self.checkpoint, self.held_back, self.log, self.curves, self.weights):
             old.unlink(missing_ok=True)
         self.remove_partial()
 

@@ -90,6 +90,10 @@ class TrainSettings:
         str, f"Table of label images that are coded by colour: a file, {', '.join(COLOUR_TABLES)}.", ""
     )
     val_split: str = _setting(str, "What to validate on; empty: nothing.", "val")
+    val_fraction: float = _setting(
+        float, "Validate on this share of the train split, held back from training, instead.", 0.0, low=0, high=0.9
+    )
+    val_seed: int = _setting(int, "Decides which photographs val_fraction holds back.", 0, low=0, high=2**32 - 1)
     init: str = _setting(str, "File of weights to start from; empty: none.", "")
     new_classifier: bool = _setting(bool, "Leave the last layers of `init` out, for other classes.", False)
     multi_scale: bool | None = _setting(bool, "See images at scales 1, 0.75 and 0.5. Default: as released.", None)

@@ -48,12 +48,15 @@ class BatchLoss:
             own = [world.device] if world.device.type == "cuda" else None
             self.part = DistributedDataParallel(part, device_ids=own)
 
-    def backward(self, parts: Sequence[Batch], scaler: torch.amp.GradScaler) -> Tensor:
-        """Adds the batch's gradients to the parameters' and returns its loss, in every process."""
+    def backward(self, parts: Sequence[Batch], scaler: torch.amp.GradScaler) -> Tensor | None:
+        """Adds the batch's gradients to the parameters' and returns its loss, in every process; None, and nothing is done, where no
+        pixel of the batch is labelled: its loss would be a perfect 0."""
         moved = [self._moved(*part) for part in parts]
         totals = self.world.sum(
             sum((self._totals(labels) for _, labels in moved), torch.zeros((), device=self.world.device))
         )
+        if not bool(totals.any()):
+            return None
         loss = torch.zeros((), device=self.world.device)
         for number, (images, labels) in enumerate(moved):
             last = number == len(moved) - 1

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
+from deeplab_crf.data.datasets import read_names
+from deeplab_crf.data.files import atomic_write
 from deeplab_crf.data.transforms import Augmentation
 from deeplab_crf.engine.average import make_average
 from deeplab_crf.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -26,6 +27,7 @@ from deeplab_crf.engine.run_folder import RunFolder
 from deeplab_crf.engine.samples import Batch, Crops, batches
 from deeplab_crf.engine.schedule import learning_rate
 from deeplab_crf.engine.settings import TrainSettings, write_settings
+from deeplab_crf.engine.splits import open_splits
 from deeplab_crf.engine.step import BatchLoss
 from deeplab_crf.engine.validation import validate
 from deeplab_crf.models.deeplab import DeepLab, build_model
@@ -49,17 +51,20 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[Row], None] = lambda row: None,
+    note: Callable[[str], None] = lambda text: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome | None:
     """Train a network into the folder ``out``: see `RunFolder` for what is written there.
 
     resume: go on from the folder's checkpoint; with the settings that it was made with the weights become, bit for bit, those of a
     training that was never broken off. overwrite: begin anew where there is something. report: called after each iteration, in the
-    process that leads. should_stop: asked in each iteration; True ends the training after it, its state kept. Under torchrun every
-    process calls this with the same arguments, and gets None but for the one that leads. Sets torch's seed.
+    process that leads. note: called there, before the first iteration, with what should be known of the data: photographs that are
+    held back or seen twice, classes without a pixel. should_stop: asked in each iteration; True ends the training after it, its
+    state kept. Under torchrun every process calls this with the same arguments, and gets None but for the one that leads. Sets
+    torch's seed.
 
-    Raises ValueError for settings and data that cannot be, FloatingPointError where the loss becomes NaN or inf, ChildProcessError
-    where a process that reads data died, OSError where the disk is full. What was reached before is kept.
+    Raises ValueError for settings and data that cannot be or teach nothing, FloatingPointError where the loss becomes NaN or inf,
+    ChildProcessError where a process that reads data died, OSError where the disk is full. What was reached before is kept.
     """
     _check_packages(settings)
     if settings.threads:
@@ -70,7 +75,9 @@ def train(
         raise ValueError(
             f"batch must be a multiple of accumulate x processes, {settings.accumulate} x {world.size}; got {settings.batch}"
         )
-    training = Training(settings, RunFolder(out), world)
+    training = Training(settings, RunFolder(out), world, resume=resume)
+    for text in training.splits.notes if world.leads else ():
+        note(text)
     training.begin(resume=resume, overwrite=overwrite)
     return training.run(report, should_stop)
 
@@ -86,11 +93,12 @@ def _check_packages(settings: TrainSettings) -> None:
 class Training:
     """A training on its way. iteration: how many are done."""
 
-    def __init__(self, settings: TrainSettings, folder: RunFolder, world: World) -> None:
+    def __init__(self, settings: TrainSettings, folder: RunFolder, world: World, *, resume: bool) -> None:
         self.settings, self.folder, self.world = settings, folder, world
         self.iteration = 0
-        self.photographs = _open(settings, settings.train_split)
-        self.validation = _open(settings, settings.val_split) if settings.val_split else None
+        kept = read_names(folder.held_back) if resume and folder.held_back.is_file() else None
+        self.splits = open_splits(settings, world, kept)
+        self.photographs, self.validation = self.splits.train, self.splits.validation
         self.network = self._new_network()
         self.optimizer = make_optimizer(self.network, settings)
         scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "float16")
@@ -117,6 +125,9 @@ class Training:
             self.folder.remove_partial()
         else:
             self.folder.claim(overwrite=overwrite)
+            if self.splits.held_back:
+                with atomic_write(self.folder.held_back) as stream:
+                    stream.write(("\n".join(self.splits.held_back) + "\n").encode())
             self.save()
         write_settings(self.settings, self.folder.settings)
 
@@ -134,6 +145,11 @@ class Training:
                 if is_last or self.iteration % self.settings.checkpoint_every == 0:
                     self.save()
         rows, finished = tuple(read_log(self.folder.log)), self.iteration == self.settings.iterations
+        if finished and all(row.loss is None for row in rows):
+            raise ValueError(
+                f"nothing was learnt in {self.iteration} iterations: no crop held a labelled pixel where scores stand, which is in "
+                f"every 8th row and column. Look at the labels of {self.settings.train_split}, or take a larger crop"
+            )
         plot_curves(rows, self.folder.curves)
         if finished:
             save_weights(self.state.result, self.folder.weights)
@@ -166,16 +182,18 @@ class Training:
                 self.save()  # whatever is wrong with the data, the weights are those of a whole iteration
             raise
 
-    def _descend(self, loss: BatchLoss, parts: list[Batch], rate: float) -> float:
-        """One iteration; returns its loss."""
+    def _descend(self, loss: BatchLoss, parts: list[Batch], rate: float) -> float | None:
+        """One iteration; returns its loss. None, and the weights stay as they are, where no pixel of its crops is labelled."""
         seed_iteration(self.settings.seed, self.iteration, self.world.rank)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
-        value = float(loss.backward(parts, self.state.scaler))
-        if not math.isfinite(value):
-            raise FloatingPointError(self._diverged(f"the loss became {value} in iteration {self.iteration + 1}"))
-        self.state.scaler.step(self.optimizer)
-        self.state.scaler.update()
+        found = loss.backward(parts, self.state.scaler)
+        value = None if found is None else float(found)
+        if value is not None:
+            if not math.isfinite(value):
+                raise FloatingPointError(self._diverged(f"the loss became {value} in iteration {self.iteration + 1}"))
+            self.state.scaler.step(self.optimizer)
+            self.state.scaler.update()
         if self.state.average is not None:
             self.state.average.update_parameters(self.network)
         self.iteration += 1
@@ -205,7 +223,3 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     torch.manual_seed(
         int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     )
-
-
-def _open(settings: TrainSettings, split: str) -> SegmentationFolder:
-    return open_dataset(settings.data, Path(settings.root), split, settings.coding)

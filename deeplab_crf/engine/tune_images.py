@@ -153,7 +153,8 @@ class TuneImages:
             pool.shutdown(cancel_futures=True)
 
     def measure(self, preset: Preset | None, progress: Callable[[], None] = lambda: None) -> ConfusionMatrix:
-        """All images by one CRF, or, for None, by the network alone. Raises ValueError if no pixel is scored."""
+        """All images by one CRF, or, for None, by the network alone. Raises ValueError if no pixel is scored, or those of one
+        class alone."""
 
         def confusion(image: PreparedImage) -> ConfusionMatrix:
             if preset is None:
@@ -172,6 +173,10 @@ class TuneImages:
         self.for_each(confusion, total.merge, progress)
         if total.num_pixels == 0:
             raise ValueError(f"labels must hold pixels to score; got none in {len(self)} images")
+        if len(total.unlabelled) >= total.num_classes - 1:
+            raise ValueError(
+                f"labels must hold two classes at least, since one alone is always right; got one in {len(self)} images"
+            )
         return total
 
 

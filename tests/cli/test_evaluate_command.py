@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="the networks need torch")
 from model_samples import narrow, small_model  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.data.datasets import open_dataset  # noqa: E402
+from deeplab_crf.data.datasets import held_back, open_dataset  # noqa: E402
 from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
@@ -200,3 +200,53 @@ def test_help_needs_no_torch_and_running_says_what_to_install(root: Path, weight
     assert "--trimap" in done.stdout
     assert 'pip install "deeplab-crf[torch]"' in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_labels_that_measure_nothing_are_said_before_the_work(
+    root: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A 0/255 mask, and void alone: the mean IoU was 1.0 and NaN before, with status 0."""
+    monkeypatch.setattr("deeplab_crf.cli.evaluate._run", lambda *_: pytest.fail("the work was begun"))
+    for ids, message in (
+        (
+            [0, 255],
+            "ground (0) is the only class with pixels in the labels, there is none of sky (1), thing (2). 255 means",
+        ),
+        ([255, 255], "the labels hold no pixel of any class, 255 (unlabelled) alone (val0.png, val1.png, val2.png)"),
+    ):
+        for path in (root / "labels" / "val").iterdir():
+            Image.fromarray(np.resize(np.array(ids, np.uint8), (40, 48))).save(path)
+        assert evaluate(root, "--weights", weights, "-o", tmp_path / "out") == 1
+        spoken = capsys.readouterr().err
+        assert f"{root / 'labels' / 'val'}: nothing can be measured on the split: {message}" in spoken
+        assert "give --map-labels 255=" in spoken
+        assert spoken.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_absent_classes_are_named_and_names_are_shown_as_they_are(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is in no label, and would break the table and the list with its name."""
+    (root / "classes.txt").write_text("ground\nsky\nthing\na|b `c` \x1b[31m _d_\n")
+    path = tmp_path / "four.safetensors"
+    save_weights(small_model(classes=4), path)
+    assert evaluate(root, "--weights", path, "--pad-to", 1, "--no-crf", "-o", tmp_path / "out") == 0
+    spoken = capsys.readouterr().out
+    assert "Without a pixel in the labels, so with an IoU of 0 where predicted: a|b `c`  [31m _d_." in spoken
+    assert "\x1b" not in spoken
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| a\\|b \\`c\\`  \\[31m \\_d\\_ | " in text
+    assert "IoU of 0 where predicted: a\\|b \\`c\\`" in text
+    assert {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")} == {3}
+    data = results(tmp_path / "out")
+    assert data["network"]["unlabelled"] == ["a|b `c` \x1b[31m _d_"]
+
+
+def test_the_part_that_a_training_holds_back(root: Path, weights: Path, tmp_path: Path) -> None:
+    part = ("--weights", weights, "--pad-to", 1, "--no-crf", "--val-fraction", 0.6, "--val-seed", 3)
+    assert evaluate(root, *part, "-o", tmp_path / "out") == 0
+    data = results(tmp_path / "out")
+    assert [image["name"] for image in data["per_image"]] == held_back([f"val{i}" for i in range(COUNT)], 0.6, 3)
+    assert data["settings"]["val_fraction"] == 0.6
+    assert evaluate(root, "--weights", weights, "--val-seed", 3) == 2

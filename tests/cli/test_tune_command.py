@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="tune needs torch")
 
 from model_samples import narrow, small_model  # noqa: E402
 from samples import run_python  # noqa: E402
-from tune_samples import opened, write_tuning  # noqa: E402
+from tune_samples import SIZE, opened, write_tuning  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
+from deeplab_crf.data.datasets import held_back  # noqa: E402
 from deeplab_crf.models import save_weights  # noqa: E402
 from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import load_preset  # noqa: E402
@@ -262,3 +265,27 @@ def test_without_torch_it_says_what_to_install(root: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 1
     assert 'pip install "deeplab-crf[torch]"' in done.stderr
+
+
+def test_labels_that_measure_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_tuning(tmp_path / "data", count=2)
+    for path in (root / "labels" / "train").iterdir():
+        Image.fromarray(np.resize(np.array([0, 255], np.uint8), SIZE)).save(path)
+    assert tune(root, tmp_path / "out", *SMALL) == 1
+    assert (
+        "nothing can be measured on these images: ground (0) is the only class with pixels" in capsys.readouterr().err
+    )
+    for path in (root / "labels" / "train").iterdir():  # two classes, but none of them near an edge
+        Image.fromarray(
+            np.where(np.arange(48) < 4, 0, np.where(np.arange(48) < 44, 255, 1)).astype(np.uint8)[None].repeat(40, 0)
+        ).save(path)
+    assert tune(root, tmp_path / "out", *SMALL, "--measure", "trimap:1") == 1
+    assert "labels must hold pixels to score; got none in 2 images" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "preset.toml").exists()
+
+
+def test_the_part_that_a_training_holds_back(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert tune(root, out, *SMALL, "--rounds", 0, "--val-fraction", 0.5) == 0
+    held = held_back([f"train{i}" for i in range(4)], 0.5, 0)
+    assert json.loads((out / "question.json").read_text())["images"] == held
