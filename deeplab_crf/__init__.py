@@ -5,11 +5,11 @@ Names are loaded when they are first used: importing the package costs next to n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from deeplab_crf._lazy import load_name
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # As typing's own for type checkers; importing typing would take longer than the package itself.
 
 _HOMES = {
     "Bilateral": "deeplab_crf.kernels",
@@ -52,6 +52,8 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from deeplab_crf.core.dense_crf import ImageCRF
     from deeplab_crf.core.info import native_info
     from deeplab_crf.core.lattice import PermutohedralLattice

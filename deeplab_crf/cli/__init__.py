@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells report
+INTERRUPTED_TEXT = "Interrupted; what is written is whole"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with ``argv`` (None: the process's own) and return the exit status.
 
-    0 done, 1 something failed (one line on stderr says what), 2 wrong usage, 130 interrupted with Ctrl-C.
+    0 done, 1 something failed (one line on stderr says what), 2 wrong usage, 130 interrupted with Ctrl-C. With the process's own
+    ``argv``, Ctrl-C while modules are imported ends the process at once.
     """
     try:
+        if argv is None:
+            from deeplab_crf.cli.interrupts import leave_while_importing  # in here too, Ctrl-C may come
+
+            leave_while_importing(INTERRUPTED, INTERRUPTED_TEXT)
         from deeplab_crf.cli.app import run  # here, so that Ctrl-C while NumPy loads ends quietly too
 
         return run(argv)
     except KeyboardInterrupt:
-        print("Interrupted; what is written is whole", file=sys.stderr)
+        print(INTERRUPTED_TEXT, file=sys.stderr)
         return INTERRUPTED

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deeplab_crf.data.files import remove_leftovers
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -39,6 +41,11 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def events(self) -> Path:
+        """The log for TensorBoard."""
+        return self.path / "events"
+
+    @property
     def weights(self) -> Path:
         """What `load_model` reads."""
         return self.path / "weights.safetensors"
@@ -49,6 +56,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} must be a folder; it is a file")
         self.path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.path)
         if not any(self.path.iterdir()):
             return
         if not overwrite:
@@ -57,12 +65,8 @@ class RunFolder:
             )
         for old in (self.settings, self.checkpoint, self.held_back, self.log, self.curves, self.weights):
             old.unlink(missing_ok=True)
-        self.remove_partial()
-
-    def remove_partial(self) -> None:
-        """Remove what a training left half-written that was killed."""
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        for events in self.events.glob("events.out.tfevents.*"):
+            events.unlink()
 
     def existing_checkpoint(self) -> Path:
         """The checkpoint. Raises ValueError where there is none."""

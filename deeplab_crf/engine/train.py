@@ -121,9 +121,7 @@ class Training:
             load_weights(self.network, self.settings.init, classifier=not self.settings.new_classifier)
         if not self.world.leads:
             return
-        if resume:
-            self.folder.remove_partial()
-        else:
+        if not resume:
             self.folder.claim(overwrite=overwrite)
             if self.splits.held_back:
                 with atomic_write(self.folder.held_back) as stream:

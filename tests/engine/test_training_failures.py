@@ -159,9 +159,12 @@ def test_what_is_there_is_not_lost(data: Path, tmp_path: Path) -> None:
         run(make(data, seed=1), out)
     assert stored(out)["settings"]["seed"] == 0
     (out / "mine.txt").write_text("not a training's")
+    (out / "events").mkdir()
+    (out / "events" / "events.out.tfevents.1").write_text("TensorBoard's curves of the training before")
     again = run(make(data, seed=1, iterations=3), out, overwrite=True)
     assert len(again.rows) == 3
     assert (out / "mine.txt").exists()
+    assert not any((out / "events").iterdir())
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file must be a folder; it is a file"):
         run(make(data), tmp_path / "file")
