@@ -75,6 +75,18 @@ DENSE_CRF: dict[str, Case] = {
     "labels of another size": (lambda crf: crf(labels=HARD[:-1]), "image.*5 x 10.*6 x 10"),
     "labels NaN": (lambda crf: crf(labels=changed(HARD, np.nan, (2, 3))), "labels.*float64"),
     "labels all negative": (lambda crf: crf(labels=np.full((6, 10), -3)), r"\blabels.*-3"),
+    "label of 65535": (
+        lambda crf: crf(labels=changed(HARD, 65535, (2, 3)).astype(np.uint16)),
+        "num_labels must be given.*65535.*ignore_label=65535.*--map-labels 65535=255",
+    ),
+    "label of 65535 beyond num_labels": (
+        lambda crf: crf(labels=changed(HARD, 65535, (2, 3)).astype(int), num_labels=4),
+        "labels must be in.*65535.*ignore_label=65535",
+    ),
+    "label of 2e9": (
+        lambda crf: crf(labels=changed(HARD, 2e9, (2, 3)).astype(np.int64)),
+        "num_labels must be given.*2000000000",
+    ),
     "confidence zero": (lambda crf: crf(labels=HARD, confidence=0.0), "confidence.*0"),
     "confidence above one": (lambda crf: crf(labels=HARD, confidence=1.5), "confidence.*1.5"),
     "num_labels zero": (lambda crf: crf(labels=HARD, num_labels=0), "num_labels.*0"),

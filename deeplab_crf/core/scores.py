@@ -22,6 +22,15 @@ SMALLEST_PROBABILITY = 1e-5
 # Rounding that a softmax in half precision may leave.
 _PROBABILITY_SLACK = 1e-2
 
+# Without num_labels, a label that is not below is taken for a mistake: the energies of so many labels would fill the memory.
+MOST_GUESSED_LABELS = 4096
+VOID_HINT = (
+    "65535 usually means no label in 16-bit label maps: set ignore_label=65535, or replace it (--map-labels 65535=255)"
+)
+
+# The table of `label_table` has the square of the labels; beyond this many, energies are written pixel by pixel, which is slower.
+LARGEST_TABLE = 1024
+
 SOURCES = ("logits", "probabilities", "unary", "labels")
 
 
@@ -92,6 +101,11 @@ def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
     low, high = int(known.min()), int(known.max())
     if low < 0:
         raise ValueError(f"labels must be >= 0; got {low}. Set ignore_label for pixels that nobody is sure about")
+    if high >= MOST_GUESSED_LABELS:
+        raise ValueError(
+            f"num_labels must be given where labels go beyond {MOST_GUESSED_LABELS - 1}; got a label of {high}, which would mean "
+            f"{high + 1} labels. {VOID_HINT if high == 65535 else 'Set ignore_label if it stands for pixels without a label'}"
+        )
     return high + 1
 
 
@@ -108,23 +122,43 @@ def unsure_pixels(labels: Any, num_labels: int, options: LabelOptions) -> Any:
     unsure = labels != labels if options.ignore_label is None else labels == options.ignore_label
     wrong = ~unsure & ((labels < 0) | (labels >= num_labels))
     if wrong.any():
+        first = int(labels[wrong][0])
+        hint = "Set num_labels, or ignore_label for pixels that nobody is sure about" if first != 65535 else VOID_HINT
         raise ValueError(
-            f"labels must be in 0..{num_labels - 1}, or ignore_label = {options.ignore_label}; got {int(labels[wrong][0])}. "
-            "Set num_labels, or ignore_label for pixels that nobody is sure about"
+            f"labels must be in 0..{num_labels - 1}, or ignore_label = {options.ignore_label}; got {first}. {hint}"
         )
     return unsure
 
 
-def label_table(num_labels: int, confidence: float, dtype: np.dtype[Any]) -> FloatArray:
-    """Energies ``(L + 1, L)``, row by row of pixels of label 0, 1, ... and of those that nobody is sure about:
-    ``-log(confidence)`` for the label itself, ``-log((1 - confidence) / (L - 1))`` for the others, ``log L`` for all if unsure."""
+def label_costs(num_labels: int, confidence: float) -> tuple[float, float, float]:
+    """The energies of a pixel's own label, of each of the others, and of every label of an unlabelled pixel:
+    ``-log(confidence)``, ``-log((1 - confidence) / (L - 1))`` and ``log L``."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, both excluded; got {confidence!r}")
     others = (1 - confidence) / max(num_labels - 1, 1)
-    table = np.full((num_labels + 1, num_labels), -np.log(others), dtype)
-    np.fill_diagonal(table, -np.log(confidence))
-    table[num_labels] = np.log(num_labels)
+    return -float(np.log(confidence)), -float(np.log(others)), float(np.log(num_labels))
+
+
+def label_table(num_labels: int, confidence: float, dtype: np.dtype[Any]) -> FloatArray:
+    """Energies ``(L + 1, L)``: the rows of pixels of label 0, 1, ..., and of unlabelled pixels; see `label_costs`."""
+    own, others, unlabelled = label_costs(num_labels, confidence)
+    table = np.full((num_labels + 1, num_labels), others, dtype)
+    np.fill_diagonal(table, own)
+    table[num_labels] = unlabelled
     return table
+
+
+def _label_rows(flat: NDArray[Any], num_labels: int, options: LabelOptions, dtype: np.dtype[Any]) -> FloatArray:
+    """Energies ``(N, L)`` of labels ``(N,)``; see `label_costs`."""
+    unsure = unsure_pixels(flat, num_labels, options)
+    if num_labels <= LARGEST_TABLE:
+        rows: FloatArray = label_table(num_labels, options.confidence, dtype)[np.where(unsure, num_labels, flat)]
+        return rows
+    own, others, unlabelled = label_costs(num_labels, options.confidence)
+    rows = np.full((flat.size, num_labels), others, dtype)
+    rows[np.flatnonzero(~unsure), flat[~unsure]] = own
+    rows[unsure] = unlabelled
+    return rows
 
 
 def energies(
@@ -132,14 +166,11 @@ def energies(
 ) -> FloatArray:
     """Unary energies ``(L, N)`` in the engine's layout from one image's scores: ``(L, H, W)``, or ``(H, W)`` for labels.
 
-    logits: negated. probabilities: ``-log(max(p, 1e-5))``. unary: as they are. labels: see `label_table`.
+    logits: negated. probabilities: ``-log(max(p, 1e-5))``. unary: as they are. labels: see `label_costs`.
     """
     if source == "labels":
         check_label_kind(array.dtype.kind in "biu", array.dtype)
-        table = label_table(num_labels, options.confidence, dtype)
-        flat = array.reshape(-1)
-        rows: FloatArray = table[np.where(unsure_pixels(flat, num_labels, options), num_labels, flat)]
-        return rows.T
+        return _label_rows(array.reshape(-1), num_labels, options, dtype).T
     packed = pack_unary(
         array.reshape(array.shape[0], -1), dtype=dtype, name=source, negate=source == "logits", threads=threads
     )

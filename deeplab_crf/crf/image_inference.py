@@ -14,12 +14,14 @@ from deeplab_crf.core.arrays import as_real_array
 from deeplab_crf.core.dense_crf import Refinement, check_image_shape, check_image_size, check_kernel, features_first
 from deeplab_crf.core.mean_field import check_compat, check_steps, not_finite
 from deeplab_crf.core.scores import (
+    LARGEST_TABLE,
     SMALLEST_PROBABILITY,
     check_batch,
     check_label_kind,
     check_probability_range,
     check_scores_shape,
     exactly_one,
+    label_costs,
     label_table,
     num_labels_of,
     unsure_pixels,
@@ -89,9 +91,7 @@ def _scores(source: str, value: Any, target: _Target) -> tuple[Tensor, bool]:
 def _energies(source: str, scores: Tensor, count: int, what: Refinement) -> Tensor:
     """Unary energies ``(B, N, L)`` of any strides from scores ``(B, L, H, W)``, or labels ``(B, H, W)``."""
     if source == "labels":
-        table = torch.from_numpy(label_table(count, what.labels.confidence, what.dtype)).to(scores.device)
-        flat = scores.flatten(1)
-        return table[torch.where(unsure_pixels(flat, count, what.labels), count, flat)]
+        return _label_energies(scores.flatten(1), count, what)
     flat = scores.flatten(2)
     finite = torch.isfinite(flat)
     if not finite.all():
@@ -104,6 +104,20 @@ def _energies(source: str, scores: Tensor, count: int, what: Refinement) -> Tens
         check_probability_range(low.item(), high.item())
         flat = -flat.clamp(SMALLEST_PROBABILITY, 1).log()
     return flat.transpose(1, 2)
+
+
+def _label_energies(labels: Tensor, count: int, what: Refinement) -> Tensor:
+    """Unary energies ``(B, N, L)`` of labels ``(B, N)``; see `label_costs`."""
+    unsure = unsure_pixels(labels, count, what.labels)
+    if count <= LARGEST_TABLE:
+        table = torch.from_numpy(label_table(count, what.labels.confidence, what.dtype)).to(labels.device)
+        return table[torch.where(unsure, count, labels)]
+    own, others, unlabelled = label_costs(count, what.labels.confidence)
+    dtype = torch.float64 if what.dtype == np.float64 else torch.float32
+    energies = torch.full((*labels.shape, count), others, dtype=dtype, device=labels.device)
+    energies.scatter_(2, labels.where(~unsure, 0)[..., None], own)
+    energies[unsure] = unlabelled
+    return energies
 
 
 def _colours(images: Tensor | NDArray[Any], size: tuple[int, int], target: _Target) -> Tensor:

@@ -113,6 +113,27 @@ def test_scores(name: str, arrays_door: Door, tensors_door: Door) -> None:
     np.testing.assert_array_equal(got, arrays_door(IMAGE, **arguments))
 
 
+@pytest.mark.parametrize("name", [name for name in SCORES if "labels" in SCORES[name]])
+def test_many_labels_take_no_table(name: str, tensors_door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of all pairs of labels would have 16 GiB for 65536 of them; the energies without it have the same bits."""
+    want = dense_crf(IMAGE, **SCORES[name])
+    got = tensors_door(IMAGE, **SCORES[name])
+    for module in ("core.scores", "crf.image_inference"):
+        monkeypatch.setattr(f"deeplab_crf.{module}.LARGEST_TABLE", 1)
+        monkeypatch.setattr(f"deeplab_crf.{module}.label_table", None)
+    np.testing.assert_array_equal(dense_crf(IMAGE, **SCORES[name]), want)
+    np.testing.assert_array_equal(tensors_door(IMAGE, **SCORES[name]), got)
+
+
+def test_labels_of_16_bits(tensors_door: Door) -> None:
+    """A void of 65535 that is named costs nothing; as many labels as 16 bits hold cost what their energies do."""
+    void = np.where(HARD == 2, 65535, HARD).astype(np.uint16)
+    got = tensors_door(IMAGE, labels=void, ignore_label=65535)
+    np.testing.assert_array_equal(got, tensors_door(IMAGE, labels=np.where(HARD == 2, 255, HARD)))
+    few = tensors_door(np.zeros((2, 2, 3), np.uint8), labels=HARD[:2, :2], num_labels=65536, iterations=0)
+    assert tuple(few.shape) == (65536, 2, 2)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float16, np.float64, bool])
 @pytest.mark.parametrize("channels", [0, 1, 3, 8])
 def test_images(channels: int, dtype: type, tensors_door: Door) -> None:
