@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from deeplab_crf.core.arrays import check_dtype
 from deeplab_crf.core.dense_crf import Refinement, refine_arrays
+from deeplab_crf.core.image_range import check_image_range
 from deeplab_crf.core.scores import LabelOptions
 from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import Kernel, PairwiseKernel
@@ -39,6 +40,7 @@ def dense_crf(
     tolerance: float = 0.0,
     threads: int | None = None,
     dtype: DTypeLike = np.float32,
+    image_range: Sequence[float] | None = None,
     device: str | torch.device | None = None,
 ) -> Any:
     """Refine what a network says about an image with a fully connected CRF (Kraehenbuehl & Koltun, NIPS 2011).
@@ -56,6 +58,11 @@ def dense_crf(
     ``preset``, a name or a file (see `get_preset`); what is given beside a preset wins. damping, tolerance: see
     `MeanField.inference`. threads: None takes `get_num_threads`. dtype: float32, or float64 for everything in double precision.
 
+    image_range: (low, high), the image's values of black and white, which are mapped linearly to 0..255, the units of the colour
+    widths; (0, 255) takes the values as they are. None: uint8 and bool tell their range, and so do other images whose values lie
+    in 0..255 and are not all next to 0, as those in 0..1 are. Where it is not clear, and no colour width is below 1 or above 255
+    and so in the image's own units, there is a ValueError.
+
     device: "cpu", "cuda" or "cuda:N", where arrays are copied to and the result from. CUDA tensors of torch among the arguments
     (features of a `PairwiseKernel` too) choose their own, arrays beside them are copied there, and the result is a CUDA tensor,
     which does not require gradients: `DenseCRF` is the one to train. On CUDA a batch runs in one go.
@@ -67,7 +74,7 @@ def dense_crf(
     scores = {"logits": logits, "probabilities": probabilities, "unary": unary, "labels": labels}
     model = choose_model(preset, kernels, iterations, normalization)
     options = LabelOptions(num_labels, confidence, ignore_label)
-    what = Refinement(model, options, damping, tolerance, threads, check_dtype(dtype))
+    what = Refinement(model, options, damping, tolerance, threads, check_dtype(dtype), check_image_range(image_range))
     features = {
         f"features of kernel {m}": kernel.features
         for m, kernel in enumerate(model.kernels)

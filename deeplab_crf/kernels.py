@@ -115,8 +115,8 @@ class Gaussian:
 class Bilateral:
     """Appearance kernel: ``exp(-|p_i - p_j|^2 / (2 sxy^2) - |c_i - c_j|^2 / (2 srgb^2))``.
 
-    sxy as in `Gaussian`. srgb: standard deviation in the image's own units (0..255 for 8-bit images), one number or one
-    per channel. weight, compat, normalization as in `Gaussian`.
+    sxy as in `Gaussian`. srgb: standard deviation of colours in 0..255, one number or one per channel; a width below 1 or
+    above 255 says that the widths are in the image's own units. weight, compat, normalization as in `Gaussian`.
     """
 
     sxy: Width = 80.0

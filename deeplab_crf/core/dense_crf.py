@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from deeplab_crf.checks import shown, whole_number
 from deeplab_crf.core.arrays import FloatArray, as_real_array, check_dtype
 from deeplab_crf.core.image_points import ImagePoints
+from deeplab_crf.core.image_range import BYTES, ImageRange, check_image_range, map_to_bytes, resolve_image_range
 from deeplab_crf.core.mean_field import MeanField, MeanFieldResult
 from deeplab_crf.core.scores import (
     LabelOptions,
@@ -39,15 +40,16 @@ class Refinement:
     tolerance: float
     threads: int | None
     dtype: np.dtype[Any]
+    image_range: ImageRange | None
 
 
 class ImageCRF:
     """A dense CRF over the pixels of one image, its lattices built once: new scores (another network, another scribble) cost
     no rebuild.
 
-    image: ``(H, W)`` or ``(H, W, channels)``, any integer or float dtype; the widths of `Bilateral` are in its units. It may be
-    None if no kernel looks at colours and ``shape`` = (H, W) is given. kernels: any of `Gaussian`, `Bilateral`,
-    `PairwiseKernel`. normalization: for kernels that do not name their own. dtype, threads: as in `MeanField`.
+    image: ``(H, W)`` or ``(H, W, channels)``, any integer or float dtype. It may be None if no kernel looks at colours and
+    ``shape`` = (H, W) is given. kernels: any of `Gaussian`, `Bilateral`, `PairwiseKernel`. normalization: for kernels that do
+    not name their own. dtype, threads: as in `MeanField`. image_range: as in `dense_crf`.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ImageCRF:
         normalization: str = _DEFAULTS.normalization,
         threads: int | None = None,
         dtype: DTypeLike = np.float32,
+        image_range: Sequence[float] | None = None,
     ) -> None:
         check_normalization(normalization)
         self._dtype = check_dtype(dtype)
@@ -70,6 +73,8 @@ class ImageCRF:
         self.height, self.width = pixels.shape[:2] if pixels is not None else _check_shape(shape)
         if shape is not None:
             check_image_size((self.height, self.width), _check_shape(shape))
+        if pixels is not None:
+            pixels = _in_bytes(pixels, range_of_array(pixels, image_range, kernels), self._dtype)
         self._points = ImagePoints(self.height, self.width, self._dtype, threads)
         self.mean_field = MeanField(
             self.height * self.width, num_labels, dtype=self._dtype, threads=threads, order=self._points.order
@@ -178,9 +183,32 @@ def _check_image(image: ArrayLike) -> NDArray[Any]:
     check_image_shape(array.shape)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("image must be finite; got NaN or inf")
-    if array.dtype == bool:
-        array = array.view(np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
+
+
+def colour_widths(kernels: Sequence[Kernel]) -> list[float]:
+    """The colour widths of all `Bilateral` kernels."""
+    return [width for kernel in kernels if isinstance(kernel, Bilateral) for width in np.ravel(kernel.srgb).tolist()]
+
+
+def range_of_array(
+    image: NDArray[Any], image_range: Sequence[float] | None, kernels: Sequence[Kernel]
+) -> ImageRange | None:
+    """The image's values of black and white, see `resolve_image_range`; None if no kernel looks at colours."""
+    widths = colour_widths(kernels)
+    if not widths or image.size == 0:
+        return check_image_range(image_range)
+    return resolve_image_range(
+        image_range, image.dtype, lambda: (float(image.min()), float(image.max())), widths=widths
+    )
+
+
+def _in_bytes(image: NDArray[Any], image_range: ImageRange | None, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The image in the units of the colour widths, 0..255."""
+    if image_range is None or image_range == BYTES:
+        return image
+    scaled: NDArray[Any] = map_to_bytes(image.astype(dtype), image_range)
+    return scaled
 
 
 def refine_arrays(image: ArrayLike | None, scores: Mapping[str, ArrayLike | None], what: Refinement) -> FloatArray:
@@ -192,7 +220,7 @@ def refine_arrays(image: ArrayLike | None, scores: Mapping[str, ArrayLike | None
         check_label_kind(array.dtype.kind in "biu", array.dtype)
     count = num_labels_of(source, array, what.labels)
 
-    def refine(one_image: ArrayLike | None, one: NDArray[Any]) -> FloatArray:
+    def refine(one_image: ArrayLike | None, one: NDArray[Any], image_range: ImageRange | None) -> FloatArray:
         crf = ImageCRF(
             one_image,
             count,
@@ -201,6 +229,7 @@ def refine_arrays(image: ArrayLike | None, scores: Mapping[str, ArrayLike | None
             normalization=what.model.normalization,
             threads=what.threads,
             dtype=what.dtype,
+            image_range=image_range,
         )
         return crf.infer(
             **{source: one},
@@ -212,7 +241,12 @@ def refine_arrays(image: ArrayLike | None, scores: Mapping[str, ArrayLike | None
         )
 
     if not batched:
-        return refine(image, array)
-    images = [None] * len(array) if image is None else as_real_array(image, "image")
+        return refine(image, array, what.image_range)
+    if image is None:
+        return np.stack([refine(None, one, None) for one in array])
+    images = as_real_array(image, "image")
     check_batch(source, len(array), len(images))
-    return np.stack([refine(one_image, one) for one_image, one in zip(images, array, strict=True)])
+    image_range = range_of_array(
+        images, what.image_range, what.model.kernels
+    )  # one for all: dark images are no exception
+    return np.stack([refine(one_image, one, image_range) for one_image, one in zip(images, array, strict=True)])

@@ -20,7 +20,7 @@ from deeplab_crf.core.mean_field import pack_unary
 SMALLEST_PROBABILITY = 1e-5
 
 # Rounding that a softmax in half precision may leave.
-_PROBABILITY_SLACK = 1e-2
+PROBABILITY_SLACK = 1e-2
 
 # Without num_labels, a label that is not below is taken for a mistake: the energies of so many labels would fill the memory.
 MOST_GUESSED_LABELS = 4096
@@ -111,7 +111,7 @@ def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
 
 def check_probability_range(low: float, high: float) -> None:
     """Raises ValueError unless probabilities from ``low`` to ``high`` are in 0..1, but for rounding."""
-    if low < -_PROBABILITY_SLACK or high > 1 + _PROBABILITY_SLACK:
+    if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
         raise ValueError(
             f"probabilities must be in 0..1; got {low:g}..{high:g}. Give a network's raw scores as logits=, energies as unary="
         )

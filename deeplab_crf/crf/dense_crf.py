@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Collection, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from deeplab_crf.checks import real_number, whole_number
+from deeplab_crf.core.dense_crf import colour_widths
+from deeplab_crf.core.image_range import BYTES, ImageRange, check_image_range, map_to_bytes
 from deeplab_crf.core.mean_field import check_steps
 from deeplab_crf.crf import parameters
 from deeplab_crf.crf.exact import exact_mean_field
@@ -21,7 +22,7 @@ from deeplab_crf.crf.inputs import (
     check_mask,
     check_scores,
     check_spacing,
-    image_range_warning,
+    image_units,
 )
 from deeplab_crf.crf.kept_lattices import NormedLattice, kept_lattice, lattice_key, may_keep
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, replace_masked, walked_grid
@@ -83,10 +84,14 @@ class DenseCRF(nn.Module):
       weights         ``(M,)``  w_m
       compatibility   ``(M, L)``, ``(M, L, L)`` or None  A_m
       log_sxy         ``(M, axes)``  log standard deviations along x (columns), y (rows)(, z), in pixels or units of ``spacing``
-      log_srgb        ``(bilateral kernels, channels)``  log standard deviations of the image's channels, in the image's units
+      log_srgb        ``(bilateral kernels, channels)``  log standard deviations of the image's channels, in 0..255
 
     method: "lattice", or "exact": all pairs of points by brute force, for small images and as ground truth. spatial_dims: 2 for
     images, 3 for volumes, any for points. channels: of the image. spacing: size of a pixel or voxel along x, y(, z), instead of 1.
+    image_range: (low, high), the image's values of black and white, which are mapped linearly to 0..255; (0, 255) takes the values
+    as they are. None: the dtype and the values tell, see `deeplab_crf.dense_crf`, and where they do not, there is a ValueError.
+    Values are read on the CPU; on CUDA in the first call alone, and never with max_vertices or in a compiled layer, which take the
+    values as they are.
     damping in [0, 1), tolerance, and gradients: "store", "recompute" or "implicit", what training costs in memory and time; see
     `deeplab_crf.ops.mean_field.mean_field`. Of these only "implicit" goes with damping and a tolerance in training.
 
@@ -120,6 +125,7 @@ class DenseCRF(nn.Module):
         tolerance: float = 0.0,
         gradients: str = "store",
         max_vertices: int | None = None,
+        image_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_normalization(normalization)
@@ -143,6 +149,8 @@ class DenseCRF(nn.Module):
         self.spatial_dims, self.channels = spatial_dims, channels
         self.spacing = None if spacing is None else _check_spacing_values(spacing, spatial_dims)
         self.max_vertices = max_vertices
+        self.image_range = check_image_range(image_range)
+        self._initial_srgb = tuple(colour_widths(chosen))
         self._range_checked = False
         self._headers: list[Tensor] = []
         self._add_numbers(chosen, compatibility, trainable)
@@ -195,19 +203,20 @@ class DenseCRF(nn.Module):
         mask: Tensor | None = None,
         *,
         spacing: Tensor | Sequence[float] | None = None,
+        image_range: Sequence[float] | None = None,
     ) -> Tensor:
         """Refined logits, the logarithms of Q: shape and dtype of ``logits``. ``argmax(1)`` gives labels, ``exp()`` marginals.
 
         logits: ``(B, L, H, W)``, or ``(B, L, D, H, W)`` with ``spatial_dims=3``, or ``(B, L, N)`` for points; any floating dtype
         (float64 is computed in double, others in float32). image: ``(B, channels, H, W)`` or ``(B, channels, D, H, W)``, any real
-        dtype, in the units of ``srgb``: 0..255 for the presets. For points ``(B, N, spatial_dims + channels)``: coordinates
+        dtype, in 0..255 or in the layer's image_range. For points ``(B, N, spatial_dims + channels)``: coordinates
         x, y(, z), then channels (coordinates alone if no kernel is `Bilateral`). None if no kernel needs it. mask: bool like one
         channel of the logits, True for real pixels: the others (padding) take no part, and come back as ``log_softmax(logits)``.
-        spacing: ``(axes,)`` or ``(B, axes)`` instead of the layer's.
+        spacing: ``(axes,)`` or ``(B, axes)`` instead of the layer's. image_range: instead of the layer's.
 
-        Raises ValueError for NaN and inf in logits and image, and wherever shapes, dtypes or devices do not fit.
+        Raises ValueError for NaN and inf in logits and image, and wherever shapes, dtypes, devices or the image's range do not fit.
         """
-        problem = self.problem(logits, image, mask, spacing=spacing)
+        problem = self.problem(logits, image, mask, spacing=spacing, image_range=image_range)
         if self.method == "exact":
             log_q = exact_mean_field(
                 problem.unary,
@@ -250,10 +259,12 @@ class DenseCRF(nn.Module):
         mask: Tensor | None = None,
         *,
         spacing: Tensor | Sequence[float] | None = None,
+        image_range: Sequence[float] | None = None,
     ) -> list[list[int]]:
         """Vertices of each kernel's lattices, image by image, for the arguments of `forward`. A bound for ``max_vertices`` is the
         largest sum over the images, and some more for other pictures: 10 to 50 %."""
-        problem = self.problem(logits, image, mask, spacing=spacing)._replace(max_vertices=None)
+        problem = self.problem(logits, image, mask, spacing=spacing, image_range=image_range)
+        problem = problem._replace(max_vertices=None)
         with torch.no_grad():
             return [term.lattice.num_vertices() for term in problem.terms()]
 
@@ -264,9 +275,11 @@ class DenseCRF(nn.Module):
         mask: Tensor | None = None,
         *,
         spacing: Tensor | Sequence[float] | None = None,
+        image_range: Sequence[float] | None = None,
     ) -> CRFProblem:
         """What `forward` hands to the engine, for diagnosis and inference of one's own. Arguments and errors as there."""
         self._check(logits, image, mask)
+        units = self._image_units(logits, image, image_range)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         flat = logits.to(dtype).flatten(2)
         shape = logits.shape[2:]
@@ -276,7 +289,9 @@ class DenseCRF(nn.Module):
             assert image is not None  # _check
             columns = image.to(dtype).transpose(1, 2)
             positions = columns[:, : self.spatial_dims]
-            colours: Tensor | None = columns[:, self.spatial_dims :] if any(self.bilateral) else None
+            colours: Tensor | None = None
+            if any(self.bilateral):
+                colours = map_to_bytes(columns[:, self.spatial_dims :], units)
         else:
             if exact:
                 positions = grid_positions(shape, None, dtype, logits.device)
@@ -284,7 +299,8 @@ class DenseCRF(nn.Module):
                 order, pixels, positions = walked_grid(shape, logits, dtype)
             colours = None
             if image is not None and any(self.bilateral):
-                colours = (image if image.dtype == torch.uint8 else image.to(dtype)).flatten(2)
+                as_bytes = image.dtype == torch.uint8 and units == BYTES
+                colours = (image if as_bytes else map_to_bytes(image.to(dtype), units)).flatten(2)
         given = self.spacing if spacing is None else spacing
         if given is not None:
             positions = positions * check_spacing(given, self.spatial_dims, logits).to(dtype)[..., None]
@@ -350,15 +366,18 @@ class DenseCRF(nn.Module):
             return
         if torch.is_anomaly_enabled() and not bool(torch.isfinite(logits).all()):
             raise ValueError("logits must be finite; got NaN or inf")
-        # Once: it reads the image, and on a device it waits for it.
-        watched = not self._range_checked and self._may_wait(logits)
-        if watched and image is not None and any(self.bilateral) and image.is_floating_point():
+
+    def _image_units(self, logits: Tensor, image: Tensor | None, image_range: Sequence[float] | None) -> ImageRange:
+        """The image's values of black and white."""
+        if image is None or not any(self.bilateral):
+            return BYTES
+        channels = image if logits.ndim > 3 else image[..., self.spatial_dims :]
+        given = self.image_range if image_range is None else image_range
+        first = not (image.is_cpu or self._range_checked or torch.compiler.is_compiling()) and self._may_wait(logits)
+        if first and image.dtype != torch.uint8:
             self._range_checked = True
-            message = image_range_warning(
-                image if logits.ndim > 3 else image[..., self.spatial_dims :], float(self.log_srgb.detach().min().exp())
-            )
-            if message is not None:
-                warnings.warn(message, stacklevel=6)  # the caller of the module
+        # Widths that are learned do not change what the image's values mean.
+        return image_units(channels, given, self._initial_srgb, may_wait=first)
 
     def extra_repr(self) -> str:
         """The settings, and the kernels with their current numbers."""

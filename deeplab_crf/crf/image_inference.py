@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeplab_crf.core.arrays import as_real_array
-from deeplab_crf.core.dense_crf import Refinement, check_image_shape, check_image_size, check_kernel, features_first
+from deeplab_crf.core.dense_crf import (
+    Refinement,
+    check_image_shape,
+    check_image_size,
+    check_kernel,
+    colour_widths,
+    features_first,
+)
+from deeplab_crf.core.image_range import BYTES, map_to_bytes, resolve_image_range
 from deeplab_crf.core.mean_field import check_compat, check_steps, not_finite
 from deeplab_crf.core.scores import (
     LARGEST_TABLE,
@@ -27,6 +35,7 @@ from deeplab_crf.core.scores import (
     unsure_pixels,
 )
 from deeplab_crf.core.threads import resolve_threads
+from deeplab_crf.crf.inputs import extremes
 from deeplab_crf.crf.points import Grid, walked_grid
 from deeplab_crf.kernels import Gaussian, Kernel, PairwiseKernel
 from deeplab_crf.ops.features import scaled_features
@@ -61,7 +70,7 @@ def refine_tensors(image: Any, scores: Mapping[str, Any], what: Refinement, devi
             pixels = _real(image, "image")
             if batched:
                 check_batch(source, len(given), len(pixels))
-            colours = _colours(pixels if batched else pixels[None], size, target)
+            colours = _colours(pixels if batched else pixels[None], size, what, target)
         q = mean_field(
             unary,
             _terms(colours, unary, size, what, target),
@@ -120,15 +129,20 @@ def _label_energies(labels: Tensor, count: int, what: Refinement) -> Tensor:
     return energies
 
 
-def _colours(images: Tensor | NDArray[Any], size: tuple[int, int], target: _Target) -> Tensor:
-    """Images ``(B, H, W)`` or ``(B, H, W, channels)`` as ``(B, channels, N)`` on the device; bytes stay bytes."""
+def _colours(images: Tensor | NDArray[Any], size: tuple[int, int], what: Refinement, target: _Target) -> Tensor:
+    """Images ``(B, H, W)`` or ``(B, H, W, channels)`` as ``(B, channels, N)`` in 0..255 on the device; bytes stay bytes."""
     check_image_shape(images.shape[1:])
     check_image_size(images.shape[1:3], size)
-    if images.dtype in (np.dtype(np.uint8), np.dtype(bool), torch.uint8, torch.bool):
+    bytes_given = images.dtype in (np.dtype(np.uint8), torch.uint8)
+    if bytes_given and what.image_range in (None, BYTES):
         target = target._replace(dtype=torch.uint8)
     tensor = _on_device(images, target)
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise ValueError("image must be finite; got NaN or inf")
+    widths = colour_widths(what.model.kernels)
+    if widths:
+        image_range = resolve_image_range(what.image_range, images.dtype, lambda: extremes(tensor), widths=widths)
+        tensor = map_to_bytes(tensor, image_range)
     return tensor.reshape(len(tensor), size[0] * size[1], -1).transpose(1, 2)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Colours of 8-bit images that stay below are too dark to be meant.
-_SMALLEST_IMAGE_PEAK = 4.0
+from deeplab_crf.core.image_range import ARGUMENT, ImageRange, resolve_image_range
 
 
 class LayerShape(NamedTuple):
@@ -19,6 +18,12 @@ class LayerShape(NamedTuple):
     spatial_dims: int
     channels: int
     uses_colours: bool
+
+
+def check_tensor(value: object, name: str, *, optional: bool = False) -> None:
+    """Raises TypeError unless ``value`` is a tensor, or None where it is ``optional``."""
+    if not isinstance(value, Tensor) and not (optional and value is None):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}. Convert it with torch.as_tensor")
 
 
 def check_scores(logits: Tensor, expected: LayerShape) -> None:
@@ -50,8 +55,7 @@ def check_image(image: Tensor | None, logits: Tensor, expected: LayerShape) -> N
         if points or expected.uses_colours:
             raise ValueError(f"image must be given for {'points' if points else 'a Bilateral kernel'}; got None")
         return
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image must be a torch.Tensor; got {type(image).__name__}. Convert it with torch.as_tensor")
+    check_tensor(image, "image")
     if image.is_complex() or image.dtype == torch.bool:
         raise TypeError(f"image must hold real numbers; got {image.dtype}")
     if image.device != logits.device:
@@ -113,14 +117,33 @@ def check_spacing(spacing: Tensor | Sequence[float], axes: int, logits: Tensor) 
     return given
 
 
-def image_range_warning(image: Tensor, smallest_width: float) -> str | None:
-    """What to say where an image seems to have another range than the colour widths: 0..1, or scaled by mean and deviation."""
-    low, high = (float(value) for value in torch.aminmax(image.detach()))
-    peak = max(abs(low), abs(high))
-    if not (low < high and peak < _SMALLEST_IMAGE_PEAK and smallest_width >= 1):
-        return None
-    return (
-        f"image lies in {low:.3g}..{high:.3g}, but the colour widths (srgb, down to {smallest_width:.3g}) are in the image's own "
-        "units and seem to mean 0..255: every colour would look the same. Give the image in 0..255 (multiply by 255, undo mean and "
-        "deviation), or Bilateral(srgb=...) in the range of the image"
+def extremes(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value; waits for the device."""
+    low, high = torch.aminmax(values.detach())
+    return float(low), float(high)
+
+
+def may_read(values: Tensor, may_wait: bool) -> bool:
+    """Whether values may be looked at: not where a compiler or another tensor subclass watches, nor where there are none, and on a
+    device only if the caller may wait for it."""
+    plain = (
+        type(values) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling() and values.device.type != "meta"
     )
+    return plain and values.numel() > 0 and (values.is_cpu or may_wait)
+
+
+def image_units(
+    image: Tensor,
+    image_range: Sequence[float] | None,
+    widths: Sequence[float],
+    *,
+    may_wait: bool = False,
+    name: str = "image",
+    remedy: str = ARGUMENT,
+) -> ImageRange:
+    """The image's values of black and white by the rule of `resolve_image_range`.
+
+    widths: of the colours. may_wait: as in `may_read`, without which the values are taken as they are.
+    """
+    read = (lambda: extremes(image)) if may_read(image, may_wait) else None
+    return resolve_image_range(image_range, image.dtype, read, widths=widths, name=name, remedy=remedy)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplab_crf.crf.inputs import image_range_warning
+from deeplab_crf.core.image_range import ImageRange, check_image_range, map_to_bytes
+from deeplab_crf.core.scores import PROBABILITY_SLACK
+from deeplab_crf.crf.inputs import check_tensor, extremes, image_units, may_read
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, tile_walk
 from deeplab_crf.kernels import Bilateral
 from deeplab_crf.ops.lattice import build_lattice
@@ -19,16 +21,21 @@ class DenseCRFLoss(nn.Module):
     of soft segmentations S up to a constant. W is the Gaussian of positions and colours, not normalised, on the lattice.
 
     The parameters and their meaning are those of rloss (github.com/meng-tang/rloss): weight: the sum runs over all pixels, so it is
-    small. sigma_rgb: standard deviation of colours, in the image's units of 0..255. sigma_xy: of positions, in pixels of the image.
+    small. sigma_rgb: standard deviation of colours, in 0..255. sigma_xy: of positions, in pixels of the image.
     scale_factor: the loss is computed on images of this size relative to the input, images and roi by nearest neighbour,
-    probabilities bilinearly, and sigma_xy is scaled with them.
+    probabilities bilinearly, and sigma_xy is scaled with them. image_range: as in `DenseCRF`.
 
     The gradient is that of the loss as computed, ``-weight / B (W + W^T) S``: the lattice's W is not quite symmetric. rloss takes
     ``2 W S``.
     """
 
     def __init__(
-        self, weight: float = 2e-9, sigma_rgb: float = 15.0, sigma_xy: float = 100.0, scale_factor: float = 0.5
+        self,
+        weight: float = 2e-9,
+        sigma_rgb: float = 15.0,
+        sigma_xy: float = 100.0,
+        scale_factor: float = 0.5,
+        image_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         Bilateral(sigma_xy, sigma_rgb, weight)  # refuses widths and weights that are none
@@ -38,6 +45,8 @@ class DenseCRFLoss(nn.Module):
         self.sigma_rgb = sigma_rgb
         self.sigma_xy = sigma_xy
         self.scale_factor = scale_factor
+        self.image_range = check_image_range(image_range)
+        self._values_checked = False
 
     def extra_repr(self) -> str:
         """For the module's repr, as rloss prints it."""
@@ -46,18 +55,21 @@ class DenseCRFLoss(nn.Module):
     def forward(self, probabilities: Tensor, image: Tensor, roi: Tensor | None = None) -> Tensor:
         """The loss, a number in float32 (float64 for float64 probabilities), to be added to the others.
 
-        probabilities: ``(B, C, H, W)``, a softmax's. image: ``(B, channels, H, W)``, any dtype, 0..255. roi: ``(B, H, W)``, bool or
-        weights in 0..1, 0 where pixels are to be left out (padding). Raises ValueError for other shapes, and for NaN and
-        inf in the image; warns of an image in 0..1.
+        probabilities: ``(B, C, H, W)``, a softmax's. image: ``(B, channels, H, W)``, any dtype, in 0..255 or in image_range. roi:
+        ``(B, H, W)``, bool or weights in 0..1, 0 where pixels are to be left out (padding).
+
+        Raises TypeError for what is no tensor; ValueError for other shapes and devices, for NaN and inf in the image, for
+        probabilities outside 0..1 (logits), and for an image whose range is not clear. The last two are found on the CPU, and on
+        other devices in the first call alone.
         """
-        self._check(probabilities, image, roi)
+        units = self._check(probabilities, image, roi)
         dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
         segmentations, colours = self._scaled(probabilities.to(dtype), "bilinear"), self._scaled(image.to(dtype))
         if roi is not None:
             segmentations = segmentations * self._scaled(roi.to(dtype)[:, None])
         size = segmentations.shape[2:]
         order = tile_walk(size, colours.device)
-        channels = colours.shape[1]
+        colours, channels = map_to_bytes(colours, units), colours.shape[1]
         widths = torch.tensor(
             [self.sigma_xy * self.scale_factor] * 2 + [self.sigma_rgb] * channels, dtype=torch.float64
         )
@@ -73,7 +85,12 @@ class DenseCRFLoss(nn.Module):
         corners = None if mode == "nearest" else False
         return F.interpolate(maps, scale_factor=self.scale_factor, mode=mode, align_corners=corners)
 
-    def _check(self, probabilities: Tensor, image: Tensor, roi: Tensor | None) -> None:
+    def _check(self, probabilities: Tensor, image: Tensor, roi: Tensor | None) -> ImageRange:
+        """Raises for what is wrong; returns the image's values of black and white."""
+        for name, tensor in (("probabilities", probabilities), ("image", image), ("roi", roi)):
+            check_tensor(tensor, name, optional=name == "roi")
+        if not probabilities.is_floating_point():
+            raise TypeError(f"probabilities must be floating point; got {probabilities.dtype}")
         if probabilities.ndim != 4 or probabilities.numel() == 0:
             raise ValueError(
                 f"probabilities must have shape (B, C, H, W), none of them 0; got {tuple(probabilities.shape)}"
@@ -85,5 +102,22 @@ class DenseCRFLoss(nn.Module):
             )
         if roi is not None and tuple(roi.shape) != (batch, *size):
             raise ValueError(f"roi must have shape {(batch, *size)}; got {tuple(roi.shape)}")
-        if not torch.compiler.is_compiling() and (message := image_range_warning(image, self.sigma_rgb)):
-            warnings.warn(message.replace("Bilateral(srgb=...)", "sigma_rgb"), stacklevel=3)
+        for name, tensor in (("image", image), ("roi", roi)):
+            if tensor is not None and tensor.device != probabilities.device:
+                raise ValueError(
+                    f"{name} must be on the device of probabilities, {probabilities.device}; got {tensor.device}. "
+                    "Move it with .to()"
+                )
+        return self._check_values(probabilities, image)
+
+    def _check_values(self, probabilities: Tensor, image: Tensor) -> ImageRange:
+        first = not (self._values_checked or torch.compiler.is_compiling())
+        if first and not probabilities.is_cpu:
+            self._values_checked = True
+        if may_read(probabilities, first):
+            low, high = extremes(probabilities)
+            if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
+                raise ValueError(
+                    f"probabilities must be in 0..1; got {low:.4g}..{high:.4g}. Give torch.softmax(logits, dim=1)"
+                )
+        return image_units(image, self.image_range, (self.sigma_rgb,), may_wait=first)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deeplab_crf.core.image_range import BYTES
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
 from deeplab_crf.data.images import BGR_MEAN
@@ -202,5 +203,5 @@ def refine_logits(crf: DenseCRF, logits: Tensor, images: Tensor, min_probability
     if min_probability > 0:
         unary = torch.softmax(logits, dim=1).clamp(min=min_probability).log()
     device = crf.weights.device
-    refined: Tensor = crf(unary.to(device), images.to(device))
+    refined: Tensor = crf(unary.to(device), images.to(device), image_range=BYTES)  # dark images too
     return refined.to(logits.device)

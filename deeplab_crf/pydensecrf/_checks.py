@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deeplab_crf import checks
 from deeplab_crf.checks import shown
 from deeplab_crf.core.arrays import refuse_masked
+from deeplab_crf.core.image_range import unclear_range
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -43,6 +44,18 @@ def check_finite(array: NDArray[Any], name: str) -> None:
     bad = ~(np.abs(array) <= _FLOAT32_MAX)
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
     raise ValueError(f"{name} must be finite in float32; got {array[index]} at index {index} ({bad.sum()} in all)")
+
+
+def check_units(image: NDArray[Any], name: str, colour_widths: Iterable[float]) -> None:
+    """Raise ValueError where it is not clear that the image's values are in 0..255, as those of uint8 are."""
+    doubt = unclear_range(image.dtype, lambda: (float(image.min()), float(image.max())), colour_widths)
+    if doubt is None:
+        return
+    low, high = doubt.likely
+    scaled = f"{name} * 255" if (low, high) == ("0", "1") else f"({name} - {low}) * (255 / ({high} - {low}))"
+    raise ValueError(
+        f"{name} must be in 0..255, the units of srgb; {doubt}. Convert it to uint8, such as ({scaled}).astype(np.uint8)"
+    )
 
 
 def whole_number(value: object, name: str, minimum: int) -> int:

@@ -18,6 +18,7 @@ from deeplab_crf.core.image_points import ImagePoints
 from deeplab_crf.core.mean_field import pack_unary
 from deeplab_crf.pydensecrf._checks import (
     check_finite,
+    check_units,
     compatibility,
     flatten_points,
     real_array,
@@ -291,13 +292,18 @@ class DenseCRF2D(DenseCRF):
     ) -> None:
         """Add a kernel over positions and colours, with features (x / sx, y / sy, r / sr, g / sg, b / sb).
 
-        rgbim: (H, W, 3), or a gray (H, W) or multispectral (H, W, c) image; integers or finite floats, any strides.
-        srgb: standard deviation in the image's own units (0..255 for 8 bits), a number or one per channel.
-        The rest as in `addPairwiseGaussian`. Raises ValueError for other shapes, NaN and infinity.
+        rgbim: (H, W, 3), or a gray (H, W) or multispectral (H, W, c) image in 0..255; integers or finite floats, any
+        strides. srgb: standard deviation of colours, a number or one per channel. Where one is below 1 or above 255,
+        they are in the image's own units, whatever its range.
+        The rest as in `addPairwiseGaussian`. Raises ValueError for other shapes, NaN, infinity, and images that seem
+        to be in 0..1, in 16 bits or in another range.
         """
         image = self._image(rgbim)
         channels = image.shape[2]
         scales = widths(srgb, channels, "srgb", f"one a channel of rgbim, whose shape is {np.shape(rgbim)}")
+        check_units(image, "rgbim", scales)
+        if image.dtype == bool:
+            image = image.view(np.uint8) * np.uint8(255)
         features = self._points.colour_features(self._widths_xy(sxy), image, scales)
         self._add_kernel(features, compat, kernel, normalization)
 

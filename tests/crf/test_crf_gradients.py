@@ -102,7 +102,7 @@ def test_gradcheck_with_a_mask(normalization: str) -> None:
 def test_gradcheck_of_points() -> None:
     features = crf_samples.generic_features(B, 14, 5)
     points = features * torch.tensor([*WIDTHS[1], *WIDTHS[2]], dtype=torch.float64)
-    crf = _layer("after", "matrix")
+    crf = _layer("after", "matrix", image_range=(0, 255))
     logits = crf_samples.normal(B, L, 14)
     assert all(crf_samples.is_generic(each) for each in crf.problem(logits, points).features)
     _check(crf, lambda logits, points: (logits, points), (logits, points))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
 
 import numpy as np
@@ -155,13 +154,52 @@ def test_calls(changes: dict[str, Any], kind: type[Exception], message: str) -> 
         DenseCRF(4)(**{"logits": LOGITS, "image": IMAGE, **changes})
 
 
-def test_an_image_in_the_wrong_range_is_told_once() -> None:
-    for image in (IMAGE / 255, (IMAGE / 255 - 0.45) / 0.22):
-        crf = DenseCRF(4)
-        with pytest.warns(UserWarning, match=r"image lies in .*0\.\.255.*multiply by 255.*srgb") as caught:
+@pytest.mark.cpu_only  # its tensors are made before the device is known
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (IMAGE / 255, r"got float32 with values in 0\.0.*\.\.0\.9.*Give image_range=\(0, 1\) to map"),
+        ((IMAGE / 255 - 0.45) / 0.22, r"got float32 with values in -1\.9.*undo that"),
+        (16 * IMAGE, r"got float32 with values in .*\.\.40.*to map it to 0\.\.255, or image_range=\(0, 255\) to take"),
+        ((16 * IMAGE).to(torch.int16) - 1000, r"got int16 with values in -9.*Give image_range=\(-9.*, 3"),
+        (IMAGE > 100, "image must hold real numbers; got torch.bool"),
+    ],
+)
+def test_an_image_in_the_wrong_range_is_refused(image: torch.Tensor, message: str) -> None:
+    crf = DenseCRF(4)
+    for _ in range(2):
+        with pytest.raises((ValueError, TypeError), match=message):
             crf(LOGITS, image)
-        assert caught[0].filename == __file__
-        crf(LOGITS, image)  # a second warning would be an error
+
+
+def test_a_given_range_is_mapped_to_0_255() -> None:
+    want = DenseCRF(4)(LOGITS, IMAGE)
+    for image, given in (
+        (IMAGE / 255, (0, 1)),
+        ((IMAGE * 100).round().to(torch.int32), (0, 25500)),
+        (IMAGE - 1000, (-1000, -745)),
+    ):
+        for got in (
+            DenseCRF(4, image_range=given)(LOGITS, image),
+            DenseCRF(4)(LOGITS, image, image_range=given),
+            DenseCRF(4, image_range=(0, 7))(LOGITS, image, image_range=given),
+            DenseCRF.from_preset("pydensecrf", 4, image_range=given)(LOGITS, image),
+        ):
+            assert samples.scaled_error(got, want) <= 2e-3
+    assert torch.equal(DenseCRF(4, image_range=(0, 255))(LOGITS, IMAGE), want)
+    with pytest.raises(ValueError, match=r"image_range must be \(low, high\).*got \(1, 1\)"):
+        DenseCRF(4, image_range=(1, 1))
+
+
+def test_the_range_of_the_channels_of_points() -> None:
+    """Coordinates are no colours: their range does not matter, and they are not mapped."""
+    points = torch.cat([torch.rand(1, 42, 2) * 3000, IMAGE[:1].flatten(2).transpose(1, 2)], dim=2)
+    small = torch.cat([points[..., :2], points[..., 2:] / 255], dim=2)
+    logits = LOGITS[:1].flatten(2)
+    with pytest.raises(ValueError, match=r"image must be in 0\.\.255"):
+        DenseCRF(4)(logits, small)
+    got = DenseCRF(4, image_range=(0, 1))(logits, small)
+    assert samples.scaled_error(got, DenseCRF(4)(logits, points)) <= 2e-3
 
 
 @pytest.mark.cpu_only  # its tensors are made before the device is known
@@ -174,12 +212,16 @@ def test_an_image_in_the_wrong_range_is_told_once() -> None:
         (Bilateral(3, 13), (IMAGE / 255).byte()),
         (Gaussian(3), IMAGE / 255),
         (Bilateral(3, 13), torch.zeros_like(IMAGE)),
+        (Bilateral(3, 13), torch.full_like(IMAGE, 0.3)),
+        (Bilateral(3, (13, 13, 0.05)), IMAGE / 255),
+        (Bilateral(3, 1300), IMAGE * 100),
+        (Bilateral(3, 13), (IMAGE - 128) * 1.15 + 128),
+        (Bilateral(3, 13), IMAGE.half()),
+        (Bilateral(3, 13), IMAGE.to(torch.int16)),
     ],
 )
-def test_no_warning_where_the_range_fits(kernel: Gaussian | Bilateral, image: torch.Tensor) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        DenseCRF(4, (kernel,))(LOGITS, image)
+def test_no_error_where_the_range_fits(kernel: Gaussian | Bilateral, image: torch.Tensor) -> None:
+    DenseCRF(4, (kernel,))(LOGITS, image)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")

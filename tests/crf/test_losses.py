@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -148,14 +148,18 @@ def test_defaults_are_those_of_the_paper_and_show_in_the_repr() -> None:
     )
 
 
-def test_an_image_in_0_1_is_warned_of() -> None:
+def test_the_range_of_the_image() -> None:
     probabilities, image, roi = inputs()
-    layer = DenseCRFLoss(**SETTINGS)
-    with pytest.warns(UserWarning, match=r"image lies in .* Give the image in 0\.\.255"):
-        layer(probabilities, image / 255, roi)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        layer(probabilities, image, roi)
+    message = (
+        r"image must be in 0\.\.255.*got float64 with values in 0\.16.*image_range=\(0, 1\).*image_range=\(0, 255\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        DenseCRFLoss(**SETTINGS)(probabilities, image / 255, roi)
+    want = DenseCRFLoss(**SETTINGS)(probabilities, image, roi)
+    got = DenseCRFLoss(**SETTINGS, image_range=(0, 1))(probabilities, image / 255, roi)
+    assert got.item() == pytest.approx(want.item(), rel=1e-9)
+    kept = DenseCRFLoss(**SETTINGS, image_range=(0, 255))(probabilities, image / 255, roi)
+    assert kept.item() != pytest.approx(want.item(), rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +175,27 @@ def test_wrong_shapes(change: dict[str, Any], message: str) -> None:
     arguments = dict(zip(("probabilities", "image", "roi"), inputs(), strict=True))
     with pytest.raises(ValueError, match=message):
         DenseCRFLoss()(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda p, i, r: (torch.logit(p), i, r), ValueError, r"probabilities must be in 0\.\.1; got -.*torch\.softmax"),
+        (lambda p, i, r: (p.log(), i, r), ValueError, r"probabilities must be in 0\.\.1; got -.*torch\.softmax"),
+        (lambda p, i, r: (p.cpu().numpy(), i, r), TypeError, "probabilities must be a torch.Tensor; got ndarray"),
+        (lambda p, i, r: (p > 0.5, i, r), TypeError, "probabilities must be floating point; got torch.bool"),
+        (lambda p, i, r: (p, i.cpu().numpy(), r), TypeError, "image must be a torch.Tensor; got ndarray"),
+        (lambda p, i, r: (p, i, r.cpu().numpy()), TypeError, "roi must be a torch.Tensor; got ndarray"),
+        (lambda p, i, r: (p, i, r.to("meta")), ValueError, "roi must be on the device of probabilities.*got meta"),
+        (lambda p, i, r: (p[:0], i[:0], r[:0]), ValueError, r"probabilities must have shape.*got \(0, "),
+    ],
+)
+def test_what_is_no_probability_or_no_tensor(
+    change: Callable[..., tuple[Any, ...]], kind: type[Exception], message: str
+) -> None:
+    probabilities, image, roi = inputs()
+    with pytest.raises(kind, match=message):
+        DenseCRFLoss(**SETTINGS)(*change(probabilities, image, roi))
 
 
 @pytest.mark.parametrize(
