@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 import deeplab_crf
 from deeplab_crf.data.files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, LABEL_SUFFIXES, atomic_write, files_by_stem
-from deeplab_crf.data.images import PLAIN, LabelImage, overlay, read_image, write_labels, write_picture
+from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
 from deeplab_crf.data.label_coding import LabelCoding
+from deeplab_crf.data.label_files import PLAIN
 from deeplab_crf.data.scores import UNSURE, Scores, fit_to_image, read_scores
 from deeplab_crf.kernels import Kernel, PairwiseKernel, check_normalization
 from deeplab_crf.presets import get_preset

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
 from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
-from deeplab_crf.data.images import PLAIN, read_image, read_labels
+from deeplab_crf.data.images import read_image
 from deeplab_crf.data.label_coding import LabelCoding
+from deeplab_crf.data.label_files import PLAIN, Size, read_labels
 
 IGNORE = 255
 WHOLE = ("all", "train")  # what all photographs of a plain folder may be called, one without splits
@@ -106,13 +107,9 @@ class SegmentationFolder:
 
     def __getitem__(self, index: int) -> Example:
         item = self.items[index]
-        image, labels = read_image(item.image), read_labels(item.labels, self.coding).ids
-        if image.shape[:2] != labels.shape:
-            lies = image.shape[:2] == labels.shape[::-1]
-            raise ValueError(
-                f"{item.labels}: labels must have the size of {item.image}, {image.shape[:2]}; got {labels.shape}"
-                + (". If the photograph is turned by its EXIF alone, turn its pixels" if lies else "")
-            )
+        image = read_image(item.image)
+        size = (image.shape[0], image.shape[1])
+        labels = read_labels(item.labels, self.coding, lambda found: _check_size(item, found, size)).ids
         self._check_values(item, labels)
         colours = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
         return Example(item.name, colours.astype(np.uint8), labels.astype(np.uint8))
@@ -124,6 +121,13 @@ class SegmentationFolder:
                 f"{item.labels}: label values must be 0..{len(self.classes) - 1} or {IGNORE} (void); got "
                 f"{', '.join(map(str, wrong[:5]))}. {_remedy(wrong, len(self.classes))}"
             )
+
+
+def _check_size(item: Item, labels: Size, image: Size) -> None:
+    """Raises ValueError where the sizes of labels and photograph differ."""
+    if labels != image:
+        hint = ". If the photograph is turned by its EXIF alone, turn its pixels" if labels == image[::-1] else ""
+        raise ValueError(f"{item.labels}: labels must have the size of {item.image}, {image}; got {labels}{hint}")
 
 
 def _remedy(wrong: NDArray[np.int64], classes: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +13,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deeplab_crf.data.classes import voc_palette
 from deeplab_crf.data.files import atomic_write
-from deeplab_crf.data.label_coding import LabelCoding
-from deeplab_crf.data.label_colors import COLOUR_TABLES, ColorTable
+
+T = TypeVar("T")
 
 # The mean colour of ImageNet's photographs, blue first, in 0..255: DeepLab sees images without it.
 BGR_MEAN = (104.008, 116.669, 122.675)
-PLAIN = LabelCoding()
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
 
 
@@ -28,15 +29,33 @@ class LabelImage:
     palette: tuple[int, ...] | None = None
 
 
-def _open(path: Path) -> Image.Image:
-    """The decoded picture, its file closed. Raises ValueError naming the file if missing, broken or no picture."""
+def open_picture(path: Path, check: Callable[[Image.Image], None] = lambda _picture: None) -> Image.Image:
+    """Return the decoded picture, its file closed.
+
+    Args:
+        path: The file.
+        check: Is called before anything is decoded, when size and mode are known, and may raise.
+
+    Raises:
+        ValueError: The file is missing, broken, no picture, or has more pixels than Pillow decodes.
+    """
+    with _attempt(path, lambda: Image.open(path)) as picture:
+        check(picture)
+        _attempt(path, picture.load)
+    return picture
+
+
+def _attempt(path: Path, action: Callable[[], T]) -> T:
+    """Do what Pillow does. Raises ValueError naming the file where it fails."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return action()
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path}: cannot be read as an image ({error}). Cut it into tiles; in Python, PIL.Image.MAX_IMAGE_PIXELS is the limit"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         reason = "not a picture, or damaged" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
-    return picture
 
 
 def read_image(path: Path, *, turned: bool = False) -> NDArray[np.uint8] | NDArray[np.float32]:
@@ -45,7 +64,7 @@ def read_image(path: Path, *, turned: bool = False) -> NDArray[np.uint8] | NDArr
     turned: turn it upright where its EXIF says that it lies on its side. False by default, as in Pillow, torchvision and the label
     images made with them.
     """
-    picture = _open(path)
+    picture = open_picture(path)
     return picture_array(upright(picture) if turned else picture)
 
 
@@ -63,63 +82,6 @@ def picture_array(picture: Image.Image) -> NDArray[np.uint8] | NDArray[np.float3
         return (np.asarray(picture, dtype=np.float32) / np.float32(257)).clip(0, 255)
     gray = picture.mode in ("1", "L", "LA", "La")
     return np.array(picture.convert("L" if gray else "RGB"), dtype=np.uint8)
-
-
-def read_labels(path: Path, coding: LabelCoding = PLAIN) -> LabelImage:
-    """Read a label image.
-
-    Args:
-        path: One channel of class ids (1, 2, 4, 8, 16 or 32 bits), a palette image, whose palette is kept, or with
-            ``coding.colors`` an image whose colours, or those of its palette, stand for classes.
-        coding: How values become ids.
-
-    Raises:
-        ValueError: The file is no image, is in a format that changes values (JPEG), holds colours and there is no table
-            or a colour that the table lacks, or is not opaque.
-    """
-    picture = _open(path)
-    if picture.format in LOSSY_FORMATS:
-        raise ValueError(
-            f"{path}: {picture.format} changes pixel values, so it cannot carry class ids; save labels as PNG"
-        )
-    if coding.colors is not None:
-        return LabelImage(coding.apply(_colour_ids(picture, coding.colors, path)), coding.palette)
-    if picture.mode == "P":
-        palette = picture.getpalette("RGB")
-        return LabelImage(coding.apply(np.asarray(picture)), tuple(palette) if palette else None)
-    if picture.mode == "LA":
-        _check_opaque(picture, path)
-        picture = picture.getchannel("L")
-    if picture.mode in ("1", "L") or picture.mode.startswith("I"):
-        return LabelImage(coding.apply(np.asarray(picture)))
-    raise ValueError(
-        f"{path}: labels must be one channel of class ids or a palette image; this one has mode {picture.mode}. "
-        f"Convert its colours to ids with --label-colors (a file, {', '.join(COLOUR_TABLES)}), or save with a palette"
-    )
-
-
-def _colour_ids(picture: Image.Image, colors: ColorTable, path: Path) -> NDArray[np.int64]:
-    """The ids of a picture's colours. Raises ValueError as `read_labels` does."""
-    if picture.mode == "1" or picture.mode[0] in "LIF":
-        raise ValueError(
-            f"{path}: has one channel (mode {picture.mode}), so its values are ids, not colours; leave --label-colors out"
-        )
-    if picture.mode not in ("P", "RGB"):
-        _check_opaque(picture, path)
-    return colors.ids(np.asarray(picture.convert("RGB")), path)
-
-
-def _check_opaque(picture: Image.Image, path: Path) -> None:
-    """Raises ValueError for a label image with transparent pixels: what they stand for is not known."""
-    if "A" not in picture.getbands():
-        return
-    alpha = np.asarray(picture.getchannel("A"))
-    if int(alpha.min(initial=255)) < 255:
-        row, column = (int(i) for i in np.argwhere(alpha < 255)[0])
-        raise ValueError(
-            f"{path}: labels must be opaque; the pixel at row {row}, column {column} is transparent. Save the labels "
-            "without an alpha channel"
-        )
 
 
 def full_palette(palette: tuple[int, ...] | None, count: int) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deeplab_crf.data.files import ARRAY_SUFFIXES
-from deeplab_crf.data.images import PLAIN, LabelImage, read_labels
+from deeplab_crf.data.images import LabelImage
 from deeplab_crf.data.label_coding import LabelCoding
+from deeplab_crf.data.label_files import PLAIN, Size, read_labels
 
 KINDS = ("logits", "probabilities", "unary")
 _KEY_KINDS = {
@@ -66,7 +67,8 @@ def read_scores(
     the image they belong to, to recognise (H, W, C). coding: how the values of labels become class ids.
     """
     if path.suffix.lower() not in ARRAY_SUFFIXES:
-        return _from_labels(path, read_labels(path, coding), num_labels, ignore_label)
+        labels = read_labels(path, coding, lambda size: _check_label_size(str(path), size, image_size))
+        return _from_labels(path, labels, num_labels, ignore_label)
     array, name, class_ids = _load_array(path, key)
     if array.dtype.kind in "iub" and kind is None and array.ndim == 2 and name not in _KEY_KINDS:
         return _from_labels(path, LabelImage(coding.apply(array)), num_labels, ignore_label)
@@ -221,10 +223,7 @@ def fit_to_image(
         return scores
     rows, columns = scores.size
     if scores.kind == "labels":
-        raise ValueError(
-            f"{name}: labels are {rows} x {columns} (rows x columns), the image is {height} x {width}: must agree. "
-            "Resize labels with nearest neighbour, or give the network's scores, which are upsampled"
-        )
+        _check_label_size(name, scores.size, (height, width))
     in_proportion = abs(rows * width - columns * height) <= max(height, width)
     if rows > height or columns > width or not (in_proportion or rows == columns):
         raise ValueError(
@@ -232,6 +231,15 @@ def fit_to_image(
             "they must be of the same size, or coarser in the same proportion"
         )
     return replace(scores, values=upsample_bilinear(scores.values, height, width, align_corners=align_corners))
+
+
+def _check_label_size(name: str, labels: Size, image: Size | None) -> None:
+    """Raises ValueError where both sizes are known and differ."""
+    if image is not None and labels != image:
+        raise ValueError(
+            f"{name}: labels are {labels[0]} x {labels[1]} (rows x columns), the image is {image[0]} x {image[1]}: must agree. "
+            "Resize labels with nearest neighbour, or give the network's scores, which are upsampled"
+        )
 
 
 def upsample_bilinear(

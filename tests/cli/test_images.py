@@ -15,11 +15,11 @@ from deeplab_crf.data.images import (
     LabelImage,
     overlay,
     read_image,
-    read_labels,
     side_by_side,
     voc_palette,
     write_labels,
 )
+from deeplab_crf.data.label_files import read_labels
 
 PALETTE = (10, 20, 30, 200, 0, 0, 0, 200, 0)
 

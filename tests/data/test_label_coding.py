@@ -11,9 +11,9 @@ from PIL import Image
 
 from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES, voc_palette
 from deeplab_crf.data.datasets import open_dataset
-from deeplab_crf.data.images import read_labels
 from deeplab_crf.data.label_coding import LabelCoding, make_coding, parse_label_map
 from deeplab_crf.data.label_colors import ColorTable, read_colors
+from deeplab_crf.data.label_files import read_labels
 
 # CamVid's label_colors.txt (mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/data/label_colors.txt), tabs as there.
 CAMVID_FILE = (
