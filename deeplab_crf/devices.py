@@ -45,3 +45,20 @@ def find_device(device: str | torch.device) -> torch.device | None:
     if index >= torch.cuda.device_count():
         raise ValueError(f"device must be one of cuda:0 to cuda:{torch.cuda.device_count() - 1}; got {name}")
     return torch.device("cuda", index)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of torch's that ``name`` names: "cpu", "cuda", "cuda:1", "mps" or another that torch was built for.
+
+    Raises ValueError that says why where tensors cannot be computed with there.
+    """
+    import torch
+
+    try:
+        float(torch.ones(1, device=name).sum())  # a meta tensor can be made, but has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"device {name!r} cannot be used: {reason}. Use cpu, or one that deeplab-crf info shows as usable"
+        ) from error
+    return torch.device(name)

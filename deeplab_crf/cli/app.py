@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from deeplab_crf.cli.convert import convert
 from deeplab_crf.cli.demo import demo
 from deeplab_crf.cli.evaluate import evaluate
 from deeplab_crf.cli.info import info
+from deeplab_crf.cli.memory import out_of_memory
 from deeplab_crf.cli.narrow import narrow
 from deeplab_crf.cli.refine import refine
 from deeplab_crf.cli.segment import segment
@@ -18,7 +20,21 @@ from deeplab_crf.cli.train import train
 from deeplab_crf.cli.tune import tune
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+class Commands(click.Group):
+    """Subcommands whose errors about memory say what to do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except (RuntimeError, MemoryError) as error:
+            text = out_of_memory(error, ctx.invoked_subcommand)
+            if text is None:
+                raise
+            raise click.ClickException(text) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 @click.version_option(package_name="deeplab-crf", prog_name="deeplab-crf")
 def group() -> None:
     """DeepLab and its dense CRF: segment photographs, and make coarse segmentations follow their edges."""

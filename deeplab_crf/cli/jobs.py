@@ -10,6 +10,7 @@ from typing import TypeVar
 import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
+from deeplab_crf.cli.memory import out_of_memory
 
 Job = TypeVar("Job")
 
@@ -36,8 +37,10 @@ def attempt_all(
 
 
 def _explain(error: Exception, paths: tuple[Path, ...]) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, (ValueError, TypeError, OSError)):
+    context = click.get_current_context(silent=True)
+    memory = out_of_memory(error, context.info_name if context else None)
+    text = memory or " ".join(str(error).split()) or type(error).__name__
+    if memory is None and not isinstance(error, (ValueError, TypeError, OSError)):
         text = f"{type(error).__name__}: {text}"
     return text if any(str(path) in text for path in paths) else f"{paths[0]}: {text}"
 

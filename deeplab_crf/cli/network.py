@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deeplab_crf.devices import torch_device
 from deeplab_crf.models.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def make_pipeline(
     from deeplab_crf.models import SegmentationPipeline, load_model  # loads torch, which takes seconds: not for --help
     from deeplab_crf.models.pipeline import RELEASED
 
-    place, weights = torch_device(device, threads), options.get("weights")
+    place, weights = network_device(device, threads), options.get("weights")
     network, report = load_model(
         weights, options.get("model"), num_classes=num_classes, multi_scale=options.get("multi_scale")
     )
@@ -88,15 +89,13 @@ def make_pipeline(
     return pipeline.eval()
 
 
-def torch_device(name: str, threads: int | None) -> Any:
+def network_device(name: str, threads: int | None) -> Any:
     """The torch device, if it can be used here."""
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise click.BadParameter(f"{name!r} cannot be used: {reason[:200]}", param_hint="--device") from error
-    return torch.device(name)
+        return torch_device(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--device") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,18 @@ def crf_options(what: str, preset: str) -> Decorator:
     )
 
     def decorated(command: Any) -> Any:
+        @wraps(command)
+        def checked(*arguments: Any, **given: Any) -> Any:
+            for name in ("preset", "min_probability"):
+                if given[name] and not given["crf"]:
+                    raise click.UsageError(
+                        f"--{name.replace('_', '-')} is of no use with --no-crf; leave one of them out"
+                    )
+            return command(*arguments, **given)
+
         for option in reversed(options):
-            command = option(command)
-        return command
+            checked = option(checked)
+        return checked
 
     return decorated
 

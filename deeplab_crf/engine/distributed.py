@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deeplab_crf.devices import torch_device
+
 T = TypeVar("T")
 
 
@@ -58,21 +60,13 @@ def join_world(device: str) -> World:
     Raises ValueError where the device cannot be used.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return World(0, 1, _usable(device))
+        return World(0, 1, torch_device(device))
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda under torchrun, which numbers the devices itself; got {device!r}")
-    where = _usable("cpu" if device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
+    where = torch_device("cpu" if device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if not dist.is_initialized():
         dist.init_process_group("gloo" if where.type == "cpu" else "nccl")
         atexit.register(dist.destroy_process_group)
     return World(dist.get_rank(), dist.get_world_size(), where, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _usable(device: str) -> torch.device:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    return torch.device(device)

@@ -1,0 +1,27 @@
+"""What is said where memory does not suffice: one line, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+
+# torch says so in plain RuntimeErrors too: on the CPU, and where cuBLAS or cuDNN want memory of their own.
+_WORDS = re.compile(r"out of memory|(?:can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED|bad_alloc", re.I)
+_LONGEST = 200
+_HINTS = {
+    "segment": "Give the network smaller images (--longer-side), or segment with --device cpu",
+    "refine": "Refine a smaller image or fewer labels, or with --device cpu",
+    "train": "Take a smaller --crop or --batch, cut batches into more parts (--accumulate), or use --amp bfloat16",
+    "evaluate": "Evaluate one image at a time (--workers 1), smaller ones (--longer-side), or with --device cpu",
+    "tune": "Take fewer --images, one thread (--threads 1), or for --method gradient a smaller --batch",
+    "narrow": "Take fewer --crops, or a smaller --crop",
+    "bench": "Take a smaller --size",
+}
+_HINT = "Close other programs, or take a machine with more memory"
+
+
+def out_of_memory(error: BaseException, command: str | None) -> str | None:
+    """What to say of an error that means that memory did not suffice; None for other errors. command: the subcommand's name."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _WORDS.search(text)):
+        return None
+    return f"out of memory ({text[:_LONGEST] or type(error).__name__}). {_HINTS.get(command or '', _HINT)}"
