@@ -19,9 +19,10 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from model_samples import small_model  # noqa: E402
 
-from deeplab_crf.models import load_weights, save_weights  # noqa: E402
+from deeplab_crf.models import load_model, load_weights, save_weights  # noqa: E402
+from deeplab_crf.models.weights import hdf5  # noqa: E402
 from deeplab_crf.models.weights.caffe import read_caffe  # noqa: E402
-from deeplab_crf.models.weights.files import read_file  # noqa: E402
+from deeplab_crf.models.weights.files import HDF5_MAGIC, read_file  # noqa: E402
 
 SMALL = net({"conv1_1": [np.ones((2, 3, 3, 3), np.float32), np.ones(2, np.float32)]})
 
@@ -174,6 +175,71 @@ def test_keras_files_that_lie(tmp_path: Path) -> None:
         read_file(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="cannot be read as weights"):
+        read_file(path)
+
+
+def endless_keras_file(path: Path) -> None:
+    """The free object of a global heap says that it has 0 bytes: libhdf5 goes from it to itself, for ever."""
+    h5py = pytest.importorskip("h5py", reason="writes Keras' file")
+    with h5py.File(path, "w") as stored:
+        group = stored.create_group("block1/layers/conv2d/vars")
+        group.attrs["name"] = "block1_conv1"
+        group["0"] = np.ones((3, 3, 3, 2), np.float32)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"GCOL") + 16
+    while struct.unpack_from("<H", content, place)[0]:  # objects: number, references, padding; size; bytes in eights
+        place += 16 + -(-struct.unpack_from("<Q", content, place + 8)[0] // 8) * 8
+    struct.pack_into("<Q", content, place + 8, 0)
+    path.write_bytes(content)
+
+
+def test_a_keras_file_that_libhdf5_never_comes_to_an_end_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.weights.h5"
+    endless_keras_file(path)
+    monkeypatch.setattr(hdf5, "SECONDS", 3)
+    for read in (read_file, load_model):
+        with pytest.raises(ValueError, match="came to no end within 3 s") as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", r"ended while it read the file \(signal 11\)"),
+        ("raise SystemExit('no room')", r"ended while it read the file \(no room\)"),
+    ],
+)
+def test_a_crash_of_libhdf5_is_an_error(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5py", reason="is found before the process is started")
+    (tmp_path / "crashes.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(hdf5, "_CHILD", "crashes")
+    path = tmp_path / "net.weights.h5"
+    path.write_bytes(HDF5_MAGIC)
+    with pytest.raises(ValueError, match=message):
+        read_file(path)
+
+
+def test_keras_arrays_together_may_not_exceed_the_file(tmp_path: Path) -> None:
+    """Each is no larger than the file, but they repeat: nothing of them is stored."""
+    h5py = pytest.importorskip("h5py", reason="writes Keras' file")
+    path = tmp_path / "net.weights.h5"
+    with h5py.File(path, "w") as stored:
+        for i in range(40):
+            stored.create_dataset(f"block{i}/vars/0", shape=(15000,), dtype="f4", chunks=(15000,))
+    with pytest.raises(ValueError, match=r"block\d+/vars/0 claims 60000 bytes in a file of"):
+        read_file(path)
+
+
+def test_keras_files_that_hold_no_numbers(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="writes Keras' file")
+    path = tmp_path / "net.weights.h5"
+    with h5py.File(path, "w") as stored:
+        stored["block1/vars/0"] = "text"
+    with pytest.raises(ValueError, match=r"block1/vars/0 must hold numbers; got object"):
         read_file(path)
 
 

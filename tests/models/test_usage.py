@@ -15,7 +15,7 @@ from deeplab_crf.models import DeepLab, Usage, build_model, load_model, load_wei
 
 def test_usage_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("v2-compact-largefov", 3)
-    model.usage = Usage(("sky", "road, wet", "car"), 720, "deeplab-v2-vgg16")
+    model.usage = Usage(("sky", "road, wet", "car"), 720, "deeplab-v2-vgg16", align_corners=False)
     save_weights(model, tmp_path / "a.safetensors")
     assert load_model(tmp_path / "a.safetensors")[0].usage == model.usage
     model.usage = Usage()
@@ -33,6 +33,13 @@ def test_usage_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ('{"classes": [], "longer_side": 0, "crf": null}', "must hold pixels"),
         ('{"classes": [], "longer_side": true, "crf": null}', "must hold pixels"),
         ('{"classes": [], "longer_side": null, "crf": 5}', "must hold pixels and a preset's name"),
+        ('{"classes": [], "longer_side": 1000000000, "crf": null}', "must hold pixels"),
+        ('{"classes": [], "longer_side": null, "crf": "/dev/zero"}', "must name a published preset .* got '/dev/zero'"),
+        ('{"classes": [], "longer_side": null, "crf": "./mine.toml"}', "must name a published preset"),
+        ("[" * 200_000, "cannot be read"),
+        ('{"classes": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"classes": [], "longer_side": null, "crf": null, "align_corners": "no"}', "true or false as align_corners"),
     ],
 )
 def test_nonsense_in_the_usage_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -45,6 +52,26 @@ def test_nonsense_in_the_usage_is_named(tmp_path: Path, text: str, message: str)
     with pytest.raises(ValueError, match=message) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_preset_file_does_not_travel_with_weights(tmp_path: Path) -> None:
+    model = build_model("v2-compact-largefov", 3)
+    model.usage = Usage(crf="./mine.toml")
+    with pytest.raises(ValueError, match=r"must name a published preset .* got '\./mine\.toml'"):
+        save_weights(model, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_network_is_the_same_file(tmp_path: Path) -> None:
+    """safetensors orders the metadata anew each time."""
+    model = build_model("v2-compact-largefov", 3)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(6)]
+    for path in paths:
+        save_weights(model, path)
+    assert len({path.read_bytes() for path in paths}) == 1
+    header = paths[0].read_bytes()[8:400].decode("latin1")
+    keys = [header.index(f'"{key}"') for key in ("format", "model", "multi_scale", "num_classes", "usage")]
+    assert keys == sorted(keys)
 
 
 def test_half_precision_files_round_and_take_half_the_space(tmp_path: Path) -> None:

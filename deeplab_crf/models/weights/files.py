@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deeplab_crf.models.weights.caffe import read_caffe
+from deeplab_crf.models.weights.hdf5 import read_hdf5
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -152,24 +152,4 @@ def _read_torch(path: Path) -> RawWeights:
 
 
 def _read_hdf5(path: Path) -> RawWeights:
-    """Keras' layout: a group ``vars`` with the attribute ``name``, the layer's, and datasets 0 (kernel) and 1 (bias)."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(f'{path} needs h5py: pip install "deeplab-crf[weights]"') from error
-    size, tensors = os.path.getsize(path), {}
-
-    def visit(name: str, node: Any) -> None:
-        if not isinstance(node, h5py.Dataset):
-            return
-        if node.nbytes > size or node.is_virtual or node.external:
-            raise ValueError(f"{name} claims {node.nbytes} bytes in a file of {size}")
-        layer = node.parent.attrs.get("name", node.parent.name.strip("/"))
-        key = f"{layer}/{name.rsplit('/', 1)[-1]}"
-        if key in tensors:
-            raise ValueError(f"two layers are called {layer}")
-        tensors[key] = torch.from_numpy(np.asarray(node[()]))
-
-    with h5py.File(path, "r") as stored:
-        stored.visititems(visit)
-    return RawWeights("hdf5", tensors)
+    return RawWeights("hdf5", {name: _viewed(array) for name, array in read_hdf5(path).items()})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,8 +134,15 @@ def save_weights(model: DeepLab, path: str | os.PathLike[str], *, classifier: bo
         lost = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
         if lost:
             raise ValueError(f"{lost[0]} must lie within 65504 of zero to be kept in float16; leave half away")
+    read_usage(metadata, model.num_classes)  # raises what `load_model` would
+    content = memoryview(save(tensors, metadata))
+    length = struct.unpack_from("<Q", content)[0]
+    # safetensors orders metadata differently in each process; files of the same network are to be the same.
+    header = json.dumps(json.loads(bytes(content[8 : 8 + length])), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
     with atomic_write(Path(path)) as stream:
-        stream.write(save(tensors, metadata))
+        stream.write(struct.pack("<Q", len(header)) + header)
+        stream.write(content[8 + length :])
 
 
 def _translation(path: Path, raw: RawWeights) -> Translation:
