@@ -6,7 +6,7 @@ The path of a file: `read_image`, `read_scores`, `fit_to_image`, `dense_crf`, ar
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ class RefineSettings:
             if not isinstance(kernel, PairwiseKernel):
                 kernel.widths_axes(2)  # volumes have three
 
+    def recorded(self) -> dict[str, Any]:
+        """What changes the results, by name, for `ResultFolder`: all but the number of threads, and which of several GPUs."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "threads"}
+        return {"command": "refine", **values, "device": self.device.partition(":")[0]}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -66,14 +71,14 @@ class Job:
     probabilities_out: Path | None = None
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files this job reads, the image first."""
+        return self.image, self.scores
+
+    @property
     def outputs(self) -> tuple[Path, ...]:
         """The files this job writes, the label image last."""
         return tuple(path for path in (self.probabilities_out, self.overlay_out, self.labels_out) if path is not None)
-
-    @property
-    def finished(self) -> bool:
-        """True if every file asked for is there."""
-        return all(path.exists() for path in self.outputs)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from deeplab_crf.data.classes import class_names, class_palette
 from deeplab_crf.data.figures import figure, legend
 from deeplab_crf.data.files import IMAGE_SUFFIXES, files_by_stem, matching_name
 from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
+from deeplab_crf.data.results import FileJob
 
 if TYPE_CHECKING:
     from deeplab_crf.models.pipeline import SegmentationPipeline
@@ -34,14 +35,14 @@ class SegmentJob:
     figure_out: Path | None = None
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The file this job reads."""
+        return (self.image,)
+
+    @property
     def outputs(self) -> tuple[Path, ...]:
         """The files this job writes, the label image last."""
         return tuple(path for path in (self.overlay_out, self.figure_out, self.labels_out) if path is not None)
-
-    @property
-    def finished(self) -> bool:
-        """True if every file asked for is there."""
-        return all(path.exists() for path in self.outputs)
 
 
 def plan_images(inputs: Sequence[Path], out: Path, *, with_pictures: bool = True) -> tuple[SegmentJob, ...]:
@@ -101,9 +102,13 @@ def _class_names(pipeline: SegmentationPipeline) -> tuple[str, ...]:
     return pipeline.network.usage.classes or class_names(pipeline.network.num_classes)
 
 
-def write_legend(folder: Path, pipeline: SegmentationPipeline) -> Path:
-    """Write ``folder/legend/legend.png``: the colours of all classes and their names. Returns where."""
-    path = folder / "legend" / "legend.png"
+def legend_job(folder: Path) -> FileJob:
+    """The legend of the pictures in ``folder``, which is a result of its own."""
+    return FileJob((), (folder / "legend" / "legend.png",))
+
+
+def write_legend(folder: Path, pipeline: SegmentationPipeline) -> None:
+    """Write ``folder/legend/legend.png``: the colours of all classes and their names."""
+    (path,) = legend_job(folder).outputs
     names = _class_names(pipeline)
     write_picture(path, legend(dict(enumerate(names)), LEGEND_WIDTH, class_palette(names)))
-    return path

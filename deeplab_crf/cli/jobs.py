@@ -1,39 +1,113 @@
-"""Many files, one after the other: a progress bar, and failures kept for the end."""
+"""What becomes of results that exist, and many files one after the other: a progress bar, and failures kept for the end."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.memory import out_of_memory
+from deeplab_crf.data.results import Job, ResultFolder
 
-Job = TypeVar("Job")
+OVERWRITE, SKIP = "overwrite", "skip"
+
+J = TypeVar("J", bound=Job)
 
 
-def attempt_all(
-    jobs: Sequence[Job], work: Callable[[Job], None], label: str, paths: Callable[[Job], tuple[Path, ...]]
-) -> list[str]:
-    """Do every job; returns one line for each that failed, which says what is wrong with which file. Ctrl-C ends it.
-
-    label: what stands before the progress bar. paths: the files of a job; the first is the one that is shown and blamed.
-    """
-    failures = []
-    progress = click.progressbar(
-        jobs, label=label, file=sys.stderr, item_show_func=lambda job: paths(job)[0].name if job is not None else ""
+def existing_options(command: Any) -> Any:
+    """``--overwrite`` and ``--skip-existing``, both as ``existing``: OVERWRITE, SKIP, or None where neither is given."""
+    options = (
+        click.option("--overwrite", "existing", flag_value=OVERWRITE, help="Make everything anew, whatever exists."),
+        click.option(
+            "--skip-existing",
+            "existing",
+            flag_value=SKIP,
+            help="Keep results that exist, whatever they were made from.",
+        ),
     )
-    with remembered_interrupts() as check_interrupts, progress as bar:
-        for job in bar:
-            try:
-                work(job)
-            except Exception as error:  # whatever it is, one bad file must not cost the other 999
-                failures.append(_explain(error, paths(job)))
-            check_interrupts()
-    return failures
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def may_write(outputs: Sequence[Path], existing: str | None) -> bool:
+    """Returns whether to make a single result, whose files are ``outputs``; False, having said so, where it is to be skipped.
+
+    Raises UsageError where a file exists and neither option says what to do.
+    """
+    there = [path for path in outputs if os.path.lexists(path)]
+    if existing == SKIP and len(there) == len(outputs):
+        click.echo(f"{', '.join(map(str, there))} exists, skipped")
+        return False
+    if there and existing is None:
+        raise click.UsageError(f"{there[0]} exists; --overwrite replaces it, --skip-existing keeps it")
+    return True
+
+
+class JobRun(Generic[J]):
+    """The jobs of a command whose results go to a folder.
+
+    Those whose results are still true are left out, with SKIP those whose results exist, with OVERWRITE none. pending: the others.
+    Raises ValueError where a file exists whose origin is not known and ``existing`` is None.
+    """
+
+    def __init__(self, jobs: Sequence[J], results: ResultFolder, existing: str | None) -> None:
+        self._total, self._results, self._existing = len(jobs), results, existing
+        self._made = self._made_again = 0
+        if existing is None:
+            results.check_known(jobs)
+        if existing is not None or results.is_new:
+            self.pending = [job for job in jobs if not self.is_done(job)]
+            return
+        with click.progressbar(jobs, label="check", file=sys.stderr) as bar:
+            self.pending = [job for job in bar if not self.is_done(job)]
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the results of ``job`` are there and can stay."""
+        if self._existing == SKIP:
+            return all(os.path.lexists(path) for path in job.outputs)
+        return self._existing is None and self._results.is_current(job)
+
+    def run(self, work: Callable[[J], None], label: str) -> list[str]:
+        """Do every pending job; returns one line for each that failed, which says what is wrong with which file. Ctrl-C ends it.
+
+        label: what stands before the progress bar, beside the first input.
+        """
+        failures = []
+        progress = click.progressbar(
+            self.pending,
+            label=label,
+            file=sys.stderr,
+            item_show_func=lambda job: job.inputs[0].name if job is not None else "",
+        )
+        with remembered_interrupts() as check_interrupts, progress as bar:
+            for job in bar:
+                again = any(os.path.lexists(path) for path in job.outputs)
+                try:
+                    with self._results.making(job):
+                        work(job)
+                    self._made, self._made_again = self._made + (not again), self._made_again + again
+                except Exception as error:  # whatever it is, one bad file must not cost the other 999
+                    failures.append(_explain(error, job.inputs))
+                check_interrupts()
+        return failures
+
+    def summary(self) -> str:
+        """How many jobs are done, and why: for the closing line."""
+        kept = self._total - len(self.pending)
+        changed = " because inputs, settings or results had changed" if self._existing is None else ""
+        counts = {
+            "made": self._made,
+            f"made again{changed}": self._made_again,
+            "skipped because they exist" if self._existing == SKIP else "up to date": kept,
+        }
+        parts = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
+        return f"{sum(counts.values())} of {self._total} done" + (f": {parts}" if parts else "")
 
 
 def _explain(error: Exception, paths: tuple[Path, ...]) -> str:

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from deeplab_crf.checks import MAX_THREADS
-from deeplab_crf.cli.jobs import attempt_all, report_failures
+from deeplab_crf.cli.jobs import JobRun, existing_options, may_write, report_failures
 from deeplab_crf.cli.options import LABEL_OPTIONS, PRESET_HELP, known_preset, label_coding
+from deeplab_crf.data.results import ResultFolder
 from deeplab_crf.data.scores import KINDS
 from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
@@ -105,18 +106,21 @@ def _options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 @click.option(
     "--probabilities", is_flag=True, help="Also write float32 (C, H, W) and the class ids: <stem>_probabilities.npz."
 )
-@click.option("--overwrite", is_flag=True, help="Redo what is there; else finished results are skipped.")
+@existing_options
 @_options(_CRF_OPTIONS)
 @_options(_INPUT_OPTIONS)
 @_options(LABEL_OPTIONS)
 def refine(
-    image: Path, scores: Path, out: Path, overlay: bool, probabilities: bool, overwrite: bool, **crf: Any
+    image: Path, scores: Path, out: Path, overlay: bool, probabilities: bool, existing: str | None, **crf: Any
 ) -> int:
     """Refine a label image or per-class scores so that they follow the edges of IMAGE.
 
     LABELS_OR_SCORES is an image of class ids (one channel or palette; the palette is kept) or an array in .npy or .npz:
     scores (C, H, W), upsampled bilinearly where they are coarser than the image, or integer labels (H, W). Two folders
     instead of two files: files are matched by stem and results go to the folder OUT.
+
+    An OUT.png that exists is refused. In a folder, results are skipped that were made from the same files with the same settings;
+    others are made again.
     """
     settings = _settings(crf)
     extras = {"with_overlay": overlay, "with_probabilities": probabilities}
@@ -125,10 +129,10 @@ def refine(
     if image.is_dir():
         if out.exists() and not out.is_dir():
             raise click.BadParameter(f"{out} is a file; folders go to a folder", param_hint="-o")
-        return _refine_folders(plan_folders(image, scores, out, **extras), settings, overwrite)
+        return _refine_folders(plan_folders(image, scores, out, **extras), settings, out, existing)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise click.BadParameter(f"{out} must be a file name that ends in .png", param_hint="-o")
-    return _refine_one(plan_file(image, scores, out, **extras), settings, overwrite)
+    return _refine_one(plan_file(image, scores, out, **extras), settings, existing)
 
 
 def _settings(crf: dict[str, Any]) -> RefineSettings:
@@ -160,9 +164,8 @@ def _settings(crf: dict[str, Any]) -> RefineSettings:
         raise click.UsageError(str(error)) from error
 
 
-def _refine_one(job: Job, settings: RefineSettings, overwrite: bool) -> int:
-    if job.finished and not overwrite:
-        click.echo(f"{job.labels_out} is there already, skipped; --overwrite redoes it")
+def _refine_one(job: Job, settings: RefineSettings, existing: str | None) -> int:
+    if not may_write(job.outputs, existing):
         return 0
     for remark in refine_file(job, settings):
         click.echo(remark)
@@ -170,21 +173,14 @@ def _refine_one(job: Job, settings: RefineSettings, overwrite: bool) -> int:
     return 0
 
 
-def _refine_folders(plan: Plan, settings: RefineSettings, overwrite: bool) -> int:
+def _refine_folders(plan: Plan, settings: RefineSettings, out: Path, existing: str | None) -> int:
     """Every job, failures kept for the end. Exit status 1 if there were any."""
-    jobs = [job for job in plan.jobs if overwrite or not job.finished]
+    run = JobRun(plan.jobs, ResultFolder(out, settings.recorded()), existing)
     remarks: Counter[str] = Counter()
     failures = [f"{path}: no image has this stem" for path in plan.without_image]
-    failures += attempt_all(
-        jobs, lambda job: remarks.update(refine_file(job, settings)), "refine", lambda job: (job.image, job.scores)
-    )
-    done = len(plan.jobs) - len(failures) + len(plan.without_image)
-    skipped = len(plan.jobs) - len(jobs)
+    failures += run.run(lambda job: remarks.update(refine_file(job, settings)), "refine")
     for remark, count in remarks.items():
         click.echo(f"{count} x {remark}")
-    click.echo(
-        f"{done} of {len(plan.jobs)} done"
-        + (f", {skipped} of them before (--overwrite redoes them)" if skipped else "")
-        + (f"; {len(plan.without_scores)} images have no labels or scores" if plan.without_scores else "")
-    )
+    without = f"; {len(plan.without_scores)} images have no labels or scores" if plan.without_scores else ""
+    click.echo(run.summary() + without)
     return report_failures(failures)

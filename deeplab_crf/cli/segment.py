@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from deeplab_crf.checks import MAX_THREADS
-from deeplab_crf.cli.jobs import attempt_all, report_failures
+from deeplab_crf.cli.jobs import JobRun, existing_options, report_failures
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
 from deeplab_crf.cli.options import crf_options, device_option, out_option
-from deeplab_crf.segment import plan_images, segment_file, write_legend
+from deeplab_crf.data.files import digest_file
+from deeplab_crf.data.results import ResultFolder
+from deeplab_crf.models.bundled import WEIGHTS
+from deeplab_crf.presets import get_preset
+from deeplab_crf.segment import legend_job, plan_images, segment_file, write_legend
 
 
 @click.command()
@@ -28,28 +33,41 @@ from deeplab_crf.segment import plan_images, segment_file, write_legend
     show_default=True,
     help="Also write overlays, side-by-side figures and a legend.",
 )
-@click.option("--overwrite", is_flag=True, help="Redo what is there; else finished results are skipped.")  # fmt: skip
-def segment(images: tuple[Path, ...], out: Path, pictures: bool, overwrite: bool, **options: Any) -> int:
+@existing_options
+def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str | None, **options: Any) -> int:
     """Segment each IMAGE, or the images of a folder, into the classes of a trained network; of the bundled one, street scenes, if
     none is given.
 
     Writes FOLDER/NAME.png (class ids, in the classes' customary colours, else PASCAL VOC's), FOLDER/overlays/NAME.png,
     FOLDER/figures/NAME.png (image, network, CRF side by side) and FOLDER/legend/legend.png. Photographs are turned upright as
-    their EXIF says.
+    their EXIF says. Results that were made from the same image with the same weights and settings are skipped; others are made
+    again.
     """
-    plan = plan_images(images, out, with_pictures=pictures)
-    jobs = [job for job in plan if overwrite or not job.finished]
+    plan, results = plan_images(images, out, with_pictures=pictures), ResultFolder(out, _recorded(options))
+    legends = [legend_job(out)] if pictures else []
+    if existing is None:
+        results.check_known(legends)
+    run = JobRun(plan, results, existing)
+    legends = [legend for legend in legends if not run.is_done(legend)]
     failures: list[str] = []
-    if jobs:
+    if run.pending or legends:
         network = {name: options.pop(name) for name in NETWORK_OPTIONS}
         pipeline = make_pipeline(network, **options)
-        if pictures:
-            write_legend(out, pipeline)
-        failures = attempt_all(jobs, lambda job: segment_file(job, pipeline), "segment", lambda job: (job.image,))
-    skipped = len(plan) - len(jobs)
-    click.echo(
-        f"{len(plan) - len(failures)} of {len(plan)} done"
-        + (f", {skipped} of them before (--overwrite redoes them)" if skipped else "")
-        + f"; results in {out}"
-    )
+        for legend in legends:
+            with results.making(legend):
+                write_legend(out, pipeline)
+        failures = run.run(lambda job: segment_file(job, pipeline), "segment")
+    click.echo(f"{run.summary()}; results in {out}")
     return report_failures(failures)
+
+
+def _recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """What changes the results, by name, for `ResultFolder`: contents instead of files, and no number of threads."""
+    preset = options["preset"]
+    return {
+        **{name: value for name, value in options.items() if name != "threads"},
+        "command": "segment",
+        "weights": digest_file(options["weights"] or WEIGHTS),
+        "preset": None if preset is None else replace(get_preset(preset), name="", description=""),
+        "device": options["device"].partition(":")[0],
+    }

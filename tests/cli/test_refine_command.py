@@ -18,6 +18,7 @@ from samples import photo
 import deeplab_crf
 import deeplab_crf.cli.refine as cli_refine
 from deeplab_crf.cli import main
+from deeplab_crf.data.results import RECORDS
 from deeplab_crf.kernels import Bilateral, Gaussian
 from deeplab_crf.presets import Preset, get_preset, save_preset
 
@@ -49,7 +50,8 @@ def read(path: Path) -> NDArray[Any]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """The files of a folder, but for the one that says what they were made from."""
+    return sorted(path.name for path in folder.iterdir() if path.name != RECORDS)
 
 
 @pytest.fixture
@@ -230,15 +232,20 @@ def test_labels_of_one_class_stay(tmp_path: Path) -> None:
     assert (read(out) == 7).all()
 
 
-def test_a_finished_result_is_skipped(pair: tuple[str, str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_exists_is_refused(pair: tuple[str, str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     image, labels, out = pair
     arguments = ["refine", image, labels, "-o", str(out)]
     out.parent.mkdir()
     out.write_bytes(b"finished")
-    assert main(arguments) == 0
+    for options in ([], ["--overlay"]):
+        assert main([*arguments, *options]) == 2
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        assert f"Error: {out} exists; --overwrite replaces it, --skip-existing keeps it" in said.err
+    assert main([*arguments, "--skip-existing"]) == 0
+    assert capsys.readouterr().out == f"{out} exists, skipped\n"
     assert out.read_bytes() == b"finished"
-    assert "skipped; --overwrite redoes it" in capsys.readouterr().out
-    assert main([*arguments, "--overlay"]) == 0, "one of the outputs asked for is not there: not finished"
+    assert main([*arguments, "--skip-existing", "--overlay"]) == 0, "files that are asked for together count together"
     assert names(out.parent) == ["cat.png", "cat_overlay.png"]
     assert read(out).shape == (HEIGHT, WIDTH)
     out.write_bytes(b"finished")
@@ -254,14 +261,16 @@ def test_folders_are_matched_by_stem_and_resumed(
     write_image(images / "unlabelled.png")
     assert main(arguments) == 0
     assert names(out) == ["a.png", "b.png", "c.png", "d.png"]
-    assert "4 of 4 done; 1 images have no labels or scores" in capsys.readouterr().out
+    assert "4 of 4 done: 4 made; 1 images have no labels or scores" in capsys.readouterr().out
 
     (out / "b.png").unlink()
-    (out / "c.png").write_bytes(b"kept")
     assert main(arguments) == 0
-    assert "4 of 4 done, 3 of them before" in capsys.readouterr().out
-    assert (out / "c.png").read_bytes() == b"kept"
+    assert "4 of 4 done: 1 made, 3 up to date; 1 images" in capsys.readouterr().out
     assert (read(out / "b.png") < 2).all()
+    (out / "c.png").write_bytes(b"kept")
+    assert main([*arguments, "--skip-existing", "--iterations", "1"]) == 0
+    assert "4 of 4 done: 4 skipped because they exist" in capsys.readouterr().out
+    assert (out / "c.png").read_bytes() == b"kept"
 
 
 def test_corrupt_files_are_reported_at_the_end_and_cost_nobody_else(

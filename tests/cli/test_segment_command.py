@@ -19,6 +19,7 @@ from slow_network import vgg_weights  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.images import voc_palette  # noqa: E402
+from deeplab_crf.data.results import RECORDS  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import SegmentationPipeline, Usage, load_model, save_weights  # noqa: E402
 from deeplab_crf.models import variants as table  # noqa: E402
@@ -59,7 +60,9 @@ def read(path: Path) -> NDArray[Any]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """The files in a folder, but for the one that says what they were made from."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORDS)
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def segment(*arguments: Any) -> int:
@@ -142,20 +145,50 @@ def test_folders_with_broken_files(tmp_path: Path, weights: Path, capsys: pytest
         assert f"{photos / name}: cannot be read as an image" in spoken.err
 
 
-def test_finished_images_are_skipped_and_redone_on_demand(
-    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+def test_images_are_skipped_while_their_results_are_true(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_image(tmp_path / "photos" / "a.png")
-    arguments = (tmp_path / "photos", "--weights", weights, "-o", tmp_path / "out", "--no-pictures")
-    assert segment(*arguments) == 0
-    result = tmp_path / "out" / "a.png"
-    result.write_bytes(b"")
-    capsys.readouterr()
-    assert segment(*arguments) == 0
-    assert "1 of them before (--overwrite redoes them)" in capsys.readouterr().out
-    assert result.read_bytes() == b""
-    assert segment(*arguments, "--overwrite") == 0
-    assert read(result).shape == (HEIGHT, WIDTH)
+    write_image(tmp_path / "photos" / "b.png", seed=1)
+    out, other, preset = tmp_path / "out", tmp_path / "other.safetensors", tmp_path / "mine.toml"
+    network = small_model(NAME)
+    with torch.no_grad():
+        network.classifier.branches[0].bias[1] += 9
+    save_weights(network, other)
+    common = (tmp_path / "photos", "-o", out)
+
+    def said(*options: Any) -> str:
+        assert segment(*common, *options) == 0
+        return capsys.readouterr().out
+
+    assert said("--weights", weights) == f"2 of 2 done: 2 made; results in {out}\n"
+    whole = {name: (out / name).read_bytes() for name in files(out)}
+    with monkeypatch.context() as patch:
+        patch.setattr("deeplab_crf.cli.segment.make_pipeline", lambda *_, **__: pytest.fail("the network was loaded"))
+        weights.rename(tmp_path / "moved.safetensors")
+        assert "2 of 2 done: 2 up to date" in said("--weights", tmp_path / "moved.safetensors", "--threads", 1)
+        assert "2 of 2 done: 2 skipped because they exist" in said("--weights", other, "--skip-existing")
+    weights = tmp_path / "moved.safetensors"
+    again = "made again because inputs, settings or results had changed"
+    assert f"2 of 2 done: 2 {again}" in said("--weights", other)
+    assert (out / "a.png").read_bytes() != whole["a.png"]
+    assert f"2 of 2 done: 2 {again}" in said("--weights", weights)
+    assert {name: (out / name).read_bytes() for name in files(out)} == whole
+    save_preset(Preset("mine", (Bilateral(9.0, 30.0, 5.0),), iterations=2), preset)
+    assert f"2 of 2 done: 2 {again}" in said("--weights", weights, "--preset", preset)
+    save_preset(Preset("renamed", (Bilateral(9.0, 30.0, 5.0),), iterations=2), preset)
+    assert "2 of 2 done: 2 up to date" in said("--weights", weights, "--preset", preset)
+    save_preset(Preset("mine", (Bilateral(9.0, 30.0, 5.0),), iterations=3), preset)
+    assert f"2 of 2 done: 2 {again}" in said("--weights", weights, "--preset", preset)
+    (out / "figures" / "b.png").unlink()  # all files of an image count together
+    (out / "legend" / "legend.png").write_bytes(b"damaged")  # the legend alone is made from the weights
+    assert f"2 of 2 done: 1 {again}, 1 up to date" in said("--weights", weights, "--preset", preset)
+    assert (out / "legend" / "legend.png").read_bytes() == whole["legend/legend.png"]
+    assert f"2 of 2 done: 2 {again}" in said("--weights", weights, "--no-crf", "--no-pictures")
+    assert files(out) == ["a.png", "b.png", "legend/legend.png"], (
+        "pictures of other settings do not stay beside the labels"
+    )
+    assert "2 of 2 done: 2 made again;" in said("--weights", weights, "--no-crf", "--no-pictures", "--overwrite")
 
 
 def test_pictures_of_every_kind(tmp_path: Path, weights: Path) -> None:
