@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from deeplab_crf.devices import torch_device
 
@@ -44,12 +44,6 @@ class World:
         values: list[T | None] = [None] * self.size
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
-
-    def share_buffers(self, network: nn.Module) -> None:
-        """The statistics of batch norm become the first process's in all of them."""
-        if self.size > 1:
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
 
 
 def join_world(device: str) -> World:

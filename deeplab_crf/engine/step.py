@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deeplab_crf.engine.batch_norm import shared_batch_norm
 from deeplab_crf.engine.distributed import World
 from deeplab_crf.engine.samples import Batch
 from deeplab_crf.models.deeplab import DeepLab, Scores
@@ -37,11 +38,11 @@ class BatchLoss:
     """The loss of a batch that is spread over parts and processes, and its gradients.
 
     Each mean over pixels is divided by the pixels of the whole batch, so that the sum over parts and processes is the loss of the
-    batch, however it is cut.
+    batch, however it is cut. Batch norm that is trained takes its statistics from a part of all processes together.
     """
 
     def __init__(self, network: DeepLab, amp: str, world: World, weight: Tensor | None) -> None:
-        self.world, self.weight = world, weight
+        self.network, self.world, self.weight = network, world, weight
         part = PartOfLoss(network, PRECISIONS[amp])
         self.part: nn.Module = part
         if world.size > 1:
@@ -57,6 +58,12 @@ class BatchLoss:
         )
         if not bool(totals.any()):
             return None
+        with shared_batch_norm(self.network) if self.world.size > 1 else nullcontext():
+            loss = self._sum_of_parts(moved, totals, scaler)
+        return self.world.sum(loss)
+
+    def _sum_of_parts(self, moved: Sequence[Batch], totals: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+        """This process's share of the loss, and its gradients."""
         loss = torch.zeros((), device=self.world.device)
         for number, (images, labels) in enumerate(moved):
             last = number == len(moved) - 1
@@ -69,7 +76,7 @@ class BatchLoss:
                     share * self.world.size
                 ).backward()  # DistributedDataParallel takes the mean over processes
             loss += share.detach()
-        return self.world.sum(loss)
+        return loss
 
     def _moved(self, images: Tensor, labels: Tensor) -> Batch:
         where = self.world.device

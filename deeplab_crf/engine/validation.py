@@ -11,7 +11,6 @@ from deeplab_crf.models.pipeline import SegmentationPipeline
 
 def validate(network: DeepLab, photographs: SegmentationFolder, world: World) -> ConfusionMatrix:
     """The confusion matrix over all photographs, which the processes share out among them; the same in each of them."""
-    world.share_buffers(network)
     pipeline = SegmentationPipeline(network, None, pad_to=1)
     own = ConfusionMatrix(len(photographs.classes))
     for i in range(world.rank, len(photographs), world.size):

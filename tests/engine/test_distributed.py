@@ -14,10 +14,11 @@ from training_runs import FROZEN, make, run, stored  # noqa: E402
 
 from deeplab_crf.data.datasets import open_dataset  # noqa: E402
 from deeplab_crf.engine import train as loop  # noqa: E402
+from deeplab_crf.engine.batch_norm import SharedBatchNorm2d, shared_batch_norm  # noqa: E402
 from deeplab_crf.engine.distributed import World, join_world  # noqa: E402
 from deeplab_crf.engine.log import read_log  # noqa: E402
 from deeplab_crf.engine.validation import validate  # noqa: E402
-from deeplab_crf.models import load_model  # noqa: E402
+from deeplab_crf.models import build_model, load_model  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -30,16 +31,42 @@ sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from test_distributed import THREE_SCALES, VALIDATED
+from test_distributed import THREE_SCALES, VALIDATED, norm_of_a_share
 from training_runs import make, narrow_variants
 from deeplab_crf.engine.train import train
 
 data, out = map(Path, sys.argv[3:])
+norm_of_a_share(out)
 with narrow_variants():
     outcome = train(make(data, accumulate=2, **THREE_SCALES), out / "scales")
     train(make(data, **VALIDATED), out / "norm")
 print("leads" if outcome is not None else "follows")
 """
+
+
+def batch_and_norm() -> tuple[torch.Tensor, torch.nn.Module]:
+    """Four images of features, the mean not zero, and a batch norm with weights."""
+    torch.manual_seed(0)
+    norm = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.ReLU())
+    torch.nn.init.normal_(norm[0].weight)
+    torch.nn.init.normal_(norm[0].bias)
+    return 10 + torch.randn(4, 3, 5, 7), norm
+
+
+def norm_of_a_share(out: Path) -> None:
+    """Result, gradients and statistics of this process's half of the batch, in a file."""
+    world = join_world("cpu")
+    batch, norm = batch_and_norm()
+    x = batch[2 * world.rank : 2 * world.rank + 2].clone().requires_grad_()
+    with shared_batch_norm(norm):
+        y = norm(x)
+        half = norm(x.detach().bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert type(norm[0]) is torch.nn.BatchNorm2d
+    y.square().sum().backward()
+    torch.save(
+        [y.detach(), x.grad, norm[0].weight.grad, norm[0].bias.grad, norm.state_dict()], out / f"norm{world.rank}.pt"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +109,42 @@ def test_two_processes_are_one(two_processes: Path, data: Path, tmp_path: Path) 
     assert scores == [row.mean_iou for row in one.rows]
 
 
-def test_batch_norm_of_two_processes_is_that_of_two_parts(two_processes: Path, data: Path, tmp_path: Path) -> None:
-    """Each sees its own part; validated is with the statistics of the first, which are those that are saved."""
-    run(make(data, accumulate=2, **VALIDATED), tmp_path / "one")
+def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(
+    two_processes: Path, data: Path, tmp_path: Path
+) -> None:
+    """Its statistics were those of each process's own part before; those that are saved are what is validated with."""
+    run(make(data, **VALIDATED), tmp_path / "one")
     assert_alike(tmp_path / "one", two_processes / "norm")
+    kept = stored(two_processes / "norm")["network"]
+    for name, value in stored(tmp_path / "one")["network"].items():
+        if "running" in name or "num_batches" in name:
+            torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-5)
     network, _ = load_model(two_processes / "norm" / "weights.safetensors")
     found = validate(network, open_dataset("folder", data, "val"), World(0, 1, torch.device("cpu")))
     last = read_log(two_processes / "norm" / "log.csv")[-1]
     assert (last.mean_iou, last.pixel_accuracy) == (found.mean_iou, found.pixel_accuracy)
+
+
+def test_shared_batch_norm_is_torch_s_of_the_whole_batch(two_processes: Path) -> None:
+    shares = [torch.load(two_processes / f"norm{rank}.pt") for rank in range(2)]
+    batch, norm = batch_and_norm()
+    x = batch.clone().requires_grad_()
+    y = norm(x)
+    norm(batch.bfloat16())
+    y.square().sum().backward()
+    for number, want in ((0, y.detach()), (1, x.grad)):
+        torch.testing.assert_close(torch.cat([share[number] for share in shares]), want, rtol=1e-5, atol=1e-5)
+    for number, want in ((2, norm[0].weight.grad), (3, norm[0].bias.grad)):
+        torch.testing.assert_close(sum(share[number] for share in shares), want, rtol=1e-4, atol=1e-4)
+    for name, want in norm.state_dict().items():
+        torch.testing.assert_close(shares[0][4][name], want, rtol=1e-5, atol=1e-5)
+        assert torch.equal(shares[0][4][name], shares[1][4][name])
+
+
+def test_frozen_batch_norm_is_not_shared() -> None:
+    network = build_model(FROZEN, 3).train()
+    with shared_batch_norm(network):
+        assert not any(isinstance(module, SharedBatchNorm2d) for module in network.modules())
 
 
 def test_batches_have_to_go_into_the_processes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
