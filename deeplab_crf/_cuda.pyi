@@ -181,10 +181,19 @@ def lattice_embed_gradient_f64(
 ) -> None:
     """grad_features (B, N, d) from grad_weights (B, N, d+1), contiguous: exact within the simplex of each point."""
 
-def transpose_f32(queue: _Queue, values: _Features, out: int, factor: float, first_wrong: int) -> None: ...
-def transpose_f64(queue: _Queue, values: _Features, out: int, factor: float, first_wrong: int) -> None:
-    """out, contiguous, = factor * values, (B, rows, columns) of any strides. first_wrong: uint64 or 0; out: the smallest
-    (b * columns + j) * rows + i of a value that is not finite; all ones if there is none."""
+def transpose_f32(queue: _Queue, values: _Features, out: int) -> None: ...
+def transpose_f64(queue: _Queue, values: _Features, out: int) -> None:
+    """out, contiguous, = values, (B, rows, columns) of any strides."""
+
+def pack_energies_f32(
+    queue: _Queue, scores: _Features, out: int, factor: float, largest: float, first_wrong: int
+) -> None: ...
+def pack_energies_f64(
+    queue: _Queue, scores: _Features, out: int, factor: float, largest: float, first_wrong: int
+) -> None:
+    """out, contiguous, = factor * scores, (B, points, labels) of any strides. A point with +inf and a lower value is capped at
+    ``largest``; one with nothing but +inf becomes NaN. first_wrong: uint64 or 0; out: the smallest (b * labels + l) * points + p of
+    a value that is NaN or -inf, or +inf of such a point; all ones if there is none."""
 
 def mean_field_workspace_f32(shape: _Triple) -> int: ...
 def mean_field_workspace_f64(shape: _Triple) -> int:

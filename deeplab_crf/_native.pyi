@@ -222,10 +222,12 @@ def pack_labels_f32_f32(
     label_stride: int,
     out: int,
     factor: float,
+    largest: float,
     threads: int,
 ) -> int:
     """out (N, L), factor times values, element (p, l) at ``p * point_stride + l * label_stride``; from the first dtype of the name
-    to the second. Returns the index l * N + p of a value that is not finite, the first of the first chunk that has one, or -1."""
+    to the second. A point with a value of +inf and another one that is not is capped at ``largest``, unless that is inf. Returns
+    the index l * N + p of a value that is not finite afterwards, the first of the first chunk that has one, or -1."""
 
 def pack_labels_f32_f64(
     values: int,
@@ -235,6 +237,7 @@ def pack_labels_f32_f64(
     label_stride: int,
     out: int,
     factor: float,
+    largest: float,
     threads: int,
 ) -> int: ...
 def pack_labels_f64_f32(
@@ -245,6 +248,7 @@ def pack_labels_f64_f32(
     label_stride: int,
     out: int,
     factor: float,
+    largest: float,
     threads: int,
 ) -> int: ...
 def pack_labels_f64_f64(
@@ -255,6 +259,7 @@ def pack_labels_f64_f64(
     label_stride: int,
     out: int,
     factor: float,
+    largest: float,
     threads: int,
 ) -> int: ...
 

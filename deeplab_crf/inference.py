@@ -47,9 +47,10 @@ def dense_crf(
 
     image: ``(H, W)`` or ``(H, W, channels)``, any integer or float dtype; None if no kernel is `Bilateral`.
     Exactly one of
-      logits: raw scores ``(L, H, W)``; the energies are ``-logits``.
+      logits: raw scores ``(L, H, W)``; the energies are ``-logits``. -inf is taken as energies of +inf are.
       probabilities: ``(L, H, W)`` in 0..1; the energies are ``-log(max(p, 1e-5))``.
-      unary: energies ``(L, H, W)``, negative log probabilities, lower is better.
+      unary: energies ``(L, H, W)``, negative log probabilities, lower is better; +inf for labels that a pixel cannot have, where it
+        has a label of finite energy.
       labels: a label map ``(H, W)`` of 0..num_labels-1, trusted with probability ``confidence``; ``ignore_label`` marks pixels
         that nobody is sure about (None: there is no such label).
     Any float dtype and strides. A leading batch dimension on scores and image refines each image by itself.

@@ -68,7 +68,10 @@ def sort_traffic(sizes: Sizes) -> Traffic:
     return Traffic((16 * passes + 4) * sizes.corners)
 
 
-PREPARATION: dict[str, Account] = {"transpose_tile": lambda s: Traffic(2 * s.points * s.row)}
+PREPARATION: dict[str, Account] = {
+    "pack_energy_rows": lambda s: Traffic(2 * s.points * s.row),
+    "transpose_tile": lambda s: Traffic(2 * s.points * s.row),
+}
 BUILD: dict[str, Account] = {
     "measure_ranges": lambda s: Traffic(4 * s.points * s.dims),
     "embed_points": lambda s: Traffic(

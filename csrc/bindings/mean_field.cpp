@@ -57,9 +57,10 @@ py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t
 
 template <class From, class T>
 int64_t pack(uintptr_t in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, uintptr_t out,
-             T factor, int threads) {
+             T factor, T largest, int threads) {
   const py::gil_scoped_release release;
-  return pack_labels(pointer<const From>(in), num_points, num_labels, point_stride, label_stride, pointer<T>(out), factor, threads);
+  return pack_labels(pointer<const From>(in), num_points, num_labels, point_stride, label_stride, pointer<T>(out), factor, largest,
+                     threads);
 }
 
 template <class T>
@@ -69,7 +70,7 @@ void register_type(py::module_& module, const std::string& suffix) {
   const auto define_pack = [&](const std::string& from, auto function) {
     module.def(("pack_labels_" + from + "_" + suffix).c_str(), function, py::arg("values"), py::arg("num_points"),
                py::arg("num_labels"), py::arg("point_stride"), py::arg("label_stride"), py::arg("out"), py::arg("factor"),
-               py::arg("threads"));
+               py::arg("largest"), py::arg("threads"));
   };
   define_pack("f32", &pack<float, T>);
   define_pack("f64", &pack<double, T>);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct Packing {
   int64_t label_stride;
   T* out;
   T factor;
+  T largest;
 };
 
 // Fetches what the tile after the next reads of a label: labels are more streams than the hardware's prefetcher follows.
@@ -78,6 +80,23 @@ int64_t pack_fours(const Packing<T, T>& a, int64_t first, int64_t last, T& poiso
 }
 #endif
 
+// Caps the points of a tile that have an infinite value beside another one. Few tiles have one, so the packing does not look. What
+// was finite and is too large for T stays infinite, which find_bad reports.
+template <class From, class T>
+void cap_points(const Packing<From, T>& a, int64_t first, int64_t last) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  if (a.largest == kInfinity) return;
+  for (int64_t p = first; p < last; ++p) {
+    T* row = a.out + p * a.num_labels;
+    const int64_t infinite = std::count(row, row + a.num_labels, kInfinity);
+    if (infinite == 0 || infinite == a.num_labels) continue;
+    for (int64_t l = 0; l < a.num_labels; ++l) {
+      const bool was_infinite = std::isinf(a.in[p * a.point_stride + l * a.label_stride]);
+      if (row[l] != kInfinity || was_infinite) row[l] = std::min(row[l], a.largest);  // NaN stays NaN
+    }
+  }
+}
+
 // The first index, label by label, of a value of a tile that is not finite, or -1.
 template <class From, class T>
 int64_t find_bad(const Packing<From, T>& a, int64_t first, int64_t last) {
@@ -93,8 +112,8 @@ int64_t find_bad(const Packing<From, T>& a, int64_t first, int64_t last) {
 
 template <class From, class T>
 int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
-                    T factor, int threads) {
-  const Packing<From, T> packing{in, num_points, num_labels, point_stride, label_stride, out, factor};
+                    T factor, T largest, int threads) {
+  const Packing<From, T> packing{in, num_points, num_labels, point_stride, label_stride, out, factor, largest};
   const int64_t tile = std::clamp<int64_t>(kTileBytes / (num_labels * static_cast<int64_t>(sizeof(T))), 16, 64) / 4 * 4;
   const int64_t chunks = chunk_count(num_points);
   std::vector<int64_t> bad(chunks, -1);
@@ -108,7 +127,10 @@ int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int6
       if constexpr (std::is_same_v<From, T>) label = pack_fours(packing, first, last, poison);
 #endif
       for (; label < num_labels; ++label) pack_label(packing, label, first, last, poison);
-      if (poison != T(0) && bad[c] < 0) bad[c] = find_bad(packing, first, last);
+      if (poison != T(0)) {
+        cap_points(packing, first, last);
+        if (bad[c] < 0) bad[c] = find_bad(packing, first, last);
+      }
     }
   });
   for (int64_t index : bad) {
@@ -117,9 +139,9 @@ int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int6
   return -1;
 }
 
-template int64_t pack_labels<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, float, int);
-template int64_t pack_labels<float, double>(const float*, int64_t, int64_t, int64_t, int64_t, double*, double, int);
-template int64_t pack_labels<double, float>(const double*, int64_t, int64_t, int64_t, int64_t, float*, float, int);
-template int64_t pack_labels<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, double, int);
+template int64_t pack_labels<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, float, float, int);
+template int64_t pack_labels<float, double>(const float*, int64_t, int64_t, int64_t, int64_t, double*, double, double, int);
+template int64_t pack_labels<double, float>(const double*, int64_t, int64_t, int64_t, int64_t, float*, float, float, int);
+template int64_t pack_labels<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, double, double, int);
 
 }  // namespace deeplab_crf

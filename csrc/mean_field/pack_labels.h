@@ -5,10 +5,11 @@
 
 namespace deeplab_crf {
 
-// out[p * labels + l] = factor * in[p * point_stride + l * label_stride]; -1 makes energies of logits. Returns the first index (l *
-// num_points + p) of a value that is not finite, or -1. Reads and writes each value once.
+// out[p * labels + l] = factor * in[p * point_stride + l * label_stride]; a factor of -1 makes energies of logits. A point with a
+// value of +inf and another one that is not is capped at `largest`; `largest` = inf leaves it alone. Returns the first index (l *
+// num_points + p) of a value that is not finite afterwards, or -1. Reads and writes each value once.
 template <class From, class T>
 int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
-                    T factor, int threads);
+                    T factor, T largest, int threads);
 
 }  // namespace deeplab_crf

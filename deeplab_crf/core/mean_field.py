@@ -22,6 +22,7 @@ from deeplab_crf.core.arrays import (
     element_strides,
     type_suffix,
 )
+from deeplab_crf.core.energies import LARGEST_ENERGY, energy_error
 from deeplab_crf.core.lattice import PermutohedralLattice
 from deeplab_crf.core.threads import check_threads, resolve_threads
 from deeplab_crf.kernels import check_normalization, check_strength
@@ -85,11 +86,26 @@ def pack_unary(
     dtype: DTypeLike = np.float32,
     name: str = "unary",
     negate: bool = False,
+    energies: bool = True,
     threads: int | None = None,
 ) -> FloatArray:
     """Copy energies ``(L, N)`` of any real dtype and strides into the engine's layout: an ``(L, N)`` view of a C-contiguous
-    ``(N, L)`` array. negate: their negatives, as energies of logits are. Raises ValueError on NaN or inf, naming the first
-    position."""
+    ``(N, L)`` array.
+
+    Args:
+        unary: The energies, or other numbers of each label and point.
+        dtype: float32 or float64, of the result.
+        name: The name of the argument, for errors.
+        negate: Whether to take the negatives, as energies of logits are.
+        energies: Whether the result holds energies, in which +inf is accepted; see core/energies.py. Else all must be finite.
+        threads: As in `MeanField`.
+
+    Returns:
+        The packed numbers, finite.
+
+    Raises:
+        ValueError: A number is NaN or infinite and not accepted; the error names the first position.
+    """
     array = as_real_array(unary, name)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (labels, points); got shape {array.shape}")
@@ -103,19 +119,28 @@ def pack_unary(
     factor = -1.0 if negate else 1.0
     pack = getattr(_native, f"pack_labels_{type_suffix(source.dtype)}_{type_suffix(target)}")
     bad = pack(
-        address(source), points, labels, point_stride, label_stride, address(packed), factor, resolve_threads(threads)
+        address(source),
+        points,
+        labels,
+        point_stride,
+        label_stride,
+        address(packed),
+        factor,
+        LARGEST_ENERGY if energies else math.inf,
+        resolve_threads(threads),
     )
     if bad >= 0:
         label, point = divmod(bad, points)
+        if energies:
+            raise energy_error(name, array[:, point], label, f", point {point}", negated=negate, dtype=target)
         raise not_finite(name, target, array[label, point], label, point)
     return packed.T
 
 
 def not_finite(name: str, dtype: np.dtype[Any], value: Any, label: int, point: int) -> ValueError:
-    """The error for energies, or what they come from, that are NaN or infinite."""
+    """The error for numbers of each label and point, not energies, that are NaN or infinite."""
     return ValueError(
-        f"{name} must be finite in {dtype}; got {value} at label {label}, point {point}. "
-        "Clip probabilities away from 0 before taking the logarithm, and check the network's output"
+        f"{name} must be finite in {dtype}; got {value} at label {label}, point {point}. Check the network's output"
     )
 
 
@@ -127,16 +152,17 @@ def engine_rows(
     *,
     copy: bool = False,
     check_finite: bool = True,
+    energies: bool = False,
     threads: int | None = None,
 ) -> FloatArray:
-    """``(L, N)`` input of this shape as C-contiguous ``(N, L)`` of the engine's dtype."""
+    """``(L, N)`` input of this shape as C-contiguous ``(N, L)`` of the engine's dtype. energies: as in `pack_unary`."""
     given = as_real_array(array, name)
     if given.shape != shape:
         raise ValueError(f"{name} must have shape {shape}; got shape {given.shape}")
     fits = given.dtype == dtype and given.T.flags.c_contiguous and given.flags.aligned
     if not copy and fits and (not check_finite or np.isfinite(given).all()):
         return given.T
-    return pack_unary(given, dtype=dtype, name=name, threads=threads).T
+    return pack_unary(given, dtype=dtype, name=name, energies=energies, threads=threads).T
 
 
 def check_compat(compat: ArrayLike, num_labels: int, dtype: np.dtype[Any]) -> FloatArray:
@@ -227,10 +253,17 @@ class MeanField:
         rows = array.T.astype(self.dtype, copy=False)
         return PermutohedralLattice(rows, threads=self._threads, touch_origin=self._touch_origin)
 
-    def _rows(self, array: ArrayLike, name: str, *, copy: bool = False, check_finite: bool = True) -> FloatArray:
-        """See `engine_rows`."""
+    def _energies(self, unary: ArrayLike, *, check_finite: bool = True) -> FloatArray:
+        """Energies as `engine_rows`."""
         shape = (self.num_labels, self.num_points)
-        return engine_rows(array, shape, self.dtype, name, copy=copy, check_finite=check_finite, threads=self._threads)
+        return engine_rows(
+            unary, shape, self.dtype, "unary", check_finite=check_finite, energies=True, threads=self._threads
+        )
+
+    def _beliefs(self, q: ArrayLike, *, copy: bool = False) -> FloatArray:
+        """Probabilities as `engine_rows`."""
+        shape = (self.num_labels, self.num_points)
+        return engine_rows(q, shape, self.dtype, "q", copy=copy, threads=self._threads)
 
     def inference(
         self,
@@ -244,17 +277,18 @@ class MeanField:
     ) -> MeanFieldResult:
         """Run mean field updates ``Q <- softmax(-U - sum_m C_m K_m Q)``, all points at once.
 
-        unary: energies ``(L, N)``, lower is better. q: ``(L, N)`` to start from; None starts from ``softmax(-unary)``.
+        unary: energies ``(L, N)``, lower is better; +inf for labels that a point cannot have.
+        q: ``(L, N)`` to start from; None starts from ``softmax(-unary)``.
         damping in [0, 1): ``Q <- (1 - damping) new + damping old``. tolerance: stop after the iteration in which no probability
         moved by more; 0 does all iterations. With no kernels, or 0 iterations, Q is the start. check_finite: False spares the look
         for NaN and inf in energies that `pack_unary` has packed, and so has checked.
         """
         check_steps(iterations, damping, tolerance)
-        energies = self._rows(unary, "unary", check_finite=check_finite)
+        energies = self._energies(unary, check_finite=check_finite)
         if q is None:
             result = np.empty((self.num_points, self.num_labels), self.dtype)
         else:
-            result = self._rows(q, "q", copy=True)
+            result = self._beliefs(q, copy=True)
         options = {
             "start_from_q": q is not None,
             "iterations": int(iterations),
@@ -274,7 +308,7 @@ class MeanField:
 
     def energy(self, unary: ArrayLike, q: ArrayLike) -> Energy:
         """The terms of the mean field objective at ``q`` ``(L, N)``; see `Energy`."""
-        energies, beliefs = self._rows(unary, "unary"), self._rows(q, "q")
+        energies, beliefs = self._energies(unary), self._beliefs(q)
         if self._order is not None:
             energies, beliefs = energies[self._order], beliefs[self._order]
         threads = resolve_threads(self._threads)

@@ -167,12 +167,18 @@ def energies(
     """Unary energies ``(L, N)`` in the engine's layout from one image's scores: ``(L, H, W)``, or ``(H, W)`` for labels.
 
     logits: negated. probabilities: ``-log(max(p, 1e-5))``. unary: as they are. labels: see `label_costs`.
+    Which energies are accepted: see core/energies.py.
     """
     if source == "labels":
         check_label_kind(array.dtype.kind in "biu", array.dtype)
         return _label_rows(array.reshape(-1), num_labels, options, dtype).T
     packed = pack_unary(
-        array.reshape(array.shape[0], -1), dtype=dtype, name=source, negate=source == "logits", threads=threads
+        array.reshape(array.shape[0], -1),
+        dtype=dtype,
+        name=source,
+        negate=source == "logits",
+        energies=source != "probabilities",
+        threads=threads,
     )
     if source == "probabilities":
         check_probability_range(float(packed.min()), float(packed.max()))

@@ -18,6 +18,7 @@ from deeplab_crf.crf import parameters
 from deeplab_crf.crf.exact import exact_mean_field
 from deeplab_crf.crf.inputs import (
     LayerShape,
+    accepted_energies,
     check_image,
     check_mask,
     check_scores,
@@ -28,7 +29,7 @@ from deeplab_crf.crf.kept_lattices import NormedLattice, kept_lattice, lattice_k
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, replace_masked, walked_grid
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
 from deeplab_crf.ops.lattice import build_lattice, check_header, normalisation
-from deeplab_crf.ops.layout import pack_energies, unpack_scores
+from deeplab_crf.ops.layout import logits_error, pack_energies, unpack_scores
 from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, mean_field
 from deeplab_crf.ops.terms import check_finite
 from deeplab_crf.presets import get_preset
@@ -208,13 +209,15 @@ class DenseCRF(nn.Module):
         """Refined logits, the logarithms of Q: shape and dtype of ``logits``. ``argmax(1)`` gives labels, ``exp()`` marginals.
 
         logits: ``(B, L, H, W)``, or ``(B, L, D, H, W)`` with ``spatial_dims=3``, or ``(B, L, N)`` for points; any floating dtype
-        (float64 is computed in double, others in float32). image: ``(B, channels, H, W)`` or ``(B, channels, D, H, W)``, any real
-        dtype, in 0..255 or in the layer's image_range. For points ``(B, N, spatial_dims + channels)``: coordinates
+        (float64 is computed in double, others in float32); -inf for labels that a pixel cannot have. image: ``(B, channels, H, W)``
+        or ``(B, channels, D, H, W)``, any real dtype, in 0..255 or in the layer's image_range. For points
+        ``(B, N, spatial_dims + channels)``: coordinates
         x, y(, z), then channels (coordinates alone if no kernel is `Bilateral`). None if no kernel needs it. mask: bool like one
         channel of the logits, True for real pixels: the others (padding) take no part, and come back as ``log_softmax(logits)``.
         spacing: ``(axes,)`` or ``(B, axes)`` instead of the layer's. image_range: instead of the layer's.
 
-        Raises ValueError for NaN and inf in logits and image, and wherever shapes, dtypes, devices or the image's range do not fit.
+        Raises ValueError for NaN and inf in logits and image (except for logits of -inf where the pixel has a finite one), and
+        wherever shapes, dtypes, devices or the image's range do not fit.
         """
         problem = self.problem(logits, image, mask, spacing=spacing, image_range=image_range)
         if self.method == "exact":
@@ -242,8 +245,9 @@ class DenseCRF(nn.Module):
                 gradients=self.gradients,
             )
         # In inference a view that costs nothing; in training a copy, because nll_loss cannot differentiate that memory format.
-        copied = log_q.requires_grad and self.method == "lattice"
-        scores = unpack_scores(log_q) if copied else log_q.transpose(1, 2)
+        scores = log_q.transpose(1, 2)
+        if log_q.requires_grad:
+            scores = scores.contiguous() if self.method == "exact" else unpack_scores(log_q)
         return scores.reshape(logits.shape).to(logits.dtype)
 
     def check(self) -> None:
@@ -309,8 +313,8 @@ class DenseCRF(nn.Module):
         if mask is not None:
             inside = gather_points(mask[:, None], pixels)[:, 0]
             features = [replace_masked(each, inside) for each in features]
-        # Only the engine's packing looks for NaN: the exact method runs anywhere.
-        unary = -flat.transpose(1, 2) if exact else pack_energies(flat, check=self._may_wait(logits))
+        watched = self._may_wait(logits) or (not torch.compiler.is_compiling() and torch.is_anomaly_enabled())
+        unary = _exact_energies(flat) if exact else pack_energies(flat, check=watched)
         compatibilities = self._compatibilities(dtype)
         if logits.is_cuda and self._may_wait(logits) and not torch.compiler.is_compiling():
             check_finite(compatibilities)  # on the CPU the operator does
@@ -362,10 +366,6 @@ class DenseCRF(nn.Module):
                 f"logits must be on the device of the layer, {self.weights.device}; got {logits.device}. "
                 "Move the layer with .to(logits.device)"
             )
-        if torch.compiler.is_compiling():
-            return
-        if torch.is_anomaly_enabled() and not bool(torch.isfinite(logits).all()):
-            raise ValueError("logits must be finite; got NaN or inf")
 
     def _image_units(self, logits: Tensor, image: Tensor | None, image_range: Sequence[float] | None) -> ImageRange:
         """The image's values of black and white."""
@@ -395,6 +395,15 @@ class DenseCRF(nn.Module):
                 f"(kernel {m}): {name}({widths}, weight={self.weights[m].item():g}, normalization={self.normalizations[m]!r})"
             )
         return "\n".join(lines)
+
+
+def _exact_energies(flat: Tensor) -> Tensor:
+    """What `pack_energies` returns for logits ``(B, L, N)``, in plain torch: the exact method runs anywhere."""
+    unary, wrong = accepted_energies(-flat.transpose(1, 2))
+    if wrong is not None:
+        image, point, label = wrong
+        raise logits_error(flat[image, :, point], image, point, label)
+    return unary
 
 
 def _rounded(log_widths: Tensor) -> tuple[float, ...]:

@@ -67,7 +67,7 @@ class DeviceMeanField:
     ) -> MeanFieldResult:
         """See `MeanField.inference`."""
         check_steps(iterations, 0.0, 0.0)
-        energies = self._rows(unary, "unary", check_finite=check_finite)
+        energies = self._rows(unary, "unary", check_finite=check_finite, energies=True)
         start = None if q is None else self._rows(q, "q")
         result = mean_field(energies, self._terms, int(iterations), order=self._order, start=start, log_output=False)
         rows: FloatArray = result[0, : self._shape[1]].cpu().numpy()
@@ -75,7 +75,7 @@ class DeviceMeanField:
 
     def energy(self, unary: ArrayLike, q: ArrayLike) -> Energy:
         """See `MeanField.energy`."""
-        energies, beliefs = self._rows(unary, "unary"), self._rows(q, "q")
+        energies, beliefs = self._rows(unary, "unary", energies=True), self._rows(q, "q")
         walked = beliefs[:, self._order.long()]
         pairwise = 0.0
         for lattice, norm_in, norm_out, compat in self._terms:
@@ -89,9 +89,11 @@ class DeviceMeanField:
         # The point added for the origin has Q = 0, and adds nothing to any sum.
         return Energy(_dot(beliefs, beliefs.clamp_min(SMALLEST_BELIEF).log()), _dot(energies, beliefs), pairwise)
 
-    def _rows(self, array: ArrayLike, name: str, *, check_finite: bool = True) -> Tensor:
+    def _rows(self, array: ArrayLike, name: str, *, check_finite: bool = True, energies: bool = False) -> Tensor:
         """``(L, N)`` as ``(1, N, L)`` on the device, with zeros for the point added."""
-        rows = self._copied(engine_rows(array, self._shape, _SINGLE, name, check_finite=check_finite))
+        rows = self._copied(
+            engine_rows(array, self._shape, _SINGLE, name, check_finite=check_finite, energies=energies)
+        )
         return torch.nn.functional.pad(rows, (0, 0, 0, self._extra))[None]
 
     def _copied(self, array: NDArray[Any]) -> Tensor:

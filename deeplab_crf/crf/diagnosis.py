@@ -27,7 +27,8 @@ def entropy(logits: Tensor) -> Tensor:
     Mean field underestimates it: the marginals of a fully factorised approximation are too sure of themselves.
     """
     log_q = torch.log_softmax(logits, dim=1)
-    return -(log_q.exp() * log_q).sum(dim=1)
+    # A label that a pixel cannot have adds 0, not 0 * -inf.
+    return -(log_q.exp() * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum(dim=1)
 
 
 def map_labels(logits: Tensor) -> Tensor:

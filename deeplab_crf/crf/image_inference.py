@@ -19,6 +19,7 @@ from deeplab_crf.core.dense_crf import (
     colour_widths,
     features_first,
 )
+from deeplab_crf.core.energies import energy_error
 from deeplab_crf.core.image_range import BYTES, map_to_bytes, resolve_image_range
 from deeplab_crf.core.mean_field import check_compat, check_steps, not_finite
 from deeplab_crf.core.scores import (
@@ -35,7 +36,7 @@ from deeplab_crf.core.scores import (
     unsure_pixels,
 )
 from deeplab_crf.core.threads import resolve_threads
-from deeplab_crf.crf.inputs import extremes
+from deeplab_crf.crf.inputs import accepted_energies, extremes
 from deeplab_crf.crf.points import Grid, walked_grid
 from deeplab_crf.kernels import Gaussian, Kernel, PairwiseKernel
 from deeplab_crf.ops.features import scaled_features
@@ -63,7 +64,7 @@ def refine_tensors(image: Any, scores: Mapping[str, Any], what: Refinement, devi
         source = exactly_one(scores)
         given, batched = _scores(source, scores[source], target)
         count = num_labels_of(source, given, what.labels)
-        unary = _energies(source, given, count, what)
+        unary = _energies(source, given, scores[source], what, count)
         size = (given.shape[-2], given.shape[-1])
         colours = None
         if image is not None:
@@ -97,15 +98,17 @@ def _scores(source: str, value: Any, target: _Target) -> tuple[Tensor, bool]:
     return tensor if batched else tensor[None], batched
 
 
-def _energies(source: str, scores: Tensor, count: int, what: Refinement) -> Tensor:
-    """Unary energies ``(B, N, L)`` of any strides from scores ``(B, L, H, W)``, or labels ``(B, H, W)``."""
+def _energies(source: str, scores: Tensor, given: Any, what: Refinement, count: int) -> Tensor:
+    """Unary energies ``(B, N, L)`` of any strides from scores ``(B, L, H, W)``, or labels ``(B, H, W)``; given: as they came."""
     if source == "labels":
         return _label_energies(scores.flatten(1), count, what)
     flat = scores.flatten(2)
     finite = torch.isfinite(flat)
     if not finite.all():
-        image, label, point = (~finite).nonzero()[0].tolist()
-        raise not_finite(source, what.dtype, flat[image, label, point].item(), label, point)
+        if source == "probabilities":
+            image, label, point = (~finite).nonzero()[0].tolist()
+            raise not_finite(source, what.dtype, flat[image, label, point].item(), label, point)
+        return _capped_energies(source, flat, given, what)
     if source == "logits":
         return pack_energies(flat, check=False)
     if source == "probabilities":
@@ -127,6 +130,21 @@ def _label_energies(labels: Tensor, count: int, what: Refinement) -> Tensor:
     energies.scatter_(2, labels.where(~unsure, 0)[..., None], own)
     energies[unsure] = unlabelled
     return energies
+
+
+def _capped_energies(source: str, flat: Tensor, given: Any, what: Refinement) -> Tensor:
+    """Energies ``(B, N, L)`` from logits or energies ``(B, L, N)`` that are not all finite; given: as they came."""
+    negated = source == "logits"
+    came = _on_device(_real(given, source), _Target(flat.device, torch.float64)).reshape(flat.shape)
+    too_large = torch.isinf(flat) & torch.isfinite(came)
+    energies, wrong = accepted_energies(
+        (-flat if negated else flat).masked_fill(too_large, float("nan")).transpose(1, 2)
+    )
+    if wrong is None:
+        return energies
+    image, point, label = wrong
+    values = came[image, :, point].cpu().numpy()
+    raise energy_error(source, values, label, f", point {point}", negated=negated, dtype=what.dtype)
 
 
 def _colours(images: Tensor | NDArray[Any], size: tuple[int, int], what: Refinement, target: _Target) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deeplab_crf.core.energies import LARGEST_ENERGY
 from deeplab_crf.core.image_range import ARGUMENT, ImageRange, resolve_image_range
 
 
@@ -115,6 +116,28 @@ def check_spacing(spacing: Tensor | Sequence[float], axes: int, logits: Tensor) 
             f"got shape {tuple(given.shape)}"
         )
     return given
+
+
+def accepted_energies(energies: Tensor) -> tuple[Tensor, tuple[int, int, int] | None]:
+    """Cap energies of +inf as core/energies.py says, in plain torch on any device, differentiable.
+
+    Args:
+        energies: ``(B, N, L)``.
+
+    Returns:
+        The energies, and (image, point, label) of the first one that is not accepted, or None. Where values
+        cannot be read (see `may_read`): None, and NaN for points that have no label.
+    """
+    infinite = energies == float("inf")
+    nothing_left = infinite.all(dim=-1, keepdim=True)
+    capped = torch.where(infinite.any(dim=-1, keepdim=True), energies.clamp(max=LARGEST_ENERGY), energies)
+    if not may_read(energies, may_wait=True):
+        return capped.masked_fill(nothing_left, float("nan")), None
+    wrong = ~torch.isfinite(capped) | nothing_left
+    if not wrong.any():
+        return capped, None
+    image, label, point = wrong.transpose(1, 2).nonzero()[0].tolist()
+    return capped, (image, point, label)
 
 
 def extremes(values: Tensor) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from deeplab_crf.core.energies import capped_scores
 from deeplab_crf.data.files import ARRAY_SUFFIXES
 from deeplab_crf.data.images import LabelImage
 from deeplab_crf.data.label_coding import LabelCoding
@@ -60,7 +61,8 @@ def read_scores(
     """Read scores or labels from ``path``.
 
     .npy/.npz: float (C, H, W), a batch of one allowed, or one channel, the foreground of two classes (its probability,
-    or its logit against 0); integer (H, W) are labels. Other files are label images. kind: what float scores are
+    or its logit against 0); integer (H, W) are labels. Logits of -inf and energies of +inf, for classes that a pixel
+    cannot have, become the largest float32. Other files are label images. kind: what float scores are
     ("logits", "probabilities", "unary"); None: from the .npz key's name, or from the numbers where they leave no doubt,
     else ValueError. key: which array of an .npz. num_labels: how many classes there are; None: the labels present, or
     the channels of the scores. ignore_label: the id that means "not known" in labels, or None. image_size: (H, W) of
@@ -129,17 +131,27 @@ def _from_array(path: Path, array: NDArray[np.generic], kind: str | None) -> Sco
             "or store labels as integers of shape (H, W)"
         )
     values: NDArray[np.floating] = array.astype(np.float32 if array.dtype.kind != "f" else array.dtype, copy=False)
-    finite = np.isfinite(values)
-    if not finite.all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise ValueError(f"{path}: scores must be finite; got {values[first]} at {first} of shape {values.shape}")
+    if np.isnan(values).any():
+        raise _not_finite(path, values, tuple(int(i) for i in np.argwhere(np.isnan(values))[0]))
     if kind is None:
         kind = _guess_kind(path, values)
     if values.ndim == 2:
         values = _two_classes(path, values, kind)
     if kind == "probabilities":
         _check_probabilities(path, values)
+    elif not np.isfinite(values).all():
+        capped, wrong = capped_scores(values, negated=kind == "logits")
+        if wrong is not None:
+            raise _not_finite(path, values, wrong)
+        values = capped
     return Scores(kind, values, np.arange(values.shape[0], dtype=np.int64))
+
+
+def _not_finite(path: Path, values: NDArray[np.floating], index: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"{path}: scores must be finite; got {values[index]} at {index} of shape {values.shape}. Logits of -inf and energies "
+        "of inf are taken where the pixel has a finite one"
+    )
 
 
 def _guess_kind(path: Path, values: NDArray[np.floating]) -> str:

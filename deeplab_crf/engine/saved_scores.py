@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deeplab_crf.core.energies import LARGEST_ENERGY, capped_scores
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.models.interp import image_scores
 
@@ -40,7 +41,7 @@ class SavedScores:
         """Float32 ``(C, H, W)`` for the pixels of the photograph, upsampled as DeepLab does, on ``device``. Raises ValueError as
         `seen_of`."""
         seen = self.seen_of(image_size, path)
-        values = torch.from_numpy(self.values.astype(np.float32)).to(device)
+        values = torch.from_numpy(self.values.astype(np.float32)).to(device).clamp_(min=-LARGEST_ENERGY)
         return image_scores(values[None], self.size, seen, image_size)[0].contiguous()
 
     def seen_of(self, image_size: tuple[int, int], path: Path) -> tuple[int, int]:
@@ -100,6 +101,6 @@ def read_saved_scores(path: Path) -> SavedScores | None:
         raise ValueError(
             f"{path}: size must be no less than that of the scores, {values.shape[1:]}; got {(rows, columns)}"
         )
-    if not np.isfinite(values).all():
-        raise ValueError(f"{path}: scores must be finite; got NaN or inf")
+    if capped_scores(values, negated=True)[1] is not None:
+        raise ValueError(f"{path}: scores must be finite, or -inf where the pixel has a finite one; got NaN or inf")
     return SavedScores(values, (rows, columns), None if seen is size else (int(seen[0]), int(seen[1])))

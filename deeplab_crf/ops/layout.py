@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeplab_crf.core.energies import energy_error
 from deeplab_crf.ops import cpu, cuda
 from deeplab_crf.ops.library import register_operator
 from deeplab_crf.ops.tensors import type_suffix
@@ -16,8 +17,9 @@ from deeplab_crf.ops.tensors import type_suffix
 
 def pack_energies(logits: Tensor, *, check: bool = True) -> Tensor:
     """Unary energies ``-logits`` in the layout of the engine: ``(B, N, L)``, contiguous, from logits ``(B, L, N)``, float32 or
-    float64 of any strides. Raises ValueError for NaN and inf, unless ``check`` is False: on the CPU looking for them costs nothing,
-    on CUDA it waits for the device."""
+    float64 of any strides. Logits of -inf are accepted as core/energies.py says. Raises ValueError for others that are not finite,
+    unless ``check`` is False: on the CPU looking for them costs nothing, on CUDA it waits for the device. There, unchecked, points
+    all of whose logits are -inf become NaN."""
     result: Tensor = torch.ops.deeplab_crf.pack_energies(logits, check)
     return result
 
@@ -32,13 +34,18 @@ def _pack(kernels: ModuleType, logits: Tensor, check: bool = True) -> Tensor:
     _check(logits, "logits", "(B, L, N)")
     rows = logits.transpose(1, 2)
     result: Tensor
-    result, wrong = kernels.layout.pack(rows, -1.0, check=check)
+    result, wrong = kernels.layout.pack_energies(rows, -1.0, check=check)
     if wrong is not None:
         image, point, label = wrong
-        raise ValueError(
-            f"logits must be finite; got {rows[wrong].item()} for label {label} of point {point} of image {image}"
-        )
+        raise logits_error(rows[image, point], image, point, label)
     return result
+
+
+def logits_error(values: Tensor, image: int, point: int, label: int) -> ValueError:
+    """The error for a point with logits ``values`` ``(L,)`` that are not accepted."""
+    numbers = values.detach().cpu().numpy()
+    place = f" of point {point} of image {image}"
+    return energy_error("logits", numbers, label, place, negated=True, dtype=numbers.dtype)
 
 
 def _unpack(kernels: ModuleType, scores: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Unary:
 
 
 class ConstUnary(Unary):
-    """Fixed energies ``u``: (L, N) or (L, H, W), real numbers of any type and strides, finite. They are copied."""
+    """Fixed energies ``u``: (L, N) or (L, H, W), real numbers of any type and strides, copied. +inf as in `setUnaryEnergy`."""
 
     def __init__(self, u: ArrayLike) -> None:
         energies = _labels_by_points(u, "u")
@@ -114,7 +114,8 @@ class LogisticUnary(Unary):
         check_finite(weights, "L")
         check_finite(features, "f")
         single = features.reshape(len(features), -1).astype(np.float32, copy=False)
-        energies = single.T @ weights.T.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # pack_unary judges the result
+            energies = single.T @ weights.T.astype(np.float32)
         self._shape = (len(weights), *features.shape[1:])
         self._packed = pack_unary(energies.T, dtype=np.float32, name="L @ f")
 
@@ -156,7 +157,8 @@ class DenseCRF:
         """Set the unary energies: negative log probabilities ``u`` (nlabels, nvar) or (nlabels, H, W), copied.
 
         Any real dtype and strides. With ``f`` (k, nvar), ``u`` is (nlabels, k) and the energies are ``u @ f``.
-        Raises ValueError for other shapes, NaN and infinity (clip probabilities before taking their logarithm).
+        +inf, as in ``-np.log(0)``, means that a point cannot have the label.
+        Raises ValueError for other shapes, NaN, -inf, and points all of whose energies are +inf.
         """
         if f is not None:
             self.setUnary(LogisticUnary(u, f))

@@ -215,6 +215,19 @@ def test_coarse_scores_are_upsampled_and_that_is_said(tmp_path: Path, capsys: py
     assert "cannot tell what these scores are" in capsys.readouterr().err
 
 
+def test_saturated_scores_are_refined(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "cat.png")
+    hard = np.eye(2, dtype=np.float32)[:, write_labels(tmp_path / "labels.png")]
+    with np.errstate(divide="ignore"):
+        np.save(tmp_path / "scores.npy", np.log(hard))
+    cat, scores, out = (str(tmp_path / name) for name in ("cat.png", "scores.npy", "out.png"))
+    assert main(["refine", cat, scores, "-o", out, "--probabilities"]) == 0
+    with np.load(tmp_path / "out_probabilities.npz") as written:
+        np.testing.assert_array_equal(
+            written["probabilities"], deeplab_crf.dense_crf(image, logits=np.where(hard == 0, np.float32(-3.4e38), 0))
+        )
+
+
 def test_written_probabilities_are_read_again(pair: tuple[str, str, Path]) -> None:
     image, labels, out = pair
     assert main(["refine", image, labels, "-o", str(out), "--probabilities"]) == 0

@@ -90,7 +90,10 @@ def test_batch_of_one_and_channels_last(tmp_path: Path) -> None:
     ("array", "kind", "message"),
     [
         (np.where(LOGITS[1, 2, 3] == LOGITS, np.nan, LOGITS), "logits", r"must be finite; got nan at \(1, 2, 3\)"),
-        (np.where(LOGITS[1, 2, 3] == LOGITS, -np.inf, LOGITS), "logits", r"must be finite; got -inf at \(1, 2, 3\)"),
+        (np.where(LOGITS[1, 2, 3] == LOGITS, np.inf, LOGITS), "logits", r"must be finite; got inf at \(1, 2, 3\)"),
+        (np.where(LOGITS[1, 2, 3] == LOGITS, -np.inf, LOGITS), "unary", r"must be finite; got -inf at \(1, 2, 3\)"),
+        (np.full_like(LOGITS, -np.inf), "logits", r"must be finite; got -inf at \(0, 0, 0\)"),
+        (np.where(LOGITS[1, 2, 3] == LOGITS, np.inf, LOGITS), "probabilities", r"must lie in 0\.\.1"),
         (LOGITS, "probabilities", r"probabilities must lie in 0\.\.1"),
         (PROBABILITIES / 2, "probabilities", r"must add up to 1 over the 3 classes .* 0\.5\.\.0\.5"),
         (LOGITS[0, 0], "logits", r"must have shape \(C, H, W\).*got \(5,\)"),
@@ -210,3 +213,26 @@ def test_labels_are_not_resized() -> None:
         ValueError, match=r"labels are 45 x 60 .* the image is 360 x 480: must agree. Resize labels with"
     ):
         fit_to_image(labels, 360, 480)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["logits", "unary"])
+def test_classes_that_a_pixel_cannot_have(tmp_path: Path, kind: str, dtype: Any) -> None:
+    sign = -1 if kind == "logits" else 1
+    energies = -sign * LOGITS.astype(dtype)
+    energies[1, :2] = sign * np.inf
+    scores = read_scores(stored(tmp_path, energies), kind=kind)
+    assert np.isfinite(scores.values).all()
+    np.testing.assert_array_equal(scores.values[1, :2], sign * np.finfo(np.float32).max)
+    np.testing.assert_array_equal(scores.values[:, 2:], energies[:, 2:])
+    upsampled = fit_to_image(scores, 8, 10).values
+    assert not np.isnan(upsampled).any()
+    assert (np.argmin(sign * upsampled, axis=0)[:4] != 1).all()
+
+
+def test_a_saturated_softmax_is_recognised(tmp_path: Path) -> None:
+    hard = np.eye(3, dtype=np.float32)[:, np.arange(20).reshape(4, 5) % 3]
+    with np.errstate(divide="ignore"):
+        assert read_scores(stored(tmp_path, np.log(hard))).kind == "logits"
+        assert read_scores(stored(tmp_path, -np.log(hard))).kind == "unary"
+    assert read_scores(stored(tmp_path, hard)).kind == "probabilities"

@@ -48,6 +48,21 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path, number: float) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_classes_that_a_pixel_cannot_have(tmp_path: Path) -> None:
+    scores = np.zeros((3, 6, 7), np.float16)
+    scores[1, 2:] = -np.inf
+    np.savez(tmp_path / "a.npz", scores=scores, size=[41, 49])
+    saved = read_saved_scores(tmp_path / "a.npz")
+    assert saved is not None
+    logits = saved.logits((41, 49), tmp_path / "a.npz").numpy()
+    assert not np.isnan(logits).any()
+    assert (logits[1, 16:] < -1e38).all()
+    assert (logits[::2] == 0).all()
+    np.savez(tmp_path / "a.npz", scores=np.full_like(scores, -np.inf), size=[41, 49])
+    with pytest.raises(ValueError, match=r"a.npz: scores must be finite, or -inf where the pixel has a finite one"):
+        read_saved_scores(tmp_path / "a.npz")
+
+
 def test_other_files_are_not_ours(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 3)))
     np.savez(tmp_path / "b.npz", logits=np.zeros((2, 3, 3)))

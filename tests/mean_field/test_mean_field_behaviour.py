@@ -171,7 +171,7 @@ def test_pack_unary(dtype: type) -> None:
     np.testing.assert_array_equal(packed, unary.astype(dtype))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_pack_unary_names_the_first_bad_value(value: float) -> None:
     unary = samples.energies(3, 40)
     unary[2, 17] = value

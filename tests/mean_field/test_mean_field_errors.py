@@ -74,7 +74,14 @@ INFERENCE: dict[str, Case] = {
     "unary of three axes": (lambda: infer(unary=UNARY.reshape(LABELS, 6, 10)), r"unary.*\(4, 60\).*\(4, 6, 10\)"),
     "NaN unary": (lambda: infer(unary=changed(UNARY, np.nan, (1, 7))), "unary.*(nan|finite).*1.*7"),
     "packed NaN unary": (lambda: infer(unary=np.asfortranarray(changed(UNARY, np.nan, (1, 7)))), "unary.*(nan|finite)"),
-    "infinite unary": (lambda: infer(unary=changed(UNARY, np.inf, (1, 7))), "unary.*(inf|finite)"),
+    "no label left": (
+        lambda: infer(unary=changed(UNARY, np.inf, (slice(None), 7))),
+        "unary must be finite for at least one label of each pixel; got inf for all labels, point 7",
+    ),
+    "no label left, packed": (
+        lambda: infer(unary=np.asfortranarray(changed(UNARY, np.inf, (slice(None), 7)))),
+        "unary must be finite for at least one label.*point 7",
+    ),
     "minus infinite unary": (lambda: infer(unary=changed(UNARY, -np.inf, (1, 7))), "unary.*(inf|finite)"),
     "unary too large for float32": (lambda: infer(unary=changed(UNARY.astype(float), 1e39, (1, 7))), "unary"),
     "complex unary": (lambda: infer(unary=UNARY.astype(np.complex64)), "unary"),

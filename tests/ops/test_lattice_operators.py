@@ -184,6 +184,39 @@ def test_pack_energies(order: str) -> None:
     assert torch.autograd.gradcheck(OPS.pack_energies, (given,))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", ["CL", "LC"])
+@pytest.mark.parametrize("labels", [1, 2, 5, 31, 32, 33, 70])
+def test_pack_energies_caps_infinity(labels: int, order: str, dtype: torch.dtype) -> None:
+    logits = crf_samples.normal(3, labels, 67, dtype=dtype)
+    excluded = crf_samples.normal(3, labels, 67, seed=1) < -0.4
+    excluded[:, 0] &= ~excluded.all(dim=1)
+    logits = logits.masked_fill(excluded, -torch.inf)
+    given = logits if order == "CL" else logits.transpose(1, 2).contiguous().transpose(1, 2)
+    packed = OPS.pack_energies(given)
+    assert torch.equal(packed, -logits.clamp(min=-torch.finfo(torch.float32).max).transpose(1, 2))
+    assert torch.equal(OPS.pack_energies(given, False), packed)
+    given[1, :, 37] = -torch.inf
+    message = (
+        "logits must be finite for at least one label of each pixel; got -inf for all labels of point 37 of image 1"
+    )
+    with pytest.raises(ValueError, match=message):
+        OPS.pack_energies(given)
+    given[1, 0, 37] = torch.inf
+    with pytest.raises(ValueError, match="logits must be finite; got inf for label 0 of point 37 of image 1"):
+        OPS.pack_energies(given)
+
+
+def test_unchecked_points_without_labels_are_nan_on_cuda(device: Device) -> None:
+    logits = crf_samples.normal(2, 40, 9)
+    logits[1, :, 4] = -torch.inf
+    packed = OPS.pack_energies(logits, False)
+    wrong = torch.zeros(2, 9, dtype=torch.bool, device=packed.device)
+    wrong[1, 4] = True
+    assert torch.equal((packed.isinf() if device.name == "cpu" else packed.isnan()).all(-1), wrong)
+    assert torch.isfinite(packed[~wrong]).all()
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_scaled_features(batch: int) -> None:
     positions, values = crf_samples.normal(batch, 2, 9), crf_samples.normal(2, 3, 9, seed=1)

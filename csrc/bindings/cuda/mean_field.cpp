@@ -116,18 +116,30 @@ void register_type(py::module_& module, const std::string& suffix) {
 }
 
 template <class T>
+TransposeArguments<T> make_transpose(const FeatureFields& values, uintptr_t out) {
+  const auto& [address, shape, strides] = values;
+  const auto& [batch, rows, columns] = shape;
+  const auto& [batch_stride, row_stride, column_stride] = strides;
+  return {pointer<const T>(address), pointer<T>(out), batch, rows, columns, batch_stride, row_stride, column_stride};
+}
+
+template <class T>
 void register_transpose(py::module_& module, const std::string& suffix) {
   module.def(("transpose_" + suffix).c_str(),
-             [](const QueueFields& queue, const FeatureFields& values, uintptr_t out, double factor, uintptr_t first_wrong) {
-               const auto& [address, shape, strides] = values;
-               const auto& [batch, rows, columns] = shape;
-               const auto& [batch_stride, row_stride, column_stride] = strides;
+             [](const QueueFields& queue, const FeatureFields& values, uintptr_t out) {
                const py::gil_scoped_release release;
-               transpose<T>({pointer<const T>(address), pointer<T>(out), batch, rows, columns, batch_stride, row_stride,
-                             column_stride, static_cast<T>(factor), pointer<unsigned long long>(first_wrong)},
-                            make_queue(queue));
+               transpose<T>(make_transpose<T>(values, out), make_queue(queue));
              },
-             py::arg("queue"), py::arg("values"), py::arg("out"), py::arg("factor"), py::arg("first_wrong"));
+             py::arg("queue"), py::arg("values"), py::arg("out"));
+  module.def(("pack_energies_" + suffix).c_str(),
+             [](const QueueFields& queue, const FeatureFields& scores, uintptr_t out, double factor, double largest,
+                uintptr_t first_wrong) {
+               const py::gil_scoped_release release;
+               pack_energies<T>({make_transpose<T>(scores, out), static_cast<T>(factor), static_cast<T>(largest),
+                                 pointer<unsigned long long>(first_wrong)},
+                                make_queue(queue));
+             },
+             py::arg("queue"), py::arg("scores"), py::arg("out"), py::arg("factor"), py::arg("largest"), py::arg("first_wrong"));
 }
 
 }  // namespace

@@ -8,9 +8,8 @@
 
 namespace deeplab_crf::cuda {
 
-// out[b, i, j] = factor * in[b * batch_stride + i * row_stride + j * column_stride].
+// out[b, i, j] = in[b * batch_stride + i * row_stride + j * column_stride].
 //   out           (batch, rows, columns), contiguous; not `in`
-//   first_wrong   uint64, or null: the smallest (b * columns + j) * rows + i whose value is not finite, all ones if there is none
 template <class T>
 struct TransposeArguments {
   const T* in;
@@ -21,10 +20,23 @@ struct TransposeArguments {
   int64_t batch_stride;
   int64_t row_stride;
   int64_t column_stride;
-  T factor;
-  unsigned long long* first_wrong;
 };
 template <class T>
 void transpose(const TransposeArguments<T>& arguments, const Queue& queue);
+
+// Transposes `scores`, points by labels, times `factor`. A point with an energy of +inf and a lower one is capped at `largest`; all
+// labels of a point that has none but +inf become NaN.
+//   first_wrong   uint64, or null: the smallest (b * columns + j) * rows + i of a value that is NaN or -inf, or +inf of a point
+//   that
+//                 has no other; all ones if there is none
+template <class T>
+struct EnergyArguments {
+  TransposeArguments<T> scores;
+  T factor;
+  T largest;
+  unsigned long long* first_wrong;
+};
+template <class T>
+void pack_energies(const EnergyArguments<T>& arguments, const Queue& queue);
 
 }  // namespace deeplab_crf::cuda
