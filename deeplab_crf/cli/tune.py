@@ -137,8 +137,8 @@ def tune(out: Path, method: str, **options: Any) -> None:
     """Find the weights and widths of the dense CRF that suit a network and a data set: the papers' search, or gradient descent.
 
     Writes FOLDER/preset.toml, which refine, segment and evaluate take as --preset FILE, and DenseCRF.from_preset. The search also
-    writes table.csv, all that was tried, and heatmap.png; run again after an interruption, it goes on. Gradient descent writes
-    epochs.csv. Tune on images that the network was not trained on, or on part of them at least.
+    writes table.csv, all that was tried, and heatmap.png, gradient descent epochs.csv; run again after an interruption, both go
+    on. Tune on images that the network was not trained on, or on part of them at least.
     """
     _check_options(method, options)
     dataset, data = open_data(options), options["data"]
@@ -172,7 +172,7 @@ def tune(out: Path, method: str, **options: Any) -> None:
     if method == "search":
         _search(images, measure, question, output, options)
     else:
-        _learn(images, measure, output, options)
+        _learn(images, measure, question, output, options)
 
 
 _OF_SEARCH = (*Setting._fields, "rounds", "normalization")
@@ -254,7 +254,9 @@ def _report_search(found: Searched) -> None:
         click.echo("Note: no heatmap.png: it needs matplotlib, and two numbers that vary", err=True)
 
 
-def _learn(images: TuneImages, measure: Measure, output: Output, options: dict[str, Any]) -> None:
+def _learn(
+    images: TuneImages, measure: Measure, question: dict[str, Any], output: Output, options: dict[str, Any]
+) -> None:
     from deeplab_crf.engine.tune_gradient import Learning
     from deeplab_crf.engine.tune_run import run_gradient
 
@@ -263,7 +265,10 @@ def _learn(images: TuneImages, measure: Measure, output: Output, options: dict[s
     found = run_gradient(
         images, get_preset(options["start"]), Learning(**given), measure, output, _bar,
         lambda epoch, matrix: lines.append(f"epoch {epoch.number}: loss {epoch.loss:.4f}, {measure} {matrix.mean_iou:.4f}"),
+        question,
     )  # fmt: skip
+    if found.resumed:
+        click.echo(f"went on after epoch {found.resumed} of an earlier run")
     for line in lines:
         click.echo(line)
     _report(found, measure, output)

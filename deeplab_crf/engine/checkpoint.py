@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,21 @@ from deeplab_crf.data.files import atomic_write
 from deeplab_crf.engine.settings import FREE, TrainSettings, as_dict
 from deeplab_crf.models.deeplab import DeepLab
 
-FORMAT = "deeplab-crf training 1"
-_PARTS = {"model": dict, "settings": dict, "iteration": int, "network": dict, "optimizer": dict, "scaler": dict}
+
+@dataclass(frozen=True)
+class Format:
+    """What a command's checkpoint holds. name: stands in the file. command: which writes it. parts: type of each, by name."""
+
+    name: str
+    command: str
+    parts: Mapping[str, type]
+
+
+TRAINING = Format(
+    "deeplab-crf training 1",
+    "train",
+    {"model": dict, "settings": dict, "iteration": int, "network": dict, "optimizer": dict, "scaler": dict},
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +63,6 @@ def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, i
     if not state.is_finite():
         raise FloatingPointError(f"the network holds NaN or inf after {iteration} iterations")
     stored = {
-        "format": FORMAT,
         "model": _architecture(state.network),
         "settings": as_dict(settings),
         "iteration": iteration,
@@ -59,14 +72,19 @@ def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, i
     }
     if state.average is not None:
         stored["average"] = state.average.module.state_dict()  # so that `load_weights` takes it
-    buffer = io.BytesIO()  # torch would turn a full disk into an error of its own that does not say so
-    torch.save(stored, buffer)
     try:
-        with atomic_write(path) as stream:
-            stream.write(buffer.getbuffer())
+        write_stored(path, TRAINING, stored)
     except OSError as error:
         kept = f"; what was there, of {read_iteration(path)} iterations, is kept" if path.exists() else ""
         raise OSError(error.errno, f"the checkpoint cannot be written ({error.strerror}){kept}", str(path)) from error
+
+
+def write_stored(path: Path, format: Format, stored: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all, for `read_stored`."""
+    buffer = io.BytesIO()  # torch would turn a full disk into an error of its own that does not say so
+    torch.save({"format": format.name, **stored}, buffer)
+    with atomic_write(path) as stream:
+        stream.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -> int:
@@ -75,7 +93,7 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
     Raises ValueError, before anything is changed, where the file is no checkpoint, or one of another network or of a training with
     other settings, and says which.
     """
-    stored = _read(path)
+    stored = read_stored(path, TRAINING)
     here = _architecture(state.network)
     if stored["model"] != here:
         raise ValueError(f"{path} is of another network: {_words(stored['model'])}; this training's is {_words(here)}")
@@ -99,20 +117,21 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
 
 def read_iteration(path: Path) -> int:
     """After how many iterations a checkpoint was written."""
-    iteration: int = _read(path)["iteration"]
+    iteration: int = read_stored(path, TRAINING)["iteration"]
     return iteration
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_stored(path: Path, format: Format) -> dict[str, Any]:
+    """What `write_stored` wrote; nothing in the file is run. Raises ValueError that says what is wrong with another file."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise nearly anything
         raise ValueError(
-            f"{path}: cannot be read as a checkpoint of deeplab-crf train; it is damaged, or another file"
+            f"{path}: cannot be read as a checkpoint of deeplab-crf {format.command}; it is damaged, or another file"
         ) from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of this version of deeplab-crf train")
-    wrong = [name for name, kind in _PARTS.items() if not isinstance(stored.get(name), kind)]
+    if not isinstance(stored, dict) or stored.get("format") != format.name:
+        raise ValueError(f"{path} is not a checkpoint of this version of deeplab-crf {format.command}")
+    wrong = [name for name, kind in format.parts.items() if not isinstance(stored.get(name), kind)]
     if wrong:
         raise ValueError(f"{path}: {', '.join(wrong)} is missing, or something else; the checkpoint is damaged")
     return stored

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,29 +68,55 @@ class Learner:
         )
         self._log_weights = torch.nn.Parameter(self._crf.weights.detach().log())
         self._parameters = [self._log_weights, *(p for name, p in self._crf.named_parameters() if name != "weights")]
+        self._optimizer = torch.optim.Adam(self._parameters, learning.rate)
+        self.done = 0
+        """Epochs that are done."""
+
+    def state(self) -> dict[str, Any]:
+        """What `load` goes on from: with the same arguments the same bits as without it."""
+        return {"done": self.done, "parameters": self.numbers(), "optimizer": self._optimizer.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take the place of the learner whose `state` it is. Raises ValueError for that of other kernels."""
+        self._set(state["parameters"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.done = state["done"]
+
+    def numbers(self) -> list[Tensor]:
+        """A copy of what is learned, for `preset`."""
+        return [parameter.detach().clone() for parameter in self._parameters]
+
+    def _set(self, numbers: Sequence[Tensor]) -> None:
+        if [tuple(each.shape) for each in numbers] != [tuple(each.shape) for each in self._parameters]:
+            raise ValueError("the numbers that were learned are of other kernels than those of the start")
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, numbers, strict=True):
+                parameter.copy_(value)
 
     def epochs(self, progress: Callable[[int], None] = lambda _images: None) -> Iterator[Epoch]:
-        """One after the other. progress: called with the number of images that were done. Raises ValueError if the loss or a
-        gradient is not finite; what was yielded before is good."""
-        optimizer = torch.optim.Adam(self._parameters, self.learning.rate)
+        """Those that are left, one after the other. progress: called with the number of images that were done. Raises ValueError if
+        the loss or a gradient is not finite; what was yielded before is good."""
         generator = torch.Generator().manual_seed(self.learning.seed)
         for number in range(1, self.learning.epochs + 1):
             order = torch.randperm(len(self.images), generator=generator).tolist()
+            if number <= self.done:
+                continue
             total, pixels = 0.0, 0
             for first in range(0, len(order), self.learning.batch):
                 batch = order[first : first + self.learning.batch]
-                loss, count = self._step(batch, optimizer)
+                loss, count = self._step(batch)
                 total, pixels = total + loss, pixels + count
                 progress(len(batch))
+            self.done = number
             yield Epoch(number, total / max(pixels, 1), self.preset())
 
-    def _step(self, batch: list[int], optimizer: torch.optim.Optimizer) -> tuple[float, int]:
+    def _step(self, batch: list[int]) -> tuple[float, int]:
         """One step of the optimiser; the sum of the loss over the scored pixels, and how many those are."""
         images = [as_tensors(self.images.prepare(number)) for number in batch]
         pixels = sum(int((labels != IGNORE).sum()) for _, _, labels in images)
         if pixels == 0:
             return 0.0, 0
-        optimizer.zero_grad()
+        self._optimizer.zero_grad()
         total = 0.0
         for logits, picture, labels in images:  # one by one: their sizes may differ, and a graph holds every iteration
             loss = F.cross_entropy(self.refine(logits, picture), labels, ignore_index=IGNORE, reduction="sum")
@@ -98,7 +125,7 @@ class Learner:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if not torch.tensor([total, *(float(gradient.abs().sum()) for gradient in gradients)]).isfinite().all():
             raise ValueError(f"loss and gradients must stay finite; got loss {total / pixels:g}. Take a smaller --rate")
-        optimizer.step()
+        self._optimizer.step()
         return total, pixels
 
     def refine(self, logits: Tensor, picture: Tensor) -> Tensor:
@@ -106,6 +133,14 @@ class Learner:
         current = {"weights": self._log_weights.exp()}
         result: Tensor = torch.func.functional_call(self._crf, current, (logits, picture))
         return result
+
+    def preset_of(self, numbers: Sequence[Tensor]) -> Preset:
+        """The preset of other `numbers` of this learner."""
+        current = self.numbers()
+        self._set(numbers)
+        preset = self.preset()
+        self._set(current)
+        return preset
 
     def preset(self) -> Preset:
         """The current numbers, to six digits."""

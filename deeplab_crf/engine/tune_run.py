@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from deeplab_crf.data.datasets import IGNORE, SegmentationFolder
 from deeplab_crf.data.files import atomic_write, files_by_stem, matching_name
+from deeplab_crf.engine.checkpoint import Format, read_stored, write_stored
 from deeplab_crf.engine.metrics import ConfusionMatrix
 from deeplab_crf.engine.saved_scores import SavedScores, read_saved_scores
 from deeplab_crf.engine.trimap import MAX_WIDTH, band_widths
@@ -22,7 +25,7 @@ from deeplab_crf.engine.tune import GridSearch, ProgressBar
 from deeplab_crf.engine.tune_gradient import Epoch, Learner, Learning
 from deeplab_crf.engine.tune_grid import Grid, on_the_edge
 from deeplab_crf.engine.tune_images import TuneImages
-from deeplab_crf.engine.tune_table import Trial, TrialTable, plot_trials
+from deeplab_crf.engine.tune_table import Trial, TrialTable, check_same_question, plot_trials
 from deeplab_crf.kernels import Bilateral, Gaussian
 from deeplab_crf.presets import Preset, save_preset
 
@@ -85,6 +88,13 @@ class Tuned:
     preset: Preset
     network: ConfusionMatrix
     best: ConfusionMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class Learned(Tuned):
+    """resumed: the epochs of an earlier run that this one went on from."""
+
+    resumed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,26 +205,76 @@ def run_gradient(
     out: Output,
     bar: ProgressBar,
     on_epoch: Callable[[Epoch, ConfusionMatrix], None] = lambda _epoch, _matrix: None,
-) -> Tuned:
+    question: Mapping[str, Any] | None = None,
+) -> Learned:
     """Learn, writing ``epochs.csv`` as it goes, and after each epoch that is the best so far, the start counting as one, its
-    ``preset.toml``. Ctrl-C leaves that of the epochs before."""
-    out.check_free()
-    learner = Learner(images, start, learning)
-    network = _measure(images, None, "network", bar)
-    best = _measure(images, start, "start", bar)
-    rows = [_epoch_row(0, None, start, best)]
-    _write_epochs(rows, out.folder / "epochs.csv")
-    written = out.write(start, measure, best, network)
-    with bar("learn", len(images) * learning.epochs) as advance:
+    ``preset.toml``.
+
+    A run that was broken off goes on after its last whole epoch, with the bits of one that never was: ``checkpoint.pt`` holds its
+    state until the end. question: what has to be the same for that, beside measure, start, rate, batch and seed; see `run_search`.
+    Raises ValueError where the folder holds what was reached for another one, or a preset that is finished.
+    """
+    path, learner = out.folder / "checkpoint.pt", Learner(images, start, learning)
+    decides = {"start": repr(replace(start, name="", description="")), "rate": learning.rate, "batch": learning.batch}
+    asked = {**(question or {}), "measure": str(measure), **decides, "seed": learning.seed}
+    if path.exists() and not out.afresh:
+        reached = _read_reached(path, asked, learner)
+    else:
+        out.check_free()
+        network = _measure(images, None, "network", bar)
+        best = _measure(images, start, "start", bar)
+        reached = _Reached(network, best, None, [_epoch_row(0, None, start, best)])
+        _write_reached(path, asked, learner, reached)
+    resumed = learner.done
+    _write_epochs(reached.rows, out.folder / "epochs.csv")
+    preset = start if reached.numbers is None else learner.preset_of(reached.numbers)
+    written = out.write(preset, measure, reached.best, reached.network)
+    with bar("learn", len(images) * max(learning.epochs - resumed, 0)) as advance:
         for epoch in learner.epochs(advance):
             matrix = images.measure(epoch.preset)
-            rows.append(_epoch_row(epoch.number, epoch.loss, epoch.preset, matrix))
-            _write_epochs(rows, out.folder / "epochs.csv")
-            if matrix.mean_iou > best.mean_iou:
-                best = matrix
-                written = out.write(epoch.preset, measure, best, network)
+            reached.rows.append(_epoch_row(epoch.number, epoch.loss, epoch.preset, matrix))
+            better = matrix.mean_iou > reached.best.mean_iou
+            if better:
+                reached.best, reached.numbers = matrix, learner.numbers()
+            _write_reached(path, asked, learner, reached)  # first: the files below can be made of it
+            _write_epochs(reached.rows, out.folder / "epochs.csv")
+            if better:
+                written = out.write(epoch.preset, measure, matrix, reached.network)
             on_epoch(epoch, matrix)
-    return Tuned(written, network, best)
+    path.unlink()
+    return Learned(written, reached.network, reached.best, resumed)
+
+
+@dataclass(eq=False)
+class _Reached:
+    """What a run by gradient has found so far. numbers: what the learner had learned at its best; None: the start is better."""
+
+    network: ConfusionMatrix
+    best: ConfusionMatrix
+    numbers: list[torch.Tensor] | None
+    rows: list[dict[str, Any]]
+
+
+_LEARNING = Format(
+    "deeplab-crf tuning 1",
+    "tune",
+    {"question": str, "learner": dict, "network": torch.Tensor, "best": torch.Tensor, "rows": list},
+)
+
+
+def _write_reached(path: Path, asked: Mapping[str, Any], learner: Learner, reached: _Reached) -> None:
+    matrices = {"network": torch.from_numpy(reached.network.matrix), "best": torch.from_numpy(reached.best.matrix)}
+    found = {"numbers": reached.numbers, "rows": reached.rows}
+    write_stored(path, _LEARNING, {"question": json.dumps(asked), "learner": learner.state(), **matrices, **found})
+
+
+def _read_reached(path: Path, asked: Mapping[str, Any], learner: Learner) -> _Reached:
+    """Also puts the learner where it was."""
+    stored = read_stored(path, _LEARNING)
+    check_same_question(path.parent, "what another tuning has reached", json.loads(stored["question"]), asked)
+    learner.load(stored["learner"])
+    network, best = (ConfusionMatrix.of(stored[name].numpy()) for name in ("network", "best"))
+    return _Reached(network, best, stored["numbers"], stored["rows"])
 
 
 def _epoch_row(number: int, loss: float | None, preset: Preset, matrix: ConfusionMatrix) -> dict[str, Any]:

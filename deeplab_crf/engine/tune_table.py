@@ -74,12 +74,17 @@ def _check_question(path: Path, question: Mapping[str, Any]) -> None:
         asked = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); choose another folder, or --overwrite") from error
+    check_same_question(path.parent, "trials of another search", asked, question)
+
+
+def check_same_question(folder: Path, what: str, asked: Any, question: Mapping[str, Any]) -> None:
+    """Raises ValueError that says which part of ``question`` is not as it was ``asked`` when ``folder`` was written, so that it
+    holds ``what``."""
     for key, value in question.items():
         if not isinstance(asked, dict) or asked.get(key) != value:
             before = asked.get(key) if isinstance(asked, dict) else asked
             raise ValueError(
-                f"{path.parent} holds trials of another search: {key} was {before!r}, now it is {value!r}. "
-                "Choose another folder, or --overwrite"
+                f"{folder} holds {what}: {key} was {before!r}, now it is {value!r}. Choose another folder, or --overwrite"
             )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from samples import run_python
 
 torch = pytest.importorskip("torch", reason="gradients are torch's")
 
-from tune_samples import no_bar, opened, write_tuning  # noqa: E402
+from tune_samples import loose_bar, no_bar, opened, write_tuning  # noqa: E402
 
 from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
 from deeplab_crf.engine import tune_run  # noqa: E402
@@ -148,8 +150,6 @@ def test_a_start_that_stays_the_best_is_kept(
     bad = replace(START, kernels=(Gaussian(50.0, 100.0),))
     monkeypatch.setattr(Learner, "epochs", lambda _self, _progress: iter([Epoch(1, 0.1, bad)]))
     out = Output(tmp_path, "mine", ABOUT)
-    from tune_samples import loose_bar
-
     run_gradient(images, START, Learning(epochs=1), Measure(), out, loose_bar)
     assert len(load_preset(out.preset).kernels) == 2
 
@@ -200,3 +200,120 @@ def test_without_matplotlib_there_is_no_picture(
     found = run_search(images, Search(GRID, 0, "after"), Measure(), {}, Output(tmp_path, "x", ABOUT), no_bar)
     assert found.picture is None
     assert not (tmp_path / "heatmap.png").exists()
+
+
+HOW = Learning(epochs=4, rate=0.3, batch=3, seed=1)
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from tune_samples import loose_bar, opened
+from test_tune_gradient import ABOUT, HOW, START
+from deeplab_crf.engine.tune_images import TuneImages
+from deeplab_crf.engine.tune_run import Measure, Output, read_all_scores, run_gradient
+
+root, out, last = Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5]
+replace, written = os.replace, []
+def dies(source, target):
+    written.append(Path(target).name)
+    if written.count(last) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = dies
+dataset = opened(root)
+scores, _ = read_all_scores(root / "scores", dataset, range(len(dataset)))
+images = TuneImages(dataset, range(len(dataset)), scores)
+run_gradient(images, START, HOW, Measure(), Output(out, "mine", ABOUT), loose_bar)
+"""
+
+
+def tuned_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("last", ["checkpoint.pt", "epochs.csv", "preset.toml"])
+def test_a_gradient_run_that_was_killed_goes_on_to_the_same_bits(last: str, images: TuneImages, tmp_path: Path) -> None:
+    """SIGKILL in the second epoch, before one of its files has its name. The run was refused, or began anew, before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = run_gradient(images, START, HOW, Measure(), Output(tmp_path / "whole", "mine", ABOUT), no_bar)
+        root, out = images.dataset.items[0].image.parents[2], tmp_path / "out"
+        here = Path(__file__)
+        done = run_python(KILLED, str(here.parents[1]), str(here.parent), str(root), str(out), last)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (out / "checkpoint.pt").exists()
+        seen: list[int] = []
+        found = run_gradient(
+            images,
+            START,
+            HOW,
+            Measure(),
+            Output(out, "mine", ABOUT),
+            no_bar,
+            lambda epoch, _: seen.append(epoch.number),
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert found.resumed in (1, 2)
+    assert seen == list(range(found.resumed + 1, 5))
+    assert tuned_files(out) == tuned_files(tmp_path / "whole")
+    assert sorted(tuned_files(out)) == ["epochs.csv", "preset.toml"]
+    assert (repr(found.preset), found.best.matrix.tolist()) == (repr(whole.preset), whole.best.matrix.tolist())
+
+
+def test_a_learner_goes_on_from_its_state(images: TuneImages) -> None:
+    """Bit for bit, momentum and the order of images included, after any epoch."""
+    whole = Learner(images, START, HOW)
+    epochs = list(whole.epochs())
+    for done in range(1, 4):
+        first, second = Learner(images, START, HOW), Learner(images, START, HOW)
+        steps = first.epochs()
+        for _ in range(done):
+            next(steps)
+        second.load(first.state())
+        assert [repr(epoch) for epoch in second.epochs()] == [repr(epoch) for epoch in epochs[done:]]
+        assert all(torch.equal(a, b) for a, b in zip(second.numbers(), whole.numbers(), strict=True))
+    other = Learner(images, replace(START, kernels=START.kernels[:1]), HOW)
+    with pytest.raises(ValueError, match="the numbers that were learned are of other kernels than those of the start"):
+        other.load(whole.state())
+
+
+def test_only_the_same_gradient_run_goes_on(images: TuneImages, tmp_path: Path) -> None:
+    class PowerCut(BaseException):
+        """What nobody catches."""
+
+    def dies(epoch: Epoch, _matrix: Any) -> None:
+        if epoch.number == 2:
+            raise PowerCut
+
+    out = Output(tmp_path, "mine", ABOUT)
+    with pytest.raises(PowerCut):
+        run_gradient(images, START, HOW, Measure(), out, loose_bar, dies, {"scores": "a"})
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    other = replace(START, iterations=2)
+    for start, how, measure, scores, message in (
+        (START, replace(HOW, rate=0.1), Measure(), "a", "rate was 0.3, now it is 0.1"),
+        (START, replace(HOW, seed=2), Measure(), "a", "seed was 1, now it is 2"),
+        (other, HOW, Measure(), "a", r"start was .*iterations=3.*, now it is .*iterations=2"),
+        (START, HOW, Measure(3), "a", "measure was 'mean IoU', now it is 'mean IoU within 3 pixels"),
+        (START, HOW, Measure(), "b", "scores was 'a', now it is 'b'. Choose another folder, or --overwrite"),
+    ):
+        with pytest.raises(ValueError, match=f"holds what another tuning has reached: {message}"):
+            run_gradient(images, start, how, measure, out, loose_bar, question={"scores": scores})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+    more = run_gradient(images, START, replace(HOW, epochs=5), Measure(), out, no_bar, question={"scores": "a"})
+    assert more.resumed == 2
+    whole = run_gradient(
+        images, START, replace(HOW, epochs=5), Measure(), Output(tmp_path / "x", "mine", ABOUT), no_bar
+    )
+    assert repr(more.preset) == repr(whole.preset)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: cannot be read as a checkpoint of deeplab-crf tune"):
+        run_gradient(images, START, HOW, Measure(), out, no_bar)
+    again = run_gradient(images, START, HOW, Measure(), replace(out, afresh=True), no_bar)
+    assert again.resumed == 0
