@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import deeplab_crf
-from deeplab_crf.data.images import read_image
+from deeplab_crf.data.rasters import read_image
 from deeplab_crf.data.sample import PHOTOGRAPH
 from deeplab_crf.data.scores import upsample_bilinear
 from deeplab_crf.kernels import Bilateral, Gaussian

@@ -1,6 +1,6 @@
 """Refine the labels or scores of one image file, or of folders of them: what the ``refine`` command does.
 
-The path of a file: `read_image`, `read_scores`, `fit_to_image`, `dense_crf`, arg max, atomic writes.
+The path of a file: `read_stored_image`, `read_scores`, `fit_to_image`, `dense_crf`, arg max, atomic writes.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 import deeplab_crf
+from deeplab_crf.core.image_range import BYTES, ImageRange
 from deeplab_crf.data.files import ARRAY_SUFFIXES, IMAGE_SUFFIXES, LABEL_SUFFIXES, atomic_write, files_by_stem
-from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
+from deeplab_crf.data.images import LabelImage, overlay, write_labels, write_picture
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_files import PLAIN
-from deeplab_crf.data.scores import UNSURE, Scores, fit_to_image, read_scores
+from deeplab_crf.data.rasters import StoredImage, read_stored_image
+from deeplab_crf.data.scores import UNSURE, Scores, fit_to_image, fits_image, read_scores
 from deeplab_crf.kernels import Kernel, PairwiseKernel, check_normalization
 from deeplab_crf.presets import get_preset
 
 _DEFAULT = get_preset("pydensecrf")
+_AS_STORED = "labels or scores belong to the image as it is stored, not as its EXIF turns it, and so does the result"
+ORIENTATIONS = ("upright", "stored")
 
 
 @dataclass(frozen=True)
 class RefineSettings:
     """How to refine. kernels to device: as `deeplab_crf.dense_crf` takes them; threads None is the package's default.
 
+    image_range: values of black and white of the image file, see `StoredImage.values`. orientation: which pixels labels and
+    scores belong to, "upright" (as EXIF turns them) or "stored"; None: the size tells, see `StoredImage.is_upright_for`.
     scores_are, key, num_labels, ignore_label, coding: as `deeplab_crf.data.scores.read_scores` takes them. align_corners: how
     coarse scores are upsampled, see `fit_to_image`.
     """
@@ -41,6 +47,8 @@ class RefineSettings:
     tolerance: float = 0.0
     threads: int | None = None
     device: str = "cpu"
+    image_range: ImageRange | None = None
+    orientation: str | None = None
     scores_are: str | None = None
     key: str | None = None
     num_labels: int | None = None
@@ -157,19 +165,15 @@ def refine_file(job: Job, settings: RefineSettings) -> tuple[str, ...]:
 
     Each file appears whole or not at all. Raises ValueError, as `dense_crf` does or naming the file at fault.
     """
-    image = read_image(job.image)
+    stored = read_stored_image(job.image)
+    upright = _is_upright(stored, job, settings)
+    image = stored.values(settings.image_range, upright=upright)
     height, width = image.shape[:2]
-    read = read_scores(
-        job.scores,
-        kind=settings.scores_are,
-        key=settings.key,
-        num_labels=settings.num_labels,
-        ignore_label=settings.ignore_label,
-        image_size=(height, width),
-        coding=settings.coding,
-    )
+    read = _read_scores(job, settings, (height, width))
     scores = fit_to_image(read, height, width, align_corners=settings.align_corners, name=str(job.scores))
-    remarks = () if read.size == scores.size else (_upsampled(read.size, scores.size),)
+    remarks = [] if read.size == scores.size else [_upsampled(read.size, scores.size)]
+    if not upright:
+        remarks.append(_AS_STORED)
     probabilities = _refine(image, scores, settings)
     labels = LabelImage(scores.class_ids[probabilities.argmax(axis=0)], scores.palette)
     if job.probabilities_out is not None:
@@ -178,7 +182,33 @@ def refine_file(job: Job, settings: RefineSettings) -> tuple[str, ...]:
     if job.overlay_out is not None:
         write_picture(job.overlay_out, overlay(image, labels))
     write_labels(job.labels_out, labels)
-    return remarks
+    return tuple(remarks)
+
+
+def _is_upright(stored: StoredImage, job: Job, settings: RefineSettings) -> bool:
+    """Whether the labels or scores belong to the upright image, instead of the image as it is stored."""
+    if settings.orientation is not None:
+        return settings.orientation == "upright"
+
+    def fits(size: tuple[int, int]) -> bool:
+        try:
+            return fits_image(_read_scores(job, settings, size), *size)
+        except ValueError:  # of another size, or bad for either
+            return False
+
+    return stored.is_upright_for(fits, job.scores, "Say --orientation upright or stored")
+
+
+def _read_scores(job: Job, settings: RefineSettings, image_size: tuple[int, int]) -> Scores:
+    return read_scores(
+        job.scores,
+        kind=settings.scores_are,
+        key=settings.key,
+        num_labels=settings.num_labels,
+        ignore_label=settings.ignore_label,
+        image_size=image_size,
+        coding=settings.coding,
+    )
 
 
 def _upsampled(old: tuple[int, int], new: tuple[int, int]) -> str:
@@ -204,5 +234,6 @@ def _refine(
         tolerance=settings.tolerance,
         threads=settings.threads,
         device=settings.device,
+        image_range=BYTES,
     )
     return result

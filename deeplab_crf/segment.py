@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from deeplab_crf.core.image_range import ImageRange
 from deeplab_crf.data.classes import class_names, class_palette
 from deeplab_crf.data.figures import figure, legend
 from deeplab_crf.data.files import IMAGE_SUFFIXES, files_by_stem, matching_name
-from deeplab_crf.data.images import LabelImage, overlay, read_image, write_labels, write_picture
+from deeplab_crf.data.images import LabelImage, as_rgb, overlay, write_labels, write_picture
+from deeplab_crf.data.rasters import read_image
 from deeplab_crf.data.results import FileJob
 
 if TYPE_CHECKING:
@@ -73,12 +75,13 @@ def _images(inputs: Sequence[Path]) -> Iterable[Path]:
         yield from files_by_stem(path, IMAGE_SUFFIXES).values() if path.is_dir() else [path]
 
 
-def segment_file(job: SegmentJob, pipeline: SegmentationPipeline) -> None:
-    """Do one job. Pictures that lie on their side, by their EXIF, are turned upright, and so is the result.
+def segment_file(job: SegmentJob, pipeline: SegmentationPipeline, image_range: ImageRange | None = None) -> None:
+    """Do one job. Images are turned and mirrored as their EXIF says, and so is the result.
 
-    Each file appears whole or not at all. Raises ValueError that names the file at fault.
+    pipeline: one for images in 0..255, whatever their values (``image_range=(0, 255)``). image_range: the values of black and
+    white in the file, see `read_image`. Each file appears whole or not at all. Raises ValueError that names the file at fault.
     """
-    image = read_image(job.image, turned=True)
+    image = read_image(job.image, image_range)
     (result,) = pipeline.predict(image)
     names = _class_names(pipeline)
     colours = class_palette(names)
@@ -87,7 +90,7 @@ def segment_file(job: SegmentJob, pipeline: SegmentationPipeline) -> None:
         write_picture(job.overlay_out, overlay(image, labels))
     if job.figure_out is not None:
         panels = [
-            ("image", Image.fromarray(np.asarray(image).astype(np.uint8)).convert("RGB")),
+            ("image", Image.fromarray(as_rgb(image).clip(0, 255).astype(np.uint8))),
             ("network", overlay(image, before)),
         ]
         if pipeline.crf is not None:

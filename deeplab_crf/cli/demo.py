@@ -9,8 +9,9 @@ import click
 
 from deeplab_crf.cli.network import make_pipeline
 from deeplab_crf.cli.options import out_option
-from deeplab_crf.data.images import overlay, read_image, side_by_side, write_picture
+from deeplab_crf.data.images import overlay, side_by_side, write_picture
 from deeplab_crf.data.label_files import read_labels
+from deeplab_crf.data.rasters import read_image
 from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH, STREET
 from deeplab_crf.kernels import Bilateral, Gaussian
 from deeplab_crf.refine import RefineSettings, plan_file, refine_file

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from deeplab_crf.core.image_range import BYTES
 from deeplab_crf.devices import torch_device
 from deeplab_crf.models.variants import VARIANTS
 
@@ -84,6 +85,7 @@ def make_pipeline(
         min_probability=min_probability,
         longer_side=options.get("longer_side"),
         pad_to=options.get("pad_to"),
+        image_range=BYTES,  # that is how files are read
     )
     pipeline.run_on(place)
     return pipeline.eval()

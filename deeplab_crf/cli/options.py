@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from deeplab_crf.core.image_range import ImageRange, check_image_range
 from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, held_back, open_dataset
 from deeplab_crf.data.label_coding import LabelCoding, make_coding, parse_label_map
 from deeplab_crf.data.label_colors import COLOUR_TABLES
@@ -50,6 +51,25 @@ def _label_map(_context: click.Context, _option: click.Parameter, value: str) ->
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
+
+def _image_range(_context: click.Context, _option: click.Parameter, value: str | None) -> ImageRange | None:
+    if value is None:
+        return None
+    try:
+        return check_image_range([float(word) for word in value.split(",")])
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} must be two numbers with a comma, LOW below HIGH, such as 0,65535"
+        ) from None
+
+
+image_range_option: Decorator = click.option(
+    "--image-range",
+    callback=_image_range,
+    metavar="LOW,HIGH",
+    help="Values of black and white in images of more than 8 bits, such as 0,4095 or 0,1. Default: as dtype and values tell, if "
+    "they do.",
+)
 
 LABEL_OPTIONS = (
     click.option("--map-labels", callback=_label_map, default="", metavar="OLD=NEW,...",

@@ -12,13 +12,13 @@ import click
 
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import JobRun, existing_options, may_write, report_failures
-from deeplab_crf.cli.options import LABEL_OPTIONS, PRESET_HELP, known_preset, label_coding
+from deeplab_crf.cli.options import LABEL_OPTIONS, PRESET_HELP, image_range_option, known_preset, label_coding
 from deeplab_crf.data.results import ResultFolder
 from deeplab_crf.data.scores import KINDS
 from deeplab_crf.devices import find_device
 from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
 from deeplab_crf.presets import get_preset
-from deeplab_crf.refine import Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
+from deeplab_crf.refine import ORIENTATIONS, Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +73,9 @@ _CRF_OPTIONS = (
 )  # fmt: skip
 
 _INPUT_OPTIONS = (
+    image_range_option,
+    click.option("--orientation", type=click.Choice(ORIENTATIONS),
+                 help="For images that EXIF turns or mirrors: which pixels labels and scores belong to. Default: the size tells."),
     click.option("--scores-are", type=click.Choice(KINDS),
                  help="What .npy and .npz scores are. Default: by the key's name, or by the numbers if certain."),
     click.option("--key", help="Which array of an .npz file."),

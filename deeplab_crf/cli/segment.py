@@ -11,7 +11,7 @@ import click
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import JobRun, existing_options, report_failures
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import crf_options, device_option, out_option
+from deeplab_crf.cli.options import crf_options, device_option, image_range_option, out_option
 from deeplab_crf.data.files import digest_file
 from deeplab_crf.data.results import ResultFolder
 from deeplab_crf.models.bundled import WEIGHTS
@@ -23,6 +23,7 @@ from deeplab_crf.segment import legend_job, plan_images, segment_file, write_leg
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @out_option("Folder for the results.")
 @network_options
+@image_range_option
 @click.option("--num-classes", type=click.IntRange(1), help="Default: as many as FILE has.")
 @crf_options("Refine with the dense CRF.", "Other settings of the CRF than the network's own")
 @device_option
@@ -39,9 +40,9 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str |
     none is given.
 
     Writes FOLDER/NAME.png (class ids, in the classes' customary colours, else PASCAL VOC's), FOLDER/overlays/NAME.png,
-    FOLDER/figures/NAME.png (image, network, CRF side by side) and FOLDER/legend/legend.png. Photographs are turned upright as
-    their EXIF says. Results that were made from the same image with the same weights and settings are skipped; others are made
-    again.
+    FOLDER/figures/NAME.png (image, network, CRF side by side) and FOLDER/legend/legend.png. Images are turned and mirrored as
+    their EXIF says, and so are the results. Results that were made from the same image with the same weights and settings are
+    skipped; others are made again.
     """
     plan, results = plan_images(images, out, with_pictures=pictures), ResultFolder(out, _recorded(options))
     legends = [legend_job(out)] if pictures else []
@@ -52,11 +53,12 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str |
     failures: list[str] = []
     if run.pending or legends:
         network = {name: options.pop(name) for name in NETWORK_OPTIONS}
+        image_range = options.pop("image_range")
         pipeline = make_pipeline(network, **options)
         for legend in legends:
             with results.making(legend):
                 write_legend(out, pipeline)
-        failures = run.run(lambda job: segment_file(job, pipeline), "segment")
+        failures = run.run(lambda job: segment_file(job, pipeline, image_range), "segment")
     click.echo(f"{run.summary()}; results in {out}")
     return report_failures(failures)
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
 from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
-from deeplab_crf.data.images import read_image
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_files import PLAIN, Size, read_labels
+from deeplab_crf.data.rasters import StoredImage, read_stored_image
 
 IGNORE = 255
+_TURN = "Save the image with its pixels turned (PIL.ImageOps.exif_transpose), or without its EXIF"
 WHOLE = ("all", "train")  # what all photographs of a plain folder may be called, one without splits
 
 _SUFFIX = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
@@ -52,7 +53,8 @@ class SegmentationFolder:
 
     Raises ValueError that names the file: none at all, one that is missing, and, when it is read, sizes that differ between
     photograph and labels, and label values that are neither a class nor 255 (void). Also where two classes have one name, and
-    where a name comes twice, whose pixels would count twice.
+    where a name comes twice, whose pixels would count twice. An image that its EXIF turns is taken as its labels are, upright or as
+    it is stored, and is an error where their size does not tell.
     """
 
     def __init__(
@@ -107,12 +109,12 @@ class SegmentationFolder:
 
     def __getitem__(self, index: int) -> Example:
         item = self.items[index]
-        image = read_image(item.image)
-        size = (image.shape[0], image.shape[1])
-        labels = read_labels(item.labels, self.coding, lambda found: _check_size(item, found, size)).ids
+        stored = read_stored_image(item.image)
+        labels = read_labels(item.labels, self.coding, lambda found: _check_size(stored, item, found)).ids
+        image = _pixels(stored, stored.is_upright_for(lambda size: size == labels.shape, item.labels, _TURN))
         self._check_values(item, labels)
         colours = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
-        return Example(item.name, colours.astype(np.uint8), labels.astype(np.uint8))
+        return Example(item.name, colours, labels.astype(np.uint8))
 
     def _check_values(self, item: Item, labels: NDArray[np.int64]) -> None:
         wrong = np.unique(labels[(labels != IGNORE) & ((labels < 0) | (labels >= len(self.classes)))])
@@ -123,11 +125,24 @@ class SegmentationFolder:
             )
 
 
-def _check_size(item: Item, labels: Size, image: Size) -> None:
-    """Raises ValueError where the sizes of labels and photograph differ."""
-    if labels != image:
-        hint = ". If the photograph is turned by its EXIF alone, turn its pixels" if labels == image[::-1] else ""
-        raise ValueError(f"{item.labels}: labels must have the size of {item.image}, {image}; got {labels}{hint}")
+def _check_size(image: StoredImage, item: Item, labels: Size) -> None:
+    """Raises ValueError where labels have neither the size of the upright image nor that of the image as it is stored."""
+    size = image.size(upright=True)
+    if labels not in (size, image.size(upright=False)):
+        hint = ". One of them lies on its side: turn its pixels" if labels == size[::-1] else ""
+        raise ValueError(f"{item.labels}: labels must have the size of {item.image}, {size}; got {labels}{hint}")
+
+
+def _pixels(image: StoredImage, upright: bool) -> NDArray[np.uint8]:
+    """The image in 8 bits. Raises ValueError naming the file for other depths and for more bands than RGB."""
+    if image.pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{image.path}: images of a data set must have 8 bits; got {image.pixels.dtype} with values in "
+            f"{image.pixels.min():.4g}..{image.pixels.max():.4g}. Convert it"
+        )
+    if image.pixels.ndim == 3 and image.pixels.shape[2] != 3:
+        raise ValueError(f"{image.path}: images of a data set must be gray or RGB; got {image.pixels.shape[2]} bands")
+    return image.values(upright=upright).astype(np.uint8, copy=False)
 
 
 def _remedy(wrong: NDArray[np.int64], classes: int) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from deeplab_crf.data.classes import voc_palette
 from deeplab_crf.data.files import atomic_write
@@ -39,13 +39,13 @@ def open_picture(path: Path, check: Callable[[Image.Image], None] = lambda _pict
     Raises:
         ValueError: The file is missing, broken, no picture, or has more pixels than Pillow decodes.
     """
-    with _attempt(path, lambda: Image.open(path)) as picture:
+    with attempt(path, lambda: Image.open(path)) as picture:
         check(picture)
-        _attempt(path, picture.load)
+        attempt(path, picture.load)
     return picture
 
 
-def _attempt(path: Path, action: Callable[[], T]) -> T:
+def attempt(path: Path, action: Callable[[], T]) -> T:
     """Do what Pillow does. Raises ValueError naming the file where it fails."""
     try:
         return action()
@@ -56,32 +56,6 @@ def _attempt(path: Path, action: Callable[[], T]) -> T:
     except (OSError, SyntaxError, ValueError) as error:
         reason = "not a picture, or damaged" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
-
-
-def read_image(path: Path, *, turned: bool = False) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Read a photograph: (H, W, 3) uint8, or (H, W) where it is gray; see `picture_array`.
-
-    turned: turn it upright where its EXIF says that it lies on its side. False by default, as in Pillow, torchvision and the label
-    images made with them.
-    """
-    picture = open_picture(path)
-    return picture_array(upright(picture) if turned else picture)
-
-
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture as viewers show it, turned and mirrored as its EXIF says."""
-    return ImageOps.exif_transpose(picture)
-
-
-def picture_array(picture: Image.Image) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """(H, W, 3) uint8 in RGB, or (H, W) where the picture is gray, from any of Pillow's modes.
-
-    Transparency is dropped. 16-bit gray becomes float32 scaled to 0..255, so that colour widths mean the same for all.
-    """
-    if picture.mode.startswith("I"):
-        return (np.asarray(picture, dtype=np.float32) / np.float32(257)).clip(0, 255)
-    gray = picture.mode in ("1", "L", "LA", "La")
-    return np.array(picture.convert("L" if gray else "RGB"), dtype=np.uint8)
 
 
 def full_palette(palette: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
@@ -109,14 +83,18 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         picture.save(stream, format="PNG")
 
 
+def as_rgb(image: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+    """``(H, W, 3)`` of an image in 0..255 for viewing: of several bands the first three, of one or two the first as gray."""
+    bands = np.asarray(image, dtype=np.float32).reshape(*image.shape[:2], -1)
+    return bands[:, :, :3] if bands.shape[2] >= 3 else np.repeat(bands[:, :, :1], 3, axis=2)
+
+
 def overlay(image: NDArray[np.uint8] | NDArray[np.float32], labels: LabelImage, opacity: float = 0.5) -> Image.Image:
     """Paint labels over a photograph: classes tinted and outlined, what is black in the palette left as it is.
 
-    image: (H, W) or (H, W, 3) in 0..255. labels: (H, W) ids. opacity: 0 (photograph only) to 1 (colours only).
+    image: (H, W) or (H, W, bands) in 0..255. labels: (H, W) ids. opacity: 0 (photograph only) to 1 (colours only).
     """
-    rgb = np.asarray(image, dtype=np.float32)
-    if rgb.ndim == 2:
-        rgb = np.repeat(rgb[:, :, None], 3, axis=2)
+    rgb = as_rgb(image)
     if rgb.shape[:2] != labels.ids.shape:
         raise ValueError(f"labels must have the image's size {rgb.shape[:2]}; got {labels.ids.shape}")
     table = np.array(full_palette(labels.palette, int(labels.ids.max(initial=0)) + 1), dtype=np.float32).reshape(-1, 3)

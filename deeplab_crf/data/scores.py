@@ -222,6 +222,15 @@ def _from_labels(path: Path, labels: LabelImage, num_labels: int | None, ignore_
     return Scores("labels", values, classes.astype(np.int64), labels.palette)
 
 
+def fits_image(scores: Scores, height: int, width: int) -> bool:
+    """Whether the scores are of the image's size, or coarser ones that `fit_to_image` upsamples to it."""
+    rows, columns = scores.size
+    if scores.kind == "labels":
+        return (rows, columns) == (height, width)
+    in_proportion = abs(rows * width - columns * height) <= max(height, width)
+    return rows <= height and columns <= width and (in_proportion or rows == columns)
+
+
 def fit_to_image(
     scores: Scores, height: int, width: int, *, align_corners: bool = False, name: str = "scores"
 ) -> Scores:
@@ -236,8 +245,7 @@ def fit_to_image(
     rows, columns = scores.size
     if scores.kind == "labels":
         _check_label_size(name, scores.size, (height, width))
-    in_proportion = abs(rows * width - columns * height) <= max(height, width)
-    if rows > height or columns > width or not (in_proportion or rows == columns):
+    if not fits_image(scores, height, width):
         raise ValueError(
             f"{name}: scores are {rows} x {columns} (rows x columns), the image is {height} x {width}: "
             "they must be of the same size, or coarser in the same proportion"

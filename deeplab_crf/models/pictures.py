@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from deeplab_crf.data.images import picture_array, upright
+from deeplab_crf.core.image_range import map_to_bytes, resolve_image_range
+from deeplab_crf.crf.inputs import extremes
+from deeplab_crf.data.rasters import pixels_of
 
 Picture: TypeAlias = "Image.Image | NDArray[Any] | Tensor"
 
 
-def as_pictures(images: Picture | Sequence[Picture]) -> list[Tensor]:
+def as_pictures(images: Picture | Sequence[Picture], image_range: Sequence[float] | None = None) -> list[Tensor]:
     """Float32 RGB ``(3, H, W)`` in 0..255 of one image or several.
 
-    PIL images of any mode (turned upright as their EXIF says, transparency dropped, 16 bits scaled to 0..255); arrays ``(H, W)``,
-    ``(H, W, 3)`` or ``(H, W, 4)`` and tensors ``(3, H, W)`` or ``(B, 3, H, W)`` in RGB, of uint8, uint16 (scaled) or floats in
-    0..255. Raises TypeError and ValueError that say which image is at fault.
+    PIL images of any mode (turned upright as their EXIF says, transparency dropped); arrays ``(H, W)``, ``(H, W, 3)`` or
+    ``(H, W, 4)`` and tensors ``(3, H, W)`` or ``(B, 3, H, W)`` in RGB. image_range: their values of black and white; None: as their
+    dtype and values tell, see `resolve_image_range`. Raises TypeError and ValueError that say which image is at fault.
     """
     if isinstance(images, Tensor) and images.ndim == 4:
         images = list(images)
     elif isinstance(images, Tensor | np.ndarray | Image.Image):
         images = [images]
-    pictures = [_as_picture(image, f"images[{i}]") for i, image in enumerate(images)]
+    pictures = [_as_picture(image, f"images[{i}]", image_range) for i, image in enumerate(images)]
     if not pictures:
         raise ValueError("images must hold at least one image; got none")
     return pictures
 
 
-def _as_picture(image: Picture, name: str) -> Tensor:
+def _as_picture(image: Picture, name: str, image_range: Sequence[float] | None) -> Tensor:
     if isinstance(image, Image.Image):
-        return _channels_first(picture_array(upright(image)), name)
-    if isinstance(image, Tensor):
-        return _checked(image, name)
+        image = pixels_of(ImageOps.exif_transpose(image))
     if isinstance(image, np.ndarray):
-        return _channels_first(image, name)
-    raise TypeError(f"{name} must be a PIL image, a NumPy array or a tensor; got {type(image).__name__}")
+        image = _channels_first(image, name)
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name} must be a PIL image, a NumPy array or a tensor; got {type(image).__name__}")
+    return _checked(image, name, image_range)
 
 
 def _channels_first(array: NDArray[Any], name: str) -> Tensor:
@@ -55,25 +56,22 @@ def _channels_first(array: NDArray[Any], name: str) -> Tensor:
         )
         raise ValueError(f"{name} must have shape (H, W), (H, W, 3) or (H, W, 4); got {array.shape}{cure}")
     rgb = array[:, :, :3].transpose(2, 0, 1)
-    if rgb.dtype == np.uint16:
-        rgb = rgb.astype(np.float32) / np.float32(257)
     if rgb.dtype.kind not in "iuf":
         raise TypeError(f"{name} must hold real numbers in 0..255; got {rgb.dtype}")
-    return _checked(torch.from_numpy(np.ascontiguousarray(rgb, dtype=np.float32)), name)
+    if rgb.dtype not in (np.uint8, np.float16, np.float32, np.int64):  # torch knows those of every size and byte order
+        rgb = rgb.astype(np.float64 if rgb.dtype.kind == "f" else np.int64)
+    return torch.from_numpy(np.ascontiguousarray(rgb))
 
 
-def _checked(image: Tensor, name: str) -> Tensor:
+def _checked(image: Tensor, name: str, image_range: Sequence[float] | None) -> Tensor:
     if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         cure = ". Move channels first with .movedim(-1, 0)" if image.ndim == 3 and image.shape[-1] == 3 else ""
         raise ValueError(f"{name} must have shape (3, H, W) and not be empty; got {tuple(image.shape)}{cure}")
     if image.is_complex() or image.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers in 0..255; got {image.dtype}")
-    values = image.float() / 257 if image.dtype == torch.uint16 else image.float()
+    values = image.float()
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{name} must be finite; got NaN or inf")
-    low, high = (float(value) for value in torch.aminmax(values))
-    if image.is_floating_point() and low < high <= 1.0:
-        warnings.warn(
-            f"{name} lies in {low:.3g}..{high:.3g}, but images are expected in 0..255: multiply it by 255", stacklevel=5
-        )
-    return values
+    units = resolve_image_range(image_range, image.dtype, lambda: extremes(values), name=name)
+    mapped: Tensor = map_to_bytes(values, units)
+    return mapped

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.core.image_range import BYTES
+from deeplab_crf.core.image_range import BYTES, check_image_range, map_to_bytes
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
+from deeplab_crf.crf.inputs import image_units
 from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.deeplab import DeepLab
 from deeplab_crf.models.interp import image_scores, pad_bottom_right, padded_size, resize, size_with_longer_side
@@ -70,7 +71,7 @@ class SegmentationPipeline(nn.Module):
     the released nets see all of theirs at 513 x 513; 1 pads no more than the strides need, which is faster for small images.
     None: 513, or 1 with a longer side. fused: whether `predict` runs a copy of the network whose convolutions are fused and
     faster (`deeplab_crf.nn.fuse`), for the memory of a second set of weights; writes to weights through ``.data`` go unseen by
-    it.
+    it. image_range: (low, high), the values of black and white in images, instead of 0..255; see `deeplab_crf.dense_crf`.
 
     The CRF runs where its own numbers are: `run_on` puts the network on any device, and the CRF beside it where it has kernels.
     """
@@ -86,6 +87,7 @@ class SegmentationPipeline(nn.Module):
         longer_side: int | None = None,
         pad_to: int | None = None,
         fused: bool = True,
+        image_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(crf, str | os.PathLike):
@@ -100,6 +102,7 @@ class SegmentationPipeline(nn.Module):
         self.longer_side = network.usage.longer_side if longer_side is None else longer_side
         self.pad_to = (RELEASED_SIZE if self.longer_side is None else 1) if pad_to is None else max(pad_to, 1)
         self.fused = fused
+        self.image_range = check_image_range(image_range)
         self._kept: tuple[object, nn.Module] | None = None
         self.train(network.training)
         self.register_buffer("mean", torch.tensor(BGR_MEAN).reshape(3, 1, 1), persistent=False)
@@ -126,8 +129,11 @@ class SegmentationPipeline(nn.Module):
         return self._kept[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, C, H, W)`` of RGB images ``(B, 3, H, W)`` in 0..255, any real dtype: of the CRF, or of the network without
-        one."""
+        """Logits ``(B, C, H, W)`` of RGB images ``(B, 3, H, W)`` in 0..255 or in the pipeline's image_range, any real dtype: of the
+        CRF, or of the network without one. Raises ValueError for images on the CPU whose range is not clear."""
+        units = image_units(images, self.image_range, (), name="images")
+        if units != BYTES:
+            images = map_to_bytes(images.to(self.mean.dtype), units)
         logits: Tensor = self.network(self.preprocess(images))["out"]
         return self.refine(logits, images)
 
@@ -147,7 +153,7 @@ class SegmentationPipeline(nn.Module):
         size go through the network together, and the CRF sees each without its padding. An image's result does not depend on what
         else is in the list. In evaluation mode whatever the pipeline's; which is as before afterwards.
         """
-        pictures = as_pictures(images)
+        pictures = as_pictures(images, self.image_range)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, picture in enumerate(pictures):
             groups[self.padded_size(picture)].append(i)

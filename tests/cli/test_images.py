@@ -14,12 +14,12 @@ from deeplab_crf.data.files import IMAGE_SUFFIXES, atomic_write, files_by_stem
 from deeplab_crf.data.images import (
     LabelImage,
     overlay,
-    read_image,
     side_by_side,
     voc_palette,
     write_labels,
 )
 from deeplab_crf.data.label_files import read_labels
+from deeplab_crf.data.rasters import read_image
 
 PALETTE = (10, 20, 30, 200, 0, 0, 0, 200, 0)
 
@@ -104,7 +104,9 @@ def test_read_image_gives_gray_or_rgb_bytes(tmp_path: Path, kind: str, shape: tu
 
 def test_read_image_scales_16_bit_gray_to_255(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    np.testing.assert_allclose(read_image(tmp_path / "deep.png"), [[0, 1, 255]])
+    np.testing.assert_allclose(read_image(tmp_path / "deep.png", (0, 65535)), [[0, 1, 255]])
+    with pytest.raises(ValueError, match=r"deep\.png: the image must be in 0\.\.255.*uint16.*--image-range 0,65535"):
+        read_image(tmp_path / "deep.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None], ids=["empty", "text", "truncated"])

@@ -136,6 +136,7 @@ def test_every_setting_reaches_the_engine(pair: tuple[str, str, Path], monkeypat
         "tolerance": 0.125,
         "threads": 2,
         "device": "cuda:1",
+        "image_range": (0, 255),  # files are read so
     }
 
 

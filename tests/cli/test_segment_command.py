@@ -110,6 +110,7 @@ def test_every_option_reaches_the_pipeline(tmp_path: Path, monkeypatch: pytest.M
         "min_probability": 0.25,
         "longer_side": 20,
         "pad_to": 9,
+        "image_range": (0, 255),  # files are read so
         "scales": (1.0, 0.75, 0.5),
         "name": "v2-vgg16-largefov",
         "classes": 4,
@@ -191,7 +192,7 @@ def test_images_are_skipped_while_their_results_are_true(
     assert "2 of 2 done: 2 made again;" in said("--weights", weights, "--no-crf", "--no-pictures", "--overwrite")
 
 
-def test_pictures_of_every_kind(tmp_path: Path, weights: Path) -> None:
+def test_pictures_of_every_kind(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One pixel, 16 bits, CMYK, palette, alpha, on its side by its EXIF: a label for each pixel, the right way up."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     rgb = write_image(photos / "plain.png")
@@ -205,7 +206,9 @@ def test_pictures_of_every_kind(tmp_path: Path, weights: Path) -> None:
     turned = picture.rotate(90, expand=True)
     turned.getexif()[0x0112] = 6
     turned.save(photos / "turned.png", exif=turned.getexif())
-    assert segment(photos, "--weights", weights, "-o", out) == 0
+    assert segment(photos, "--weights", weights, "-o", out) == 1
+    assert "deep.png: the image must be in 0..255" in capsys.readouterr().err
+    assert segment(photos / "deep.png", "--image-range", "0,65535", "--weights", weights, "-o", out) == 0
     sizes = {path.stem: read(path).shape for path in out.glob("*.png")}
     assert sizes.pop("pixel") == (1, 1)
     assert len(sizes) == 7

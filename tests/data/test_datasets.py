@@ -225,11 +225,46 @@ def test_photographs_that_are_links_to_nothing_are_not_left_out(tmp_path: Path) 
         _ = dataset[0]
 
 
-def test_a_photograph_that_its_exif_turns(tmp_path: Path) -> None:
+def test_a_photograph_that_lies_on_its_side(tmp_path: Path) -> None:
     root = write_folder(tmp_path, train=1, val=0)
     path = root / "images" / "train" / "train0.png"
     Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
-    with pytest.raises(ValueError, match=r"\(48, 40\); got \(40, 48\)\. If the photograph is turned by its EXIF alone"):
+    with pytest.raises(ValueError, match=r"\(48, 40\); got \(40, 48\)\. One of them lies on its side"):
+        _ = open_dataset("folder", root, "train")[0]
+
+
+def test_a_photograph_that_its_exif_turns_is_taken_as_its_labels_are(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, train=1, val=0)
+    path, labels = (root / kind / "train" / "train0.png" for kind in ("images", "labels"))
+    stored = np.array(Image.open(path))
+
+    def turn_by_exif(orientation: int) -> None:
+        picture = Image.fromarray(stored)
+        exif = picture.getexif()
+        exif[0x0112] = orientation
+        picture.save(path, exif=exif)
+
+    turn_by_exif(6)
+    np.testing.assert_array_equal(open_dataset("folder", root, "train")[0].image, stored)
+    Image.fromarray(np.rot90(np.array(Image.open(labels)), -1)).save(labels)
+    example = open_dataset("folder", root, "train")[0]
+    np.testing.assert_array_equal(example.image, np.rot90(stored, -1))
+    assert example.labels.shape == (48, 40)
+    Image.fromarray(np.rot90(np.array(Image.open(labels)))).save(labels)
+    turn_by_exif(3)
+    message = r"labels/train/train0\.png: fits .*images/train/train0\.png as it is stored and.*exif_transpose"
+    with pytest.raises(ValueError, match=message):
+        _ = open_dataset("folder", root, "train")[0]
+
+
+def test_images_of_more_than_8_bits_are_named(tmp_path: Path) -> None:
+    """They were cut to 8 bits, 12-bit ones to black."""
+    root = write_folder(tmp_path, train=1, val=0)
+    path = root / "images" / "train" / "train0.png"
+    Image.fromarray(np.array(Image.open(path))[:, :, 0].astype(np.uint16) * 16).save(path)
+    with pytest.raises(
+        ValueError, match=r"train0\.png: images of a data set must have 8 bits; got uint16 with values in \d"
+    ):
         _ = open_dataset("folder", root, "train")[0]
 
 

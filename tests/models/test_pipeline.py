@@ -169,12 +169,10 @@ def with_alpha() -> Image.Image:
 SAME_AS_RGB = {
     "uint8 array": lambda: RGB,
     "float array": lambda: RGB.astype(np.float64),
-    "uint16 array": lambda: RGB.astype(np.uint16) * 257,
     "array with alpha": lambda: np.dstack([RGB, GRAY]),
     "reversed strides": lambda: RGB[:, :, ::-1].copy()[:, :, ::-1],
     "tensor": lambda: torch.from_numpy(RGB).permute(2, 0, 1),
     "float tensor": lambda: torch.from_numpy(RGB).permute(2, 0, 1).float(),
-    "uint16 tensor": lambda: torch.from_numpy(RGB.astype(np.uint16) * 257).permute(2, 0, 1),
     "batch of one": lambda: torch.from_numpy(RGB).permute(2, 0, 1)[None],
     "PIL": lambda: Image.fromarray(RGB),
     "PIL with alpha": with_alpha,
@@ -184,8 +182,9 @@ SAME_AS_GRAY = {
     "array": lambda: GRAY,
     "L": lambda: Image.fromarray(GRAY),
     "LA": lambda: Image.merge("LA", [Image.fromarray(GRAY), Image.new("L", (WIDTH, HEIGHT), 3)]),
-    "I;16": lambda: Image.fromarray(GRAY.astype(np.uint16) * 257),
-    "I": lambda: Image.fromarray(GRAY.astype(np.int32) * 257),
+    "I;16": lambda: Image.fromarray(GRAY.astype(np.uint16)),
+    "I": lambda: Image.fromarray(GRAY.astype(np.int32)),
+    "F": lambda: Image.fromarray(GRAY.astype(np.float32)),
     "palette": lambda: gray_palette(),
     "three equal": lambda: np.repeat(GRAY[:, :, None], 3, axis=2),
 }
@@ -211,7 +210,7 @@ def test_gray_pictures(kind: str) -> None:
     torch.testing.assert_close(got.logits, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV", "F"])
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_what_pillow_makes_of_them(mode: str) -> None:
     segmenter, picture = pipeline(crf=None), as_pil(mode)
     (got,), (want,) = segmenter.predict(picture), segmenter.predict(np.array(picture.convert("RGB")))
@@ -254,9 +253,43 @@ def test_bad_images_are_named(case: str) -> None:
         pipeline(crf=None).predict(images)  # type: ignore[arg-type]
 
 
-def test_a_range_of_0_to_1_is_warned_about() -> None:
-    with pytest.warns(UserWarning, match=r"images\[0\] lies in .*multiply it by 255"):
-        pipeline(crf=None).predict(RGB / 255.0)
+OTHER_RANGES = {
+    "0..1": (RGB / 255.0, (0, 1)),
+    "0..1 tensor": (torch.from_numpy(RGB / 255.0).permute(2, 0, 1), (0, 1)),
+    "uint16 array": (RGB.astype(np.uint16) * 257, (0, 65535)),
+    "uint16 tensor": (torch.from_numpy(RGB.astype(np.uint16) * 257).permute(2, 0, 1), (0, 65535)),
+    "12 bits": (RGB.astype(np.int16) * 16, (0, 4080)),
+    "I;16": (Image.fromarray(GRAY.astype(np.uint16) * 257), (0, 65535)),
+    "I": (Image.fromarray(GRAY.astype(np.int32) * 257), (0, 65535)),
+    "F": (Image.fromarray(GRAY.astype(np.float32) / 255), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_RANGES)
+def test_images_of_another_range_need_it(kind: str) -> None:
+    image, image_range = OTHER_RANGES[kind]
+    with pytest.raises(ValueError, match=r"images\[0\] must be in 0\.\.255.*image_range=\(0, "):
+        pipeline(crf=None).predict(image)
+    same = np.dstack([GRAY] * 3) if isinstance(image, Image.Image) else RGB
+    (want,) = pipeline(crf=None).predict(same)
+    (got,) = pipeline(crf=None, image_range=image_range).predict(image)
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_of_another_range_needs_it() -> None:
+    batch = torch.from_numpy(RGB).permute(2, 0, 1)[None]
+    with pytest.raises(ValueError, match=r"images must be in 0\.\.255.*image_range=\(0, 1\)"):
+        pipeline()(batch / 255.0)
+    got, want = pipeline(image_range=(0, 1))(batch / 255.0), pipeline()(batch)
+    assert (got.argmax(1) == want.argmax(1)).float().mean() > 0.99
+
+
+def test_dark_images_of_a_known_range_reach_the_crf() -> None:
+    """The CRF does not judge the range again, which a dark image alone does not tell."""
+    dark = (RGB // 100).astype(np.float32)
+    (want,) = pipeline().predict(dark.astype(np.uint8))
+    (got,) = pipeline(image_range=(0, 255)).predict(dark)
+    assert torch.equal(got.logits, want.logits)
 
 
 def test_bad_settings_are_named() -> None:
