@@ -35,8 +35,8 @@ class RefineSettings:
 
     image_range: values of black and white of the image file, see `StoredImage.values`. orientation: which pixels labels and
     scores belong to, "upright" (as EXIF turns them) or "stored"; None: the size tells, see `StoredImage.is_upright_for`.
-    scores_are, key, num_labels, ignore_label, coding: as `deeplab_crf.data.scores.read_scores` takes them. align_corners: how
-    coarse scores are upsampled, see `fit_to_image`.
+    scores_are, key, num_labels, ignore_label, coding, cam_background: as `deeplab_crf.data.scores.read_scores` takes them.
+    align_corners: how coarse scores are upsampled, see `fit_to_image`.
     """
 
     kernels: tuple[Kernel, ...] = _DEFAULT.kernels
@@ -54,6 +54,7 @@ class RefineSettings:
     num_labels: int | None = None
     ignore_label: int | None = 255
     coding: LabelCoding = PLAIN
+    cam_background: str | None = None
     align_corners: bool = False
 
     def __post_init__(self) -> None:
@@ -208,6 +209,7 @@ def _read_scores(job: Job, settings: RefineSettings, image_size: tuple[int, int]
         ignore_label=settings.ignore_label,
         image_size=image_size,
         coding=settings.coding,
+        cam_background=settings.cam_background,
     )
 
 

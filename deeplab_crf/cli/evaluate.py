@@ -12,7 +12,15 @@ import click
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
-from deeplab_crf.cli.options import crf_options, data_options, device_option, held_back_options, open_data, out_option
+from deeplab_crf.cli.options import (
+    cam_option,
+    crf_options,
+    data_options,
+    device_option,
+    held_back_options,
+    open_data,
+    out_option,
+)
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.data.files import check_writable
@@ -37,7 +45,8 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
     "--scores",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Instead of a network: NAME.npz or NAME.npy for each image, by --save-scores or by other programs.",
+    help="Instead of a network: NAME.npz or NAME.npy for each image, by --save-scores or by other programs, or predicted label "
+    "maps, NAME.png.",
 )
 @click.option(
     "--scores-are",
@@ -47,6 +56,12 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
 @click.option("--key", help="Which array of others' .npz files.")
 @click.option(
     "--align-corners", is_flag=True, help="Upsample others' coarse scores so that corner samples meet corner pixels."
+)
+@cam_option
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="How probable each label of predicted label maps is before the CRF. Default: 0.7, as in refine.",
 )
 @crf_options(
     "Also score the labels after the dense CRF.",
@@ -122,7 +137,7 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     """Raises UsageError for options that do not go together."""
-    useless: tuple[str, ...] = ("scores_are", "key", "align_corners")
+    useless: tuple[str, ...] = ("scores_are", "key", "align_corners", "cam_background", "confidence")
     why = "with --scores alone"
     if options["scores"] is not None:
         useless, why = (*NETWORK_OPTIONS, "save_scores"), "with a network, not with --scores"
@@ -186,7 +201,13 @@ def _files(
     crf = DenseCRF.from_preset(preset, len(dataset.classes)) if options["crf"] else None
     if crf is not None and device.type == "cuda" and CUDA_BUILT:
         crf.to(device)
-    reading = ScoreReading(options["scores_are"], options["key"], options["align_corners"])
+    reading = ScoreReading(
+        options["scores_are"],
+        options["key"],
+        options["align_corners"],
+        options["cam_background"],
+        ScoreReading.confidence if options["confidence"] is None else options["confidence"],
+    )
     return FileScores(dataset, options["scores"], reading, device), crf, preset, {"scores": str(options["scores"])}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from deeplab_crf.core.image_range import ImageRange, check_image_range
+from deeplab_crf.data.cams import DICT_BACKGROUND, KEYED_BACKGROUND, parse_background
 from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, held_back, open_dataset
 from deeplab_crf.data.label_coding import LabelCoding, make_coding, parse_label_map
 from deeplab_crf.data.label_colors import COLOUR_TABLES
@@ -77,6 +78,24 @@ LABEL_OPTIONS = (
     click.option("--label-colors", default="", metavar=f"FILE|{'|'.join(COLOUR_TABLES)}",
                  help="The table of label images that are coded by colour."),
 )  # fmt: skip
+
+
+def _cam_background(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    try:
+        if value is not None:
+            parse_background(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+cam_option: Decorator = click.option(
+    "--cam-background",
+    callback=_cam_background,
+    metavar="constant:T|power:A",
+    help="Score of the background beside class activation maps: T, or (1 - their maximum) to the power A. Default: "
+    f"{KEYED_BACKGROUND} for files with keys (IRNet), {DICT_BACKGROUND} for maps by class (AffinityNet, SEAM).",
+)
 
 
 def label_coding(options: dict[str, Any]) -> LabelCoding:

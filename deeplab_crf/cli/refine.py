@@ -12,7 +12,14 @@ import click
 
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import JobRun, existing_options, may_write, report_failures
-from deeplab_crf.cli.options import LABEL_OPTIONS, PRESET_HELP, image_range_option, known_preset, label_coding
+from deeplab_crf.cli.options import (
+    LABEL_OPTIONS,
+    PRESET_HELP,
+    cam_option,
+    image_range_option,
+    known_preset,
+    label_coding,
+)
 from deeplab_crf.data.results import ResultFolder
 from deeplab_crf.data.scores import KINDS
 from deeplab_crf.devices import find_device
@@ -79,6 +86,7 @@ _INPUT_OPTIONS = (
     click.option("--scores-are", type=click.Choice(KINDS),
                  help="What .npy and .npz scores are. Default: by the key's name, or by the numbers if certain."),
     click.option("--key", help="Which array of an .npz file."),
+    cam_option,
     click.option("--align-corners", is_flag=True,
                  help="Upsample coarse scores so that corner samples meet corner pixels (DeepLab's Caffe models)."),
     click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.7,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from deeplab_crf.core.energies import capped_scores
+from deeplab_crf.data.cams import ClassMaps, read_cams
 from deeplab_crf.data.files import ARRAY_SUFFIXES
 from deeplab_crf.data.images import LabelImage
 from deeplab_crf.data.label_coding import LabelCoding
+from deeplab_crf.data.label_colors import LARGEST_ID
 from deeplab_crf.data.label_files import PLAIN, Size, read_labels
+from deeplab_crf.data.numpy_files import stored_arrays
 
 KINDS = ("logits", "probabilities", "unary")
 _KEY_KINDS = {
@@ -26,6 +30,7 @@ _KEY_KINDS = {
     "unary": "unary",
 }
 UNSURE = -1
+MOST_CLASSES = 4096  # of scores in a file, unless the number is known: memory is taken for no more
 _SUM_TOLERANCE = 5e-3  # float16 probabilities of a few hundred classes add up to 1 within this
 
 
@@ -35,12 +40,14 @@ class Scores:
 
     kind: "logits", "probabilities" or "unary" with values (C, H, W) of a float dtype; or "labels" with values (H, W)
     int32, 0..C-1 or `UNSURE`. class_ids: (C,) int64, the id of each class. palette: the label image's colours, or None.
+    partial: whether the file names its classes, of which there may be others that it leaves out.
     """
 
     kind: str
     values: NDArray[np.floating] | NDArray[np.int32]
     class_ids: NDArray[np.int64]
     palette: tuple[int, ...] | None = None
+    partial: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,46 +64,58 @@ def read_scores(
     ignore_label: int | None = 255,
     image_size: tuple[int, int] | None = None,
     coding: LabelCoding = PLAIN,
+    cam_background: str | None = None,
 ) -> Scores:
     """Read scores or labels from ``path``.
 
     .npy/.npz: float (C, H, W), a batch of one allowed, or one channel, the foreground of two classes (its probability,
-    or its logit against 0); integer (H, W) are labels. Logits of -inf and energies of +inf, for classes that a pixel
+    or its logit against 0); integer (H, W) are labels; uint8 and uint16 (C, H, W) that add up to 255 or 65535 are
+    probabilities; a dictionary of class activation maps. Logits of -inf and energies of +inf, for classes that a pixel
     cannot have, become the largest float32. Other files are label images. kind: what float scores are
     ("logits", "probabilities", "unary"); None: from the .npz key's name, or from the numbers where they leave no doubt,
     else ValueError. key: which array of an .npz. num_labels: how many classes there are; None: the labels present, or
     the channels of the scores. ignore_label: the id that means "not known" in labels, or None. image_size: (H, W) of
-    the image they belong to, to recognise (H, W, C). coding: how the values of labels become class ids.
+    the image they belong to, to recognise (H, W, C). coding: how the values of labels become class ids. cam_background: the
+    background of class activation maps, see `deeplab_crf.data.cams.read_cams`.
     """
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         labels = read_labels(path, coding, lambda size: _check_label_size(str(path), size, image_size))
         return _from_labels(path, labels, num_labels, ignore_label)
-    array, name, class_ids = _load_array(path, key)
-    if array.dtype.kind in "iub" and kind is None and array.ndim == 2 and name not in _KEY_KINDS:
-        return _from_labels(path, LabelImage(coding.apply(array)), num_labels, ignore_label)
-    array = _channels_first(array, image_size)
+    with stored_arrays(path) as arrays:
+        name = "" if list(arrays) == [""] else _choose(path, [entry for entry in arrays if entry != "classes"], key)
+        stored = arrays[name]
+        if stored.dtype.hasobject and name == "":
+            return _from_cams(path, read_cams(path, stored, cam_background), num_labels, image_size)
+        if stored.dtype.kind in "iub" and kind is None and len(stored.shape) == 2 and name not in _KEY_KINDS:
+            _check_label_size(str(path), (stored.shape[0], stored.shape[1]), image_size)
+            return _from_labels(path, LabelImage(coding.apply(stored.read())), num_labels, ignore_label)
+        layout = _Layout.of(path, stored.shape, image_size, max(num_labels or 0, MOST_CLASSES))
+        array = layout.channels_first(stored.read())
+        ids = arrays.get("classes")
+        class_ids = ids.read() if ids is not None and ids.shape == (layout.channels,) else None
     scores = _from_array(path, array, kind or _KEY_KINDS.get(name))
     channels = scores.values.shape[0]
     if num_labels is not None and num_labels != channels:
         raise ValueError(f"{path}: num_labels is {num_labels}, but the scores have {channels} classes; leave it out")
     if class_ids is not None and class_ids.shape == (channels,):
-        return replace(scores, class_ids=class_ids.astype(np.int64))
+        return replace(scores, class_ids=_checked_ids(path, class_ids), partial=True)
     return scores
 
 
-def _load_array(path: Path, key: str | None) -> tuple[NDArray[np.generic], str, NDArray[np.generic] | None]:
-    """The array, the name it was stored under ("" for .npy), and the class ids beside it, if any."""
-    try:
-        with open(path, "rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                return stored, "", None
-            name = _choose(path, [entry for entry in stored.files if entry != "classes"], key)
-            return stored[name], name, stored["classes"] if "classes" in stored.files else None
-    except Exception as error:  # of damaged headers and damaged compressed data: nearly anything
-        text = str(error) or type(error).__name__
-        named = isinstance(error, ValueError) and str(path) in text
-        raise ValueError(text if named else f"{path}: cannot be read as a NumPy file ({text})") from error
+def _from_cams(path: Path, maps: ClassMaps, num_labels: int | None, image_size: Size | None) -> Scores:
+    """Class activation maps as scores of the classes that are present. They are probabilities but for their sum, which does not
+    matter to a CRF."""
+    _check_score_size(str(path), (maps.values.shape[1], maps.values.shape[2]), image_size)
+    if num_labels is not None and num_labels <= int(maps.class_ids[-1]):
+        raise ValueError(f"{path}: num_labels is {num_labels}, but the maps are of class {maps.class_ids[-1]} too")
+    return Scores("probabilities", maps.values, maps.class_ids, partial=True)
+
+
+def _checked_ids(path: Path, class_ids: NDArray[Any]) -> NDArray[np.int64]:
+    """The ids under "classes" of a .npz file. Raises ValueError unless they are different whole numbers, 0 or more."""
+    if class_ids.dtype.kind not in "iu" or len(np.unique(class_ids)) != len(class_ids) or int(class_ids.min()) < 0:
+        raise ValueError(f"{path}: classes must be different whole numbers, 0 or more; got {class_ids.tolist()[:5]}")
+    return class_ids.astype(np.int64)
 
 
 def _choose(path: Path, names: list[str], key: str | None) -> str:
@@ -110,21 +129,55 @@ def _choose(path: Path, names: list[str], key: str | None) -> str:
     raise ValueError(f"{path}: {wanted}; it has {', '.join(names) or 'none'}. Name one with --key")
 
 
-def _channels_first(array: NDArray[np.generic], image_size: tuple[int, int] | None) -> NDArray[np.generic]:
-    """(C, H, W), or (H, W) where there is one channel, from a batch of one and from (H, W, C)."""
-    if array.ndim == 4 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim == 3 and array.shape[:2] == image_size != array.shape[1:]:
-        array = np.moveaxis(array, -1, 0)
-    return array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+@dataclass(frozen=True)
+class _Layout:
+    """Where the axes of stored scores lie. channels: 1 where there is no axis of classes. batched: a batch of one is in front.
+    channels_last: classes come last."""
+
+    channels: int
+    batched: bool
+    channels_last: bool
+
+    @staticmethod
+    def of(path: Path, shape: tuple[int, ...], image: Size | None, most_classes: int) -> _Layout:
+        """Find the layout before the scores are read. Raises ValueError that names the file for shapes that are none, that may
+        be two, of more classes than there can be, or of more pixels than the image has."""
+        batched = len(shape) == 4 and shape[0] == 1
+        bare = shape[1:] if batched else shape
+        if len(bare) not in (2, 3) or 0 in bare:
+            raise ValueError(f"{path}: scores must have shape (C, H, W), or (H, W) for two classes; got {shape}")
+        if len(bare) == 2:
+            _check_score_size(str(path), (bare[0], bare[1]), image)
+            return _Layout(1, batched, channels_last=False)
+        if bare[:2] == bare[1:] == image and not batched:
+            raise ValueError(
+                f"{path}: shape {shape} may be (C, H, W) or (H, W, C). Save the scores as (1, C, H, W), which has one meaning"
+            )
+        last = bare[:2] == image != bare[1:]
+        channels, *size = (bare[2], *bare[:2]) if last else bare
+        if channels > most_classes:
+            raise ValueError(
+                f"{path}: scores have at most {most_classes} classes; got shape {shape}. They must be (C, H, W), or (H, W, C) at "
+                "the image's size"
+            )
+        _check_score_size(str(path), (size[0], size[1]), image)
+        return _Layout(channels, batched, last)
+
+    def channels_first(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(C, H, W), or (H, W) where there is one channel."""
+        bare = array[0] if self.batched else array
+        if bare.ndim == 2:
+            return bare
+        moved = np.moveaxis(bare, -1, 0) if self.channels_last else bare
+        return moved[0] if self.channels == 1 else moved
 
 
 def _from_array(path: Path, array: NDArray[np.generic], kind: str | None) -> Scores:
     """Checked float scores (C, H, W)."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    if array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"{path}: scores must have shape (C, H, W), or (H, W) for two classes; got {array.shape}")
+    if array.dtype.kind in "ui" and kind in (None, "probabilities"):
+        array = _from_bytes(array)
     if array.dtype.kind not in "fiub" or (array.dtype.kind != "f" and kind is None):
         raise ValueError(
             f"{path}: scores must be floating point; got {array.dtype}. Say what they are with --scores-are, "
@@ -152,6 +205,24 @@ def _not_finite(path: Path, values: NDArray[np.floating], index: tuple[int, ...]
         f"{path}: scores must be finite; got {values[index]} at {index} of shape {values.shape}. Logits of -inf and energies "
         "of inf are taken where the pixel has a finite one"
     )
+
+
+def _from_bytes(array: NDArray[Any]) -> NDArray[Any]:
+    """Probabilities in 0..1 from unsigned integers that are probabilities in 0..255 or 0..65535; others as they are.
+
+    Several classes must add up to 255 (65535) everywhere but for rounding, which is taken out. One channel that goes beyond 1 is
+    divided by 255 (65535).
+    """
+    if array.dtype not in (np.uint8, np.uint16):
+        return array
+    whole = np.float32(np.iinfo(array.dtype).max)
+    if array.ndim == 2:
+        return array / whole if int(array.max()) > 1 else array
+    sums = array.sum(axis=0, dtype=np.float32)
+    if float(np.abs(sums - whole).max()) > len(array) / 2 + 0.5:
+        return array
+    scaled: NDArray[np.float32] = array / sums
+    return scaled
 
 
 def _guess_kind(path: Path, values: NDArray[np.floating]) -> str:
@@ -209,6 +280,11 @@ def _from_labels(path: Path, labels: LabelImage, num_labels: int | None, ignore_
             f"{path}: besides the ignore label {ignore_label} (not known), labels hold only {present.tolist()}. "
             f"If {ignore_label} is a class, give --ignore-label none; else give the number of classes with --num-labels"
         )
+    if num_labels is None and ignore_label is not None and len(present) and present[-1] == LARGEST_ID:
+        raise ValueError(
+            f"{path}: labels hold {LARGEST_ID}, which usually means not known in 16-bit label images: give --ignore-label "
+            f"{LARGEST_ID} or --map-labels {LARGEST_ID}=255. If it is a class, give --ignore-label none"
+        )
     classes = present if num_labels is None else np.arange(num_labels, dtype=np.int64)
     if len(present) and (present[0] < 0 or present[-1] > classes[-1]):
         wrong = int(present[0] if present[0] < 0 else present[-1])
@@ -224,11 +300,9 @@ def _from_labels(path: Path, labels: LabelImage, num_labels: int | None, ignore_
 
 def fits_image(scores: Scores, height: int, width: int) -> bool:
     """Whether the scores are of the image's size, or coarser ones that `fit_to_image` upsamples to it."""
-    rows, columns = scores.size
     if scores.kind == "labels":
-        return (rows, columns) == (height, width)
-    in_proportion = abs(rows * width - columns * height) <= max(height, width)
-    return rows <= height and columns <= width and (in_proportion or rows == columns)
+        return scores.size == (height, width)
+    return _is_grid_of(scores.size, (height, width))
 
 
 def fit_to_image(
@@ -242,14 +316,9 @@ def fit_to_image(
     """
     if scores.size == (height, width):
         return scores
-    rows, columns = scores.size
     if scores.kind == "labels":
         _check_label_size(name, scores.size, (height, width))
-    if not fits_image(scores, height, width):
-        raise ValueError(
-            f"{name}: scores are {rows} x {columns} (rows x columns), the image is {height} x {width}: "
-            "they must be of the same size, or coarser in the same proportion"
-        )
+    _check_score_size(name, scores.size, (height, width))
     return replace(scores, values=upsample_bilinear(scores.values, height, width, align_corners=align_corners))
 
 
@@ -259,6 +328,25 @@ def _check_label_size(name: str, labels: Size, image: Size | None) -> None:
         raise ValueError(
             f"{name}: labels are {labels[0]} x {labels[1]} (rows x columns), the image is {image[0]} x {image[1]}: must agree. "
             "Resize labels with nearest neighbour, or give the network's scores, which are upsampled"
+        )
+
+
+def _is_grid_of(scores: Size, image: Size) -> bool:
+    """Whether a grid of scores has the image's size, or is a coarser one in proportion or a square."""
+    (rows, columns), (height, width) = scores, image
+    in_proportion = abs(rows * width - columns * height) <= max(height, width)
+    return rows <= height and columns <= width and (in_proportion or rows == columns)
+
+
+def _check_score_size(name: str, scores: Size, image: Size | None) -> None:
+    """Raises ValueError where the grid of scores is not that of the image, nor a coarser one; see `fit_to_image`."""
+    if image is None:
+        return
+    (rows, columns), (height, width) = scores, image
+    if not _is_grid_of(scores, image):
+        raise ValueError(
+            f"{name}: scores are {rows} x {columns} (rows x columns), the image is {height} x {width}: "
+            "they must be of the same size, or coarser in the same proportion"
         )
 
 

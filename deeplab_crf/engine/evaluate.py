@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deeplab_crf.core.scores import label_costs
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.data.datasets import Example, SegmentationFolder
-from deeplab_crf.data.files import ARRAY_SUFFIXES, files_by_stem, matching_name
+from deeplab_crf.data.files import ARRAY_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
 from deeplab_crf.data.scores import KINDS, fit_to_image, read_scores
 from deeplab_crf.engine.distributed import World
 from deeplab_crf.engine.saved_scores import read_saved_scores, write_saved_scores
@@ -68,11 +69,14 @@ class NetworkScores:
 
 @dataclass(frozen=True)
 class ScoreReading:
-    """How to read scores that others saved: see `read_scores` and `fit_to_image`."""
+    """How to read scores that others saved: see `read_scores` and `fit_to_image`. confidence: how probable each label of predicted
+    label maps is."""
 
     kind: str | None = None
     key: str | None = None
     align_corners: bool = False
+    cam_background: str | None = None
+    confidence: float = 0.7
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:
@@ -81,7 +85,8 @@ class ScoreReading:
 
 class FileScores:
     """Scores from a folder, one .npz or .npy for each image of the data set, with its stem: those that `NetworkScores` saved, and
-    those of others, see `ScoreReading`. Raises ValueError that names the images without scores."""
+    those of others, see `ScoreReading`. A folder without arrays holds predicted label maps instead, read as the data set's labels.
+    Raises ValueError that names the images without scores."""
 
     def __init__(
         self,
@@ -93,11 +98,17 @@ class FileScores:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
         self.num_classes, self.reading, self.device = len(dataset.classes), reading or ScoreReading(), device
-        found = files_by_stem(folder, ARRAY_SUFFIXES)
+        self.coding = dataset.coding
+        found = files_by_stem(folder, ARRAY_SUFFIXES) or files_by_stem(folder, LABEL_SUFFIXES)
         missing = [item.name for item in dataset.items if matching_name(item.name) not in found]
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(f"{folder}: no scores (.npz or .npy) of {len(missing)} of {len(dataset)} images: {shown}")
+            kinds = (
+                "label maps"
+                if found and next(iter(found.values())).suffix in LABEL_SUFFIXES
+                else "scores (.npz or .npy)"
+            )
+            raise ValueError(f"{folder}: no {kinds} of {len(missing)} of {len(dataset)} images: {shown}")
         self.paths = {item.name: found[matching_name(item.name)] for item in dataset.items}
 
     def logits(self, example: Example) -> Tensor:
@@ -111,19 +122,58 @@ class FileScores:
 
     def _others_logits(self, path: Path, size: tuple[int, int]) -> NDArray[np.float32]:
         reading = self.reading
-        scores = read_scores(path, kind=reading.kind, key=reading.key, image_size=size)
+        scores = read_scores(
+            path,
+            kind=reading.kind,
+            key=reading.key,
+            ignore_label=None,
+            image_size=size,
+            coding=self.coding,
+            cam_background=reading.cam_background,
+        )
+        ids = scores.class_ids
         if scores.kind == "labels":
-            raise ValueError(f"{path}: holds labels; scores of each class are needed, floats of shape (C, H, W)")
-        self._check_classes(path, len(scores.values))
-        fitted = fit_to_image(scores, *size, align_corners=reading.align_corners, name=str(path))
-        values = np.ascontiguousarray(fitted.values, dtype=np.float32)
-        if scores.kind == "probabilities":
-            np.log(values.clip(SMALLEST_PROBABILITY, 1), out=values)
-        return -values if scores.kind == "unary" else values
+            if path.suffix.lower() in ARRAY_SUFFIXES:
+                raise ValueError(f"{path}: holds labels; scores of each class are needed, floats of shape (C, H, W)")
+            if int(ids[-1]) >= self.num_classes:
+                raise ValueError(
+                    f"{path}: a predicted label map must have a class, 0..{self.num_classes - 1}, at every pixel; got {ids[-1]}"
+                )
+            present = _label_logits(scores.values, len(ids), reading.confidence)
+        else:
+            if not scores.partial:
+                self._check_classes(path, len(ids))
+            fitted = fit_to_image(scores, *size, align_corners=reading.align_corners, name=str(path))
+            present = np.ascontiguousarray(fitted.values, dtype=np.float32)
+            if scores.kind == "probabilities":
+                np.log(present.clip(SMALLEST_PROBABILITY, 1), out=present)
+            elif scores.kind == "unary":
+                present = -present
+        return self._of_all_classes(path, present, ids)
+
+    def _of_all_classes(self, path: Path, values: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The logits of the data set's classes: those without scores can be nowhere."""
+        if np.array_equal(ids, np.arange(self.num_classes)):
+            return values
+        if int(ids.max()) >= self.num_classes:
+            raise ValueError(
+                f"{path}: scores must be of the data set's {self.num_classes} classes; got class {ids.max()}"
+            )
+        logits = np.full((self.num_classes, *values.shape[1:]), -np.inf, np.float32)
+        logits[ids] = values
+        return logits
 
     def _check_classes(self, path: Path, count: int) -> None:
         if count != self.num_classes:
             raise ValueError(f"{path}: scores must have the data set's {self.num_classes} classes; got {count}")
+
+
+def _label_logits(labels: NDArray[Any], count: int, confidence: float) -> NDArray[np.float32]:
+    """Logits ``(count, H, W)`` of labels ``(H, W)``; the classes that are not there do not compete, as in ``refine``."""
+    own, others, _ = label_costs(count, confidence)
+    logits = np.full((count, *labels.shape), -others, np.float32)
+    np.put_along_axis(logits, labels[None].astype(np.int64), np.float32(-own), axis=0)
+    return logits
 
 
 @dataclass(frozen=True, eq=False)

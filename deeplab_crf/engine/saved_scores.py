@@ -22,9 +22,12 @@ from torch import Tensor
 
 from deeplab_crf.core.energies import LARGEST_ENERGY, capped_scores
 from deeplab_crf.data.files import atomic_write
+from deeplab_crf.data.numpy_files import stored_arrays
+from deeplab_crf.data.scores import MOST_CLASSES
 from deeplab_crf.models.interp import image_scores
 
 _KEYS = ("scores", "size")
+MOST_PIXELS = 2**27  # of the grid of a file's scores: no picture that Pillow decodes has more at stride 1
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -75,32 +78,35 @@ def write_saved_scores(
 
 
 def read_saved_scores(path: Path) -> SavedScores | None:
-    """What `write_saved_scores` wrote; None for a file of another kind. Raises ValueError that names a damaged file."""
+    """What `write_saved_scores` wrote; None for a file of another kind. Raises ValueError that names a damaged file, before memory
+    is taken for more than `MOST_PIXELS` pixels."""
     if path.suffix.lower() != ".npz":
         return None
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            if any(key not in stored.files for key in _KEYS):
-                return None
-            values, size = stored["scores"], stored["size"]
-            seen = stored["seen"] if "seen" in stored.files else size
-    except Exception as error:  # of damaged headers and damaged compressed data: nearly anything
-        raise ValueError(f"{path}: cannot be read as a NumPy file ({str(error) or type(error).__name__})") from error
-    if (
-        values.ndim != 3
-        or values.size == 0
-        or values.dtype.kind != "f"
-        or any(each.shape != (2,) or each.dtype.kind != "i" for each in (size, seen))
-    ):
-        raise ValueError(
-            f"{path}: scores must be floats of shape (C, h, w), size and seen two whole numbers; got {values.dtype} of shape "
-            f"{values.shape} and {size.dtype} of shape {size.shape}, {seen.dtype} of shape {seen.shape}"
-        )
-    rows, columns = int(size[0]), int(size[1])
-    if rows < values.shape[1] or columns < values.shape[2]:
-        raise ValueError(
-            f"{path}: size must be no less than that of the scores, {values.shape[1:]}; got {(rows, columns)}"
-        )
+    with stored_arrays(path) as stored:
+        if any(key not in stored for key in _KEYS):
+            return None
+        scores, pairs = stored["scores"], [stored[key] for key in ("size", "seen") if key in stored]
+        if (
+            len(scores.shape) != 3
+            or 0 in scores.shape
+            or scores.dtype.kind != "f"
+            or any(each.shape != (2,) or each.dtype.kind != "i" for each in pairs)
+        ):
+            found = ", ".join(f"{each.dtype} of shape {each.shape}" for each in pairs)
+            raise ValueError(
+                f"{path}: scores must be floats of shape (C, h, w), size and seen two whole numbers; got {scores.dtype} of shape "
+                f"{scores.shape} and {found}"
+            )
+        (rows, columns), *seen = ([int(value) for value in each.read()] for each in pairs)
+        if rows < scores.shape[1] or columns < scores.shape[2]:
+            raise ValueError(
+                f"{path}: size must be no less than that of the scores, {scores.shape[1:]}; got {(rows, columns)}"
+            )
+        if scores.shape[1] * scores.shape[2] > MOST_PIXELS or scores.shape[0] > MOST_CLASSES:
+            raise ValueError(
+                f"{path}: scores have at most {MOST_CLASSES} classes and {MOST_PIXELS} pixels; got shape {scores.shape}"
+            )
+        values = scores.read()
     if capped_scores(values, negated=True)[1] is not None:
         raise ValueError(f"{path}: scores must be finite, or -inf where the pixel has a finite one; got NaN or inf")
-    return SavedScores(values, (rows, columns), None if seen is size else (int(seen[0]), int(seen[1])))
+    return SavedScores(values, (rows, columns), (seen[0][0], seen[0][1]) if seen else None)

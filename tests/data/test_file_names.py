@@ -32,7 +32,7 @@ def _two_forms(tmp_path: Path) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 @pytest.mark.parametrize(("image", "labels"), FORMS)
