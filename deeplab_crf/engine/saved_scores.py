@@ -11,6 +11,7 @@ NAME.npz holds
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from torch import Tensor
 from deeplab_crf.core.energies import LARGEST_ENERGY, capped_scores
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.data.numpy_files import stored_arrays
-from deeplab_crf.data.scores import MOST_CLASSES
 from deeplab_crf.models.interp import image_scores
 
 _KEYS = ("scores", "size")
-MOST_PIXELS = 2**27  # of the grid of a file's scores: no picture that Pillow decodes has more at stride 1
+LARGEST_SIDE = 2**15  # of a padded picture, in pixels
+LARGEST_FILE = 2**31  # bytes of the scores in a file
+LARGEST_PADDING = 2**24  # pixels of a padded picture; more only up to 16 times those of the photograph
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -59,6 +61,11 @@ class SavedScores:
                 f"{path}: scores are of a picture of {self.size[0]} x {self.size[1]} (rows x columns), padding included, of which "
                 f"{seen[0]} x {seen[1]} are the photograph; the image has {image_size[0]} x {image_size[1]}. Another image's?"
             )
+        if seen == image_size and math.prod(self.size) > max(LARGEST_PADDING, 16 * math.prod(image_size)):
+            raise ValueError(
+                f"{path}: scores are of a picture of {self.size[0]} x {self.size[1]}, of which the image, {image_size[0]} x "
+                f"{image_size[1]}, is too small a part"
+            )
         return seen
 
 
@@ -79,7 +86,7 @@ def write_saved_scores(
 
 def read_saved_scores(path: Path) -> SavedScores | None:
     """What `write_saved_scores` wrote; None for a file of another kind. Raises ValueError that names a damaged file, before memory
-    is taken for more than `MOST_PIXELS` pixels."""
+    is taken for more than `LARGEST_FILE` bytes."""
     if path.suffix.lower() != ".npz":
         return None
     with stored_arrays(path) as stored:
@@ -102,9 +109,10 @@ def read_saved_scores(path: Path) -> SavedScores | None:
             raise ValueError(
                 f"{path}: size must be no less than that of the scores, {scores.shape[1:]}; got {(rows, columns)}"
             )
-        if scores.shape[1] * scores.shape[2] > MOST_PIXELS or scores.shape[0] > MOST_CLASSES:
+        if max(rows, columns) > LARGEST_SIDE or math.prod(scores.shape) * scores.dtype.itemsize > LARGEST_FILE:
             raise ValueError(
-                f"{path}: scores have at most {MOST_CLASSES} classes and {MOST_PIXELS} pixels; got shape {scores.shape}"
+                f"{path}: scores must take at most {LARGEST_FILE} bytes, of pictures of at most {LARGEST_SIDE} pixels a side; got "
+                f"{scores.dtype} of shape {scores.shape} of {rows} x {columns} pixels"
             )
         values = scores.read()
     if capped_scores(values, negated=True)[1] is not None:

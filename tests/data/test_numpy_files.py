@@ -81,17 +81,37 @@ def test_saved_scores_of_many_pixels_are_refused_before_they_are_read(tmp_path: 
     from deeplab_crf.engine.saved_scores import read_saved_scores
 
     path = tmp_path / "a.npz"
-    for shape, size in (((3, 20000, 20000), (20000, 20000)), ((5000, 4, 4), (25, 25))):
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            stream = io.BytesIO()
-            np.save(stream, np.array(size))
-            archive.writestr("size.npy", stream.getvalue())
-            with archive.open("scores.npy", "w", force_zip64=True) as member:
-                member.write(header(shape, "<f2"))
-                for _ in range(shape[0]):
-                    member.write(bytes(min(2 * shape[1] * shape[2], 2**20)))
-        with pytest.raises(ValueError, match=r"a\.npz: (scores have at most|.*it ends before)"):
+    stream = io.BytesIO()
+    np.save(stream, np.array((20000, 20000)))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("size.npy", stream.getvalue())
+        with archive.open("scores.npy", "w") as member:
+            member.write(header((3, 20000, 20000), "<f2"))
+    with pytest.raises(ValueError, match=r"a\.npz: .*it ends before"):
+        read_saved_scores(path)
+    for size in ((10**6, 10**6), (2**15 + 1, 20)):
+        np.savez(path, scores=np.zeros((3, 6, 7), np.float16), size=size)
+        with pytest.raises(ValueError, match=rf"a\.npz: .*32768 pixels a side; got .* of {size[0]} x"):
             read_saved_scores(path)
+    np.savez(path, scores=np.zeros((3, 6, 7), np.float16), size=(9000, 9000))
+    saved = read_saved_scores(path)
+    assert saved is not None
+    with pytest.raises(
+        ValueError, match=r"a\.npz: scores are of a picture of 9000 x 9000, .* 24 x 32, is too small a part"
+    ):
+        saved.logits(SIZE, path)
+
+
+def test_saved_scores_of_more_bytes_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="saved scores need torch")
+    from deeplab_crf.engine import saved_scores
+
+    monkeypatch.setattr(saved_scores, "LARGEST_FILE", 1000)
+    np.savez(tmp_path / "a.npz", scores=np.zeros((3, 20, 20), np.float16), size=(20, 20))
+    with pytest.raises(
+        ValueError, match=r"a\.npz: scores must take at most 1000 bytes.* got float16 of shape \(3, 20, 20\)"
+    ):
+        saved_scores.read_saved_scores(tmp_path / "a.npz")
 
 
 def test_what_is_stored_is_known_before_it_is_read(tmp_path: Path) -> None:
