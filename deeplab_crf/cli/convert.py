@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from deeplab_crf.models.usage import CONVENTIONS
 from deeplab_crf.models.variants import VARIANTS
 from deeplab_crf.presets import PRESETS
 
@@ -33,8 +34,22 @@ from deeplab_crf.presets import PRESETS
     metavar="NAME",
     help="The CRF that OUT's network is to have where none is asked for.",
 )
+@click.option(
+    "--input-convention",
+    type=click.Choice(CONVENTIONS),
+    metavar="NAME",
+    help="What IN's first layer was trained on, where IN does not tell: bgr-255 (Caffe: BGR in 0..255 minus the mean), "
+    "rgb-255 (the same in RGB) or rgb-1 (torchvision: RGB in 0..1, normalised).",
+)
+@click.option(
+    "--backbone-only",
+    is_flag=True,
+    help="Keep the backbone of --model alone, for `train` to start from: IN need not have a classifier that fits.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is there.")  # fmt: skip
-def convert(source: Path, out: Path, overwrite: bool, half: bool, crf: str | None, **options: Any) -> None:
+def convert(
+    source: Path, out: Path, overwrite: bool, half: bool, crf: str | None, backbone_only: bool, **options: Any
+) -> None:
     """Convert the weights IN, a .caffemodel or .pth of any known origin, to OUT.safetensors.
 
     OUT says which network and how many classes it is for, loads without running any code, and is what `segment` takes without
@@ -44,11 +59,20 @@ def convert(source: Path, out: Path, overwrite: bool, half: bool, crf: str | Non
         raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="OUT")
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="OUT")
-    from deeplab_crf.models import load_model, save_weights  # loads torch, which takes seconds: not for --help
+    if backbone_only and options["model"] is None:
+        raise click.BadParameter("it needs --model, the network whose backbone is meant", param_hint="--backbone-only")
+    # Loads torch, which takes seconds: not for --help.
+    from deeplab_crf.models import build_model, load_model, load_weights, save_weights
 
-    network, report = load_model(source, options["model"], multi_scale=options["multi_scale"])
+    if backbone_only:
+        network = build_model(options["model"], multi_scale=options["multi_scale"])
+        report = load_weights(network, source, classifier=False, input_convention=options["input_convention"])
+    else:
+        name = options.pop("model")
+        network, report = load_model(source, name, **options)
     if crf is not None:
         network.usage = replace(network.usage, crf=crf)
-    save_weights(network, out, half=half)
+    save_weights(network, out, half=half, classifier=not backbone_only)
     click.echo(str(report))
-    click.echo(f"wrote {out}: {network.variant.name}, {network.num_classes} classes")
+    what = "its backbone" if backbone_only else f"{network.num_classes} classes"
+    click.echo(f"wrote {out}: {network.variant.name}, {what}")

@@ -77,7 +77,8 @@ def make_pipeline(
     network, report = load_model(
         weights, options.get("model"), num_classes=num_classes, multi_scale=options.get("multi_scale")
     )
-    where = "the package" if weights is None else f"{weights} ({report.format} names)"
+    said = ", ".join(filter(None, (f"{report.format} names", report.taken)))
+    where = "the package" if weights is None else f"{weights} ({said})"
     click.echo(f"{network.variant.name}, {network.num_classes} classes, from {where}", err=True)
     pipeline = SegmentationPipeline(
         network,

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from deeplab_crf.presets import PRESETS
 
 KEY = "usage"  # in the metadata of a weights file
+# What the first convolution of a weights file may have been trained on; the first is ours.
+CONVENTIONS = ("bgr-255", "rgb-255", "rgb-1")
 LONGEST_SIDE = 1 << 14  # pixels: a file may not ask for images that fill the memory
 
 

@@ -21,7 +21,14 @@ from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.images import voc_palette  # noqa: E402
 from deeplab_crf.data.results import RECORDS  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, Usage, load_model, save_weights  # noqa: E402
+from deeplab_crf.models import (  # noqa: E402
+    SegmentationPipeline,
+    Usage,
+    build_model,
+    load_model,
+    load_weights,
+    save_weights,
+)
 from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
@@ -302,6 +309,26 @@ def test_convert_packs_for_use(tmp_path: Path) -> None:
     assert packed.usage == Usage(("sky", "road", "car"), 48, "crfasrnn")
     weight = model.backbone.layer4[0].conv2.weight.detach()
     assert torch.equal(packed.backbone.layer4[0].conv2.weight, weight.half().float())
+
+
+def test_convert_makes_a_backbone_to_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "vgg16.pth", tmp_path / "out.safetensors"
+    backbone = build_model("v1-narrow-largefov").backbone.state_dict()
+    torch.save(backbone, source)
+    start = ["convert", str(source), str(out), "--backbone-only"]
+    assert main(start) == 2
+    assert "it needs --model" in capsys.readouterr().err
+    start += ["--model", "v1-narrow-largefov"]
+    assert main(start) == 1
+    assert "--input-convention" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*start, "--input-convention", "bgr-255"]) == 0
+    said = capsys.readouterr().out
+    assert "input: BGR in 0..255 minus the mean (bgr-255), as asked for" in said
+    assert "v1-narrow-largefov, its backbone" in said
+    network = build_model("v1-narrow-largefov")
+    load_weights(network, out)
+    torch.testing.assert_close(network.backbone.state_dict(), backbone, rtol=0, atol=0)
 
 
 def test_convert_asks_where_several_networks_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

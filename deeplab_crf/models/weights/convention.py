@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deeplab_crf.data.images import BGR_MEAN
+from deeplab_crf.models.usage import CONVENTIONS
 from deeplab_crf.models.vgg import STAGES
 
-CONVENTIONS = ("bgr-255", "rgb-255", "rgb-1")
 WORDS = {
     "bgr-255": "BGR in 0..255 minus the mean",
     "rgb-255": "RGB in 0..255 minus the mean",

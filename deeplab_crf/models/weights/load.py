@@ -102,7 +102,8 @@ def load_model(
     classes = _classes_in(translation)
     if classes is None:
         raise ValueError(
-            f"{path} has no classifier ({translation.format} names): load it into a model with load_weights, and train that"
+            f"{path} has no classifier ({translation.format} names) of DeepLab's: load it into a model with load_weights, and "
+            "train that (deeplab-crf convert --backbone-only --model NAME makes a file to start from)"
         )
     stored = raw.metadata if raw.metadata.get("format") == FORMAT else {}
     if name is None:

@@ -111,7 +111,7 @@ def _settle_input(
     else:
         raise ValueError(
             f"what its first convolution was trained on cannot be told, neither by its names ({result.format}) nor by its numbers: "
-            f"say it with input_convention (--input-convention), one of "
+            f"say it with input_convention (deeplab-crf convert --input-convention), one of "
             f"{', '.join(f'{name!r} ({words})' for name, words in WORDS.items())}. torchvision's own weights are 'rgb-1', those "
             "that come from Caffe 'bgr-255'"
         )
