@@ -132,6 +132,7 @@ def test_every_option_reaches_the_pipeline(root: Path, weights: Path, monkeypatc
         "min_probability": 0.25,
         "longer_side": 20,
         "pad_to": 9,
+        "image_range": (0, 255),  # files are read so
         "scales": (1.0, 0.75, 0.5),
     }
 
