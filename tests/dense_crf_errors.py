@@ -87,6 +87,50 @@ DENSE_CRF: dict[str, Case] = {
         lambda crf: crf(labels=changed(HARD, 2e9, (2, 3)).astype(np.int64)),
         "num_labels must be given.*2000000000",
     ),
+    "a mask of 0 and 255": (
+        lambda crf: crf(labels=np.where(HARD > 1, 255, 0).astype(np.uint8)),
+        r"labels must hold 2 labels or more.*got 0 alone beside ignore_label = 255\. If 255 is a class of a mask.*labels == 255",
+    ),
+    "labels all 0": (lambda crf: crf(labels=0 * HARD), "labels must hold 2 labels or more, or num_labels.*got 0 alone"),
+    "colours as labels": (lambda crf: crf(labels=IMAGE), r"labels must have shape \(H, W\); got \(6, 10, 3\).*colours"),
+    "colours with alpha as labels": (
+        lambda crf: crf(labels=np.dstack([IMAGE, IMAGE[..., :1]])),
+        r"labels must have shape \(H, W\); got \(6, 10, 4\).*colours",
+    ),
+    "colours as labels without an image": (
+        lambda crf: crf(None, labels=IMAGE, kernels=(Gaussian(),)),
+        r"labels must have shape \(H, W\); got \(6, 10, 3\).*colours",
+    ),
+    "labels with a channel": (
+        lambda crf: crf(labels=HARD[..., None]),
+        r"labels must have.*\(6, 10, 1\).*labels\[..., 0\]",
+    ),
+    "probabilities of one label": (
+        lambda crf: crf(probabilities=PROBABILITIES[:1]),
+        r"probabilities must have 2 labels or more; got 1\. .*np\.stack\(\[1 - p, p\]\)",
+    ),
+    "logits of one label": (lambda crf: crf(logits=SCORES[:1]), r"logits must have 2 labels.*got 1.*np\.zeros_like"),
+    "energies of one label": (
+        lambda crf: crf(unary=SCORES[:1]),
+        r"unary must have 2 labels or more; got 1.*background",
+    ),
+    "num_labels of one": (lambda crf: crf(labels=0 * HARD, num_labels=1), "num_labels must be 2 or more; got 1"),
+    "a volume": (
+        lambda crf: crf(np.zeros((5, 6, 10)), unary=np.zeros((LABELS, 5, 6, 10))),
+        r"image must hold a batch of 4.*got shape \(5, 6, 10\)\. For volumes.*spatial_dims=3",
+    ),
+    "a volume of a batch": (
+        lambda crf: crf(unary=np.zeros((1, LABELS, 5, 6, 10))),
+        "unary must.*volumes.*spatial_dims=3",
+    ),
+    "confidence of chance": (
+        lambda crf: crf(labels=HARD, confidence=0.25),
+        r"confidence must be between 1 / 4 \(the number of labels\) and 1, both excluded; got 0\.25",
+    ),
+    "confidence below chance": (
+        lambda crf: crf(labels=HARD, num_labels=2 + HARD.max(), confidence=0.1),
+        r"confidence must be between 1 / 5.*got 0\.1",
+    ),
     "confidence zero": (lambda crf: crf(labels=HARD, confidence=0.0), "confidence.*0"),
     "confidence above one": (lambda crf: crf(labels=HARD, confidence=1.5), "confidence.*1.5"),
     "num_labels zero": (lambda crf: crf(labels=HARD, num_labels=0), "num_labels.*0"),

@@ -19,6 +19,7 @@ from deeplab_crf.core.scores import (
     check_batch,
     check_label_kind,
     check_scores_shape,
+    check_several_labels,
     energies,
     exactly_one,
     num_labels_of,
@@ -115,6 +116,7 @@ class ImageCRF:
         source = exactly_one(scores)
         array = as_real_array(scores[source], source)  # type: ignore[arg-type]  # is not None
         count = self.mean_field.num_labels
+        check_several_labels("num_labels", count)
         expected = (self.height, self.width) if source == "labels" else (count, self.height, self.width)
         if array.shape != expected:
             raise ValueError(f"{source} must have shape {expected}; got {array.shape}")
@@ -215,7 +217,8 @@ def refine_arrays(image: ArrayLike | None, scores: Mapping[str, ArrayLike | None
     """`dense_crf` on the CPU."""
     source = exactly_one(scores)
     array = as_real_array(scores[source], source)  # type: ignore[arg-type]  # is not None
-    batched = check_scores_shape(source, array.shape)
+    images = None if image is None else as_real_array(image, "image")
+    batched = check_scores_shape(source, array.shape, None if images is None else images.shape)
     if source == "labels":
         check_label_kind(array.dtype.kind in "biu", array.dtype)
     count = num_labels_of(source, array, what.labels)
@@ -241,12 +244,10 @@ def refine_arrays(image: ArrayLike | None, scores: Mapping[str, ArrayLike | None
         )
 
     if not batched:
-        return refine(image, array, what.image_range)
-    if image is None:
+        return refine(images, array, what.image_range)
+    if images is None:
         return np.stack([refine(None, one, None) for one in array])
-    images = as_real_array(image, "image")
-    check_batch(source, len(array), len(images))
-    image_range = range_of_array(
-        images, what.image_range, what.model.kernels
-    )  # one for all: dark images are no exception
+    check_batch(source, array.shape, images.shape)
+    # One for all: a dark image does not tell its range.
+    image_range = range_of_array(images, what.image_range, what.model.kernels)
     return np.stack([refine(one_image, one, image_range) for one_image, one in zip(images, array, strict=True)])

@@ -5,6 +5,7 @@ The rules are those of `dense_crf` on every device: what is annotated Any takes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,16 @@ VOID_HINT = (
 
 # The table of `label_table` has the square of the labels; beyond this many, energies are written pixel by pixel, which is slower.
 LARGEST_TABLE = 1024
+
+VOLUMES = ". For volumes use the torch layer, DenseCRF(spatial_dims=3), or MeanField with features of your own"
+
+# How scores of a foreground alone become those of two labels.
+_TWO_LABELS = {
+    "probabilities": "Of a foreground's probability p make np.stack([1 - p, p])",
+    "logits": "Of a foreground's logit z, before a sigmoid, make np.stack([np.zeros_like(z), z])",
+    "unary": "Give the background's energies, too",
+    "num_labels": "It counts the background, too",
+}
 
 SOURCES = ("logits", "probabilities", "unary", "labels")
 
@@ -61,21 +72,47 @@ def exactly_one(scores: Mapping[str, Any]) -> str:
     return given[0]
 
 
-def check_scores_shape(source: str, shape: Sequence[int]) -> bool:
-    """Whether scores of this shape have a batch dimension. Raises ValueError where they fit neither way."""
+def check_scores_shape(source: str, shape: Sequence[int], image: Sequence[int] | None) -> bool:
+    """Whether scores of this shape have a batch dimension. image: the image's shape, or None.
+
+    Raises ValueError where they fit neither way, and where labels have channels, which would be taken for a batch.
+    """
     single = 2 if source == "labels" else 3
     if len(shape) not in (single, single + 1) or 0 in shape:
         wanted = "(H, W)" if source == "labels" else "(labels, H, W)"
+        volume = VOLUMES if len(shape) == single + 2 else ""
         raise ValueError(
-            f"{source} must have shape {wanted}, or that behind a batch dimension, and must not be empty; got shape {tuple(shape)}"
+            f"{source} must have shape {wanted}, or that behind a batch dimension, and must not be empty; got shape "
+            f"{tuple(shape)}{volume}"
         )
+    if source == "labels" and len(shape) == 3 and _has_channels(shape, image):
+        hint = (
+            "labels[..., 0]" if shape[2] == 1 else "a table of colours: deeplab_crf.data.label_files.read_labels does"
+        )
+        raise ValueError(f"labels must have shape (H, W); got {tuple(shape)}. Make class ids of it by {hint}")
     return len(shape) > single
 
 
-def check_batch(source: str, count: int, images: int) -> None:
-    """Raises ValueError unless there are as many images as the ``count`` of ``source``."""
-    if images != count:
-        raise ValueError(f"image must hold a batch of {count} images as {source} does; got {images}")
+def _has_channels(labels: Sequence[int], image: Sequence[int] | None) -> bool:
+    """Whether labels of three axes are one map with channels, instead of a batch of maps a few pixels wide."""
+    one_image = image is None or (len(image) < 4 and tuple(image[:2]) == tuple(labels[:2]))
+    return labels[2] in (1, 3, 4) and min(labels[:2]) > 4 and one_image
+
+
+def check_batch(source: str, scores: Sequence[int], images: Sequence[int]) -> None:
+    """Raises ValueError unless there are as many images as scores. scores, images: their shapes."""
+    if not images or images[0] != scores[0]:
+        volume = VOLUMES if tuple(images[:3]) == tuple(scores[1:]) else ""
+        raise ValueError(
+            f"image must hold a batch of {scores[0]} images as {source} does; got shape {tuple(images)}{volume}"
+        )
+
+
+def check_several_labels(source: str, count: int) -> None:
+    """Raises ValueError for a single label, which would have probability 1 everywhere."""
+    if count < 2:
+        wanted = "be 2 or more" if source == "num_labels" else "have 2 labels or more"
+        raise ValueError(f"{source} must {wanted}; got {count}. {_TWO_LABELS[source]}")
 
 
 def check_label_kind(whole: bool, dtype: object) -> None:
@@ -88,10 +125,12 @@ def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
     """The number of labels L that the scores speak of, ``(..., L, H, W)``, or whole numbers for labels."""
     wish = options.num_labels
     if source != "labels":
+        check_several_labels(source, int(scores.shape[-3]))
         if wish is not None and wish != scores.shape[-3]:
             raise ValueError(f"num_labels must be the {scores.shape[-3]} labels of {source}, or None; got {wish}")
         return int(scores.shape[-3])
     if wish is not None:
+        check_several_labels("num_labels", wish)
         return wish
     known = scores.reshape(-1) if options.ignore_label is None else scores[scores != options.ignore_label]
     if len(known) == 0:
@@ -105,6 +144,15 @@ def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
         raise ValueError(
             f"num_labels must be given where labels go beyond {MOST_GUESSED_LABELS - 1}; got a label of {high}, which would mean "
             f"{high + 1} labels. {VOID_HINT if high == 65535 else 'Set ignore_label if it stands for pixels without a label'}"
+        )
+    if high == 0:
+        ignored = len(known) < math.prod(scores.shape)
+        remedy = (
+            f"If {options.ignore_label} is a class of a mask, give labels == {options.ignore_label}; else num_labels"
+        )
+        raise ValueError(
+            "labels must hold 2 labels or more, or num_labels must be given; got 0 alone"
+            + (f" beside ignore_label = {options.ignore_label}. {remedy}" if ignored else "")
         )
     return high + 1
 
@@ -133,8 +181,11 @@ def unsure_pixels(labels: Any, num_labels: int, options: LabelOptions) -> Any:
 def label_costs(num_labels: int, confidence: float) -> tuple[float, float, float]:
     """The energies of a pixel's own label, of each of the others, and of every label of an unlabelled pixel:
     ``-log(confidence)``, ``-log((1 - confidence) / (L - 1))`` and ``log L``."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, both excluded; got {confidence!r}")
+    if not 1 < confidence * num_labels < num_labels:
+        raise ValueError(
+            f"confidence must be between 1 / {num_labels} (the number of labels) and 1, both excluded; got {confidence!r}. Below "
+            "that, a pixel's own label would be less probable than the others"
+        )
     others = (1 - confidence) / max(num_labels - 1, 1)
     return -float(np.log(confidence)), -float(np.log(others)), float(np.log(num_labels))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.exact import compatible, updated
+from deeplab_crf.crf.inputs import check_tensor, check_two_labels
 from deeplab_crf.crf.messages import exact_messages, lattice_messages, walked_unary
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def marginals(logits: Tensor) -> Tensor:
-    """The probabilities Q of a layer's refined logits ``(B, L, ...)``, or softmax of any logits; same shape."""
+    """The probabilities Q of a layer's refined logits ``(B, L, ...)``, or softmax of any logits; same shape.
+
+    Raises TypeError for what is no tensor and ValueError for a single label, as `entropy` and `map_labels` do.
+    """
+    _check_logits(logits)
     return torch.softmax(logits, dim=1)
 
 
@@ -26,6 +31,7 @@ def entropy(logits: Tensor) -> Tensor:
 
     Mean field underestimates it: the marginals of a fully factorised approximation are too sure of themselves.
     """
+    _check_logits(logits)
     log_q = torch.log_softmax(logits, dim=1)
     # A label that a pixel cannot have adds 0, not 0 * -inf.
     return -(log_q.exp() * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum(dim=1)
@@ -33,7 +39,13 @@ def entropy(logits: Tensor) -> Tensor:
 
 def map_labels(logits: Tensor) -> Tensor:
     """The most probable label of each pixel of logits ``(B, L, ...)``: int64 ``(B, ...)``."""
+    _check_logits(logits)
     return logits.argmax(dim=1)
+
+
+def _check_logits(logits: Tensor) -> None:
+    check_tensor(logits, "logits")
+    check_two_labels(logits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deeplab_crf.crf.inputs import check_device, check_tensor
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features
 from deeplab_crf.kernels import Bilateral, Width
 from deeplab_crf.ops.lattice import NORM_EPSILON, build_lattice, normalisation
@@ -23,6 +24,8 @@ def permutohedral_filter(values: Tensor, features: Tensor, *, normalization: str
 
     Raises ValueError for other shapes, NaN or inf in features, and features beyond 2^30 lattice units.
     """
+    check_tensor(values, "values")
+    check_tensor(features, "features")
     if values.ndim not in (2, 3) or features.ndim != values.ndim or features.shape[:-1] != values.shape[:-1]:
         raise ValueError(
             "values and features must have shapes (N, C) and (N, d), or (B, N, C) and (B, N, d); "
@@ -73,11 +76,16 @@ def bilateral_filter(values: Tensor, guide: Tensor, sxy: Width, srgb: Width, *, 
 
 
 def _check_maps(values: Tensor, guide: Tensor, known: Tensor | None) -> None:
+    check_tensor(known, "known", optional=True)
     for tensor, name in ((values, "values"), (guide, "guide")):
+        check_tensor(tensor, name)
         if tensor.ndim != 4 or tensor.numel() == 0:
             raise ValueError(f"{name} must have shape (B, C, H, W), none of them 0; got {tuple(tensor.shape)}")
     if len(guide) != len(values):
         raise ValueError(f"guide must hold the {len(values)} images of values; got {len(guide)}")
+    for given, name in ((guide, "guide"), (known, "known")):
+        if given is not None:
+            check_device(given, name, values, "values")
     if known is not None and known.shape != (len(values), *values.shape[2:]):
         raise ValueError(f"known must have shape {(len(values), *values.shape[2:])}; got {tuple(known.shape)}")
 

@@ -62,15 +62,15 @@ def refine_tensors(image: Any, scores: Mapping[str, Any], what: Refinement, devi
     target = _Target(device, torch.float64 if what.dtype == np.float64 else torch.float32)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         source = exactly_one(scores)
-        given, batched = _scores(source, scores[source], target)
+        pixels = None if image is None else _real(image, "image")
+        given, batched = _scores(source, scores[source], pixels, target)
         count = num_labels_of(source, given, what.labels)
         unary = _energies(source, given, scores[source], what, count)
         size = (given.shape[-2], given.shape[-1])
         colours = None
-        if image is not None:
-            pixels = _real(image, "image")
+        if pixels is not None:
             if batched:
-                check_batch(source, len(given), len(pixels))
+                check_batch(source, given.shape, pixels.shape)
             colours = _colours(pixels if batched else pixels[None], size, what, target)
         q = mean_field(
             unary,
@@ -85,11 +85,11 @@ def refine_tensors(image: Any, scores: Mapping[str, Any], what: Refinement, devi
     return probabilities if batched else probabilities[0]
 
 
-def _scores(source: str, value: Any, target: _Target) -> tuple[Tensor, bool]:
+def _scores(source: str, value: Any, image: Tensor | NDArray[Any] | None, target: _Target) -> tuple[Tensor, bool]:
     """Scores on the device with a batch dimension, labels in int64 and others in the engine's dtype; and whether they came with
     that dimension."""
     given = _real(value, source)
-    batched = check_scores_shape(source, given.shape)
+    batched = check_scores_shape(source, given.shape, None if image is None else image.shape)
     if source == "labels":
         floats = given.dtype.is_floating_point if isinstance(given, Tensor) else given.dtype.kind == "f"
         check_label_kind(not floats, given.dtype)

@@ -27,6 +27,14 @@ def check_tensor(value: object, name: str, *, optional: bool = False) -> None:
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}. Convert it with torch.as_tensor")
 
 
+def check_device(value: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    """Raises ValueError unless ``value`` is on the device of ``other``."""
+    if value.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}; got {value.device}. Move it with .to()"
+        )
+
+
 def check_scores(logits: Tensor, expected: LayerShape) -> None:
     """Raises unless ``logits`` are floats ``(B, L, *space)`` or ``(B, L, N)`` with the layer's labels."""
     if not isinstance(logits, Tensor):
@@ -37,15 +45,30 @@ def check_scores(logits: Tensor, expected: LayerShape) -> None:
         raise TypeError(f"logits must be floating point; got {logits.dtype}")
     grid = "(B, L, H, W)" if expected.spatial_dims == 2 else "(B, L, D, H, W)"
     if logits.ndim not in (3, 2 + expected.spatial_dims) or (logits.ndim != 3 and expected.spatial_dims not in (2, 3)):
+        hint = ""
+        if logits.ndim == 5:
+            hint = ". Volumes need spatial_dims=3"
+        elif logits.ndim == 4 and expected.spatial_dims == 3:
+            hint = ". One volume needs a batch dimension, logits[None]; images need spatial_dims=2"
         raise ValueError(
             f"logits must have shape {grid}, or (B, L, N) for points, with spatial_dims={expected.spatial_dims}; "
-            f"got {tuple(logits.shape)}"
+            f"got {tuple(logits.shape)}{hint}"
         )
     if logits.numel() == 0:
         raise ValueError(f"logits must not be empty; got shape {tuple(logits.shape)}")
     if expected.num_classes is not None and logits.shape[1] != expected.num_classes:
         raise ValueError(
             f"logits must have the {expected.num_classes} labels of num_classes in dimension 1; got shape {tuple(logits.shape)}"
+        )
+    check_two_labels(logits)
+
+
+def check_two_labels(logits: Tensor) -> None:
+    """Raises ValueError for logits ``(B, 1, ...)``: a single label has probability 1 everywhere."""
+    if logits.ndim < 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"logits must have 2 labels or more in dimension 1; got shape {tuple(logits.shape)}. Of a foreground's logits, "
+            "before a sigmoid, make torch.cat([torch.zeros_like(logits), logits], dim=1)"
         )
 
 
@@ -59,10 +82,7 @@ def check_image(image: Tensor | None, logits: Tensor, expected: LayerShape) -> N
     check_tensor(image, "image")
     if image.is_complex() or image.dtype == torch.bool:
         raise TypeError(f"image must hold real numbers; got {image.dtype}")
-    if image.device != logits.device:
-        raise ValueError(
-            f"image must be on the device of logits, {logits.device}; got {image.device}. Move it with .to()"
-        )
+    check_device(image, "image", logits, "logits")
     if points:
         _check_points(image, logits, expected)
         return
@@ -87,7 +107,11 @@ def _check_points(points: Tensor, logits: Tensor, expected: LayerShape) -> None:
         raise ValueError(
             f"points must have shape {(*wanted, columns[0])} to fit the logits, (B, N, {axes} coordinates"
             f"{f' and {expected.channels} channels' if expected.uses_colours else ''}); got {tuple(points.shape)}. "
-            "Set spatial_dims and channels of the layer"
+            + (
+                "One image needs a batch dimension: logits[None], image[None]"
+                if points.shape[1:] == logits.shape[1:]
+                else "Set spatial_dims and channels of the layer"
+            )
         )
 
 
@@ -101,10 +125,7 @@ def check_mask(mask: Tensor, logits: Tensor) -> None:
     wanted = (logits.shape[0], *logits.shape[2:])
     if tuple(mask.shape) != wanted:
         raise ValueError(f"mask must have shape {wanted} to fit the logits; got {tuple(mask.shape)}")
-    if mask.device != logits.device:
-        raise ValueError(
-            f"mask must be on the device of logits, {logits.device}; got {mask.device}. Move it with .to()"
-        )
+    check_device(mask, "mask", logits, "logits")
 
 
 def check_spacing(spacing: Tensor | Sequence[float], axes: int, logits: Tensor) -> Tensor:

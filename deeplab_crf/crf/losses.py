@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deeplab_crf.core.image_range import ImageRange, check_image_range, map_to_bytes
 from deeplab_crf.core.scores import PROBABILITY_SLACK
-from deeplab_crf.crf.inputs import check_tensor, extremes, image_units, may_read
+from deeplab_crf.crf.inputs import check_device, check_tensor, extremes, image_units, may_read
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, tile_walk
 from deeplab_crf.kernels import Bilateral
 from deeplab_crf.ops.lattice import build_lattice
@@ -103,11 +103,8 @@ class DenseCRFLoss(nn.Module):
         if roi is not None and tuple(roi.shape) != (batch, *size):
             raise ValueError(f"roi must have shape {(batch, *size)}; got {tuple(roi.shape)}")
         for name, tensor in (("image", image), ("roi", roi)):
-            if tensor is not None and tensor.device != probabilities.device:
-                raise ValueError(
-                    f"{name} must be on the device of probabilities, {probabilities.device}; got {tensor.device}. "
-                    "Move it with .to()"
-                )
+            if tensor is not None:
+                check_device(tensor, name, probabilities, "probabilities")
         return self._check_values(probabilities, image)
 
     def _check_values(self, probabilities: Tensor, image: Tensor) -> ImageRange:

@@ -86,6 +86,19 @@ def test_what_is_no_range(tmp_path: Path, capsys: pytest.CaptureFixture[str], va
     assert "must be two numbers with a comma, LOW below HIGH, such as 0,65535" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("confidence", ["0.5", "0.3"])
+def test_a_confidence_that_labels_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], confidence: str) -> None:
+    """At 1 / L the result is constant, below it labels are inverted."""
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    Image.fromarray(LABELS.astype(np.uint8)).save(tmp_path / "labels.png")
+    arguments = ["refine", str(tmp_path / "a.png"), str(tmp_path / "labels.png"), "-o", str(tmp_path / "o.png")]
+    assert main([*arguments, "--confidence", confidence]) == 1
+    assert f"confidence must be between 1 / 2 (the number of labels) and 1, both excluded; got {confidence}" in (
+        capsys.readouterr().err
+    )
+    assert main([*arguments, "--confidence", confidence, "--num-labels", "4"]) == 0
+
+
 # ---------------------------------------------------------------- EXIF
 
 

@@ -15,6 +15,8 @@ from crf_samples import here  # noqa: E402
 from devices import Device  # noqa: E402
 
 from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel  # noqa: E402
+from deeplab_crf.crf.diagnosis import diagnose, entropy, map_labels, marginals  # noqa: E402
+from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -136,6 +138,11 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
         {"mask": MASK.float()},
         TypeError,
         "mask must be a torch.Tensor of bool, True for real pixels; got torch.float32. Convert",
+    ),
+    (
+        {"logits": LOGITS[:, :, None], "image": IMAGE[:, :, None]},
+        ValueError,
+        "with spatial_dims=2; got (2, 4, 1, 6, 7). Volumes need spatial_dims=3",
     ),
     ({"mask": MASK[:, :5]}, ValueError, "mask must have shape (2, 6, 7) to fit the logits; got (2, 5, 7)"),
     ({"mask": MASK.to("meta")}, ValueError, "mask must be on the device of logits, cpu; got meta"),
@@ -271,3 +278,47 @@ for name in ("DenseCRF", "DenseCRFLoss", "permutohedral_filter"):
 """
     done = samples.run_python(script)
     assert done.stdout.count('needs torch, which is not installed: pip install "deeplab-crf[torch]"') == 3, done.stderr
+
+
+def test_what_has_no_batch_dimension() -> None:
+    with pytest.raises(
+        ValueError, match=r"points must.*One image needs a batch dimension: logits\[None\], image\[None\]"
+    ):
+        DenseCRF()(LOGITS[0, :3], IMAGE[0])
+    with pytest.raises(
+        ValueError, match=r"One volume needs a batch dimension, logits\[None\]; images need spatial_dims=2"
+    ):
+        DenseCRF(4, spatial_dims=3)(LOGITS, IMAGE)
+
+
+@pytest.mark.parametrize("call", [DenseCRF(), DenseCRF(method="exact"), marginals, map_labels, entropy])
+def test_a_single_label_is_refused(call: Any) -> None:
+    """It has probability 1 everywhere; logits before a sigmoid look so."""
+    arguments = (LOGITS[:, :1], IMAGE) if isinstance(call, DenseCRF) else (LOGITS[:, :1],)
+    with pytest.raises(
+        ValueError, match=r"logits must have 2 labels or more in dim.*\(2, 1, 6, 7\).*torch\.cat\(\[torch\.zeros"
+    ):
+        call(*arguments)
+
+
+def test_arrays_are_refused_by_name() -> None:
+    array = np.ones((1, 3, 6, 7), np.float32)
+    maps = here(torch.from_numpy(array))
+    for name, call in (
+        ("logits", lambda: marginals(array)),
+        ("logits", lambda: map_labels(array)),
+        ("logits", lambda: diagnose(DenseCRF(), array, maps)),
+        ("values", lambda: permutohedral_filter(array[0, 0], maps[0, 0])),
+        ("features", lambda: permutohedral_filter(maps[0, 0], array[0, 0])),
+        ("values", lambda: bilateral_filter(array, maps, 3, 3)),
+        ("guide", lambda: bilateral_filter(maps, array, 3, 3)),
+        ("known", lambda: bilateral_filter(maps, maps, 3, 3, known=array[:, 0])),
+    ):
+        with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor; got ndarray"):
+            call()
+    for name, call in (
+        ("guide", lambda: bilateral_filter(maps, maps.to("meta"), 3, 3)),
+        ("known", lambda: bilateral_filter(maps, maps, 3, 3, known=maps[:, 0].to("meta"))),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be on the device of values, .*; got meta"):
+            call()
