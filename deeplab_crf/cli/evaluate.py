@@ -100,7 +100,7 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     """
     _check_options(options)
     dataset = open_data(options)
-    check_two_classes(dataset, "the split", count_pixels(dataset, enough=2), "measured")
+    check_two_classes(dataset, options["data"][2], count_pixels(dataset, enough=2), "measured")
     for folder in (out, options["save_scores"]):
         if folder is not None:
             check_writable(folder)

@@ -282,7 +282,8 @@ def folder(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationF
         splits = _folder_splits(root)
         if splits or split not in WHOLE:
             remedy = f"there are: {', '.join(splits)}" if splits else (
-                f"there are no splits: {' or '.join(WHOLE)} takes every photograph, and --val-fraction 0.2 holds some back"
+                f"there are no splits: {' or '.join(WHOLE)} takes every photograph, --val-fraction 0.2 holds some back, and "
+                "train --val-split '' validates on none"
             )  # fmt: skip
             raise ValueError(f"{root}: no split {split!r}, neither {root / 'images' / split} nor {chosen}; {remedy}")
     return SegmentationFolder(images, labels, classes, coding=coding)

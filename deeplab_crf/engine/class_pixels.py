@@ -42,14 +42,11 @@ def check_two_classes(dataset: SegmentationFolder, name: str, counts: NDArray[np
     else:
         what = f"{dataset.classes[present[0]]} ({present[0]}) is the only class with pixels in the labels"
         what += f", there is none of {absent}" if absent else ""
-    remedy = ""
-    if void:
-        missing = [i for i in range(len(dataset.classes)) if not counts[i]]
-        share = f"{IGNORE} means unlabelled pixels, {void / counts.sum():.1%} of them"
-        example = (
-            f"; if it is a class of yours, {dataset.classes[missing[0]]} say, give --map-labels {IGNORE}={missing[0]}"
-        )
-        remedy = f". {share}{example if missing else ''}"
+    remedy = f". {IGNORE} means unlabelled pixels, {void / counts.sum():.1%} of them" if void else ""
+    missing = np.flatnonzero(counts[: len(dataset.classes)] == 0)
+    if void and len(present) and len(missing):
+        example = f"{dataset.classes[missing[0]]} say, give --map-labels {IGNORE}={missing[0]}"
+        remedy += f"; if it is a class of yours, {example}"
     raise ValueError(f"{folder}: nothing can be {purpose} on {name}: {what}{remedy}")
 
 

@@ -153,6 +153,13 @@ class TrainSettings:
             raise ValueError(f"amp must be off or bfloat16 on {self.device}: float16 is for CUDA; got float16")
         if self.optimizer == "adamw" and self.momentum == 1:
             raise ValueError("momentum must be below 1 with optimizer adamw, whose first beta it is; got 1.0")
+        if self.val_fraction and self.val_split not in ("val", ""):
+            raise ValueError(
+                f"val_split must be left out with val_fraction, which holds a part of {self.train_split} back in its place; got "
+                f"{self.val_split!r}"
+            )
+        if self.val_seed and not self.val_fraction:
+            raise ValueError(f"val_seed must be left out without val_fraction, whose choice it is; got {self.val_seed}")
         if self.new_classifier and not self.init:
             raise ValueError("new_classifier must be false without init, the weights it leaves a part of out; got True")
 

@@ -219,8 +219,8 @@ def test_labels_that_measure_nothing_are_said_before_the_work(
             Image.fromarray(np.resize(np.array(ids, np.uint8), (40, 48))).save(path)
         assert evaluate(root, "--weights", weights, "-o", tmp_path / "out") == 1
         spoken = capsys.readouterr().err
-        assert f"{root / 'labels' / 'val'}: nothing can be measured on the split: {message}" in spoken
-        assert "give --map-labels 255=" in spoken
+        assert f"{root / 'labels' / 'val'}: nothing can be measured on val: {message}" in spoken
+        assert ("give --map-labels 255=1" in spoken) == (ids[0] == 0)
         assert spoken.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

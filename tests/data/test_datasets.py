@@ -129,7 +129,9 @@ def test_a_split_that_is_not_there_comes_with_those_that_are(tmp_path: Path) -> 
     write_list(flat / "README.txt", "Photographs of mine.")
     for split in ("all", "train"):
         assert len(open_dataset("folder", flat, split)) == 4
-    with pytest.raises(ValueError, match=r"no split 'val', .*there are no splits: all or train takes .*--val-fraction"):
+    with pytest.raises(
+        ValueError, match=r"no split 'val', .*there are no splits: all or train takes .*--val-fraction .*--val-split ''"
+    ):
         open_dataset("folder", flat, "val")
     write_list(flat / "val.txt", "d")
     assert len(open_dataset("folder", flat, "val")) == 1

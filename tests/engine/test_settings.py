@@ -46,12 +46,20 @@ def test_defaults_are_the_papers() -> None:
         ("amp", "float16", "amp must be off or bfloat16 on cpu"),
         ("seed", 2**32, "seed must be a whole number in"),
         ("accumulate", 3, "batch must be a multiple of accumulate, 3; got 10"),
+        ("val_fraction", 1.0, r"val_fraction must be a number in \[0, 0.9\]; got 1.0"),
+        ("val_seed", 3, "val_seed must be left out without val_fraction, whose choice it is; got 3"),
         ("new_classifier", True, "new_classifier must be false without init"),
     ],
 )
 def test_what_cannot_be_is_named(name: str, value: Any, expected: str) -> None:
     with pytest.raises(ValueError, match=f"^{expected}"):
         TrainSettings(**(NEEDED | {name: value}))
+
+
+def test_a_part_that_is_held_back_takes_the_place_of_a_split() -> None:
+    with pytest.raises(ValueError, match=r"^val_split must be left out with val_fraction, .*; got 'test'"):
+        TrainSettings(**NEEDED, val_fraction=0.2, val_split="test")
+    assert TrainSettings(**NEEDED, val_fraction=0.2, val_seed=3).val_seed == 3
 
 
 def test_adamw_needs_a_first_beta_below_one() -> None:
