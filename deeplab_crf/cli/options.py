@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import click
 from deeplab_crf.core.image_range import ImageRange, check_image_range
 from deeplab_crf.data.cams import DICT_BACKGROUND, KEYED_BACKGROUND, parse_background
 from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, held_back, open_dataset
-from deeplab_crf.data.label_coding import LabelCoding, make_coding, parse_label_map
+from deeplab_crf.data.label_coding import LabelCoding, make_coding
 from deeplab_crf.data.label_colors import COLOUR_TABLES
 from deeplab_crf.presets import PRESETS, get_preset
 
@@ -46,9 +46,9 @@ class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newe
         return kind, Path(root), split
 
 
-def _label_map(_context: click.Context, _option: click.Parameter, value: str) -> dict[int, int]:
+def _label_map(_context: click.Context, _option: click.Parameter, value: str) -> Mapping[int, int]:
     try:
-        return parse_label_map(value)
+        return make_coding(value).replaced
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 

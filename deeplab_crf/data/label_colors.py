@@ -89,7 +89,7 @@ class ColorTable:
             colour = tuple(int(value) for value in pixels[row, column])
             raise ValueError(
                 f"{path}: colour {colour} at row {row}, column {column} is not in the label colours {self.name} "
-                f"({len(order)} colours); {100 * float(unknown.mean()):.2g} % of the pixels have unknown colours. Add them "
+                f"({len(order)} colours); {100 * float(unknown.mean()):.3g} % of the pixels have unknown colours. Add them "
                 "to the table, or save the image without smoothing and lossy compression"
             )
         ids: NDArray[np.int64] = np.array(index, dtype=np.int64)[order][places]

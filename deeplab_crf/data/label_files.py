@@ -84,12 +84,15 @@ def _largest_value(picture: Image.Image) -> int | None:
 
 def _colour_ids(picture: Image.Image, colors: ColorTable, path: Path) -> NDArray[np.int64]:
     """The ids of a picture's colours. Raises ValueError as `read_labels` does."""
-    if picture.mode == "1" or picture.mode[0] in "LIF":
+    if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
         raise ValueError(
             f"{path}: has one channel (mode {picture.mode}), so its values are ids, not colours; leave --label-colors out"
         )
-    if picture.mode not in ("P", "RGB"):
-        _check_opaque(picture, path)
+    if picture.mode not in ("P", "PA", "RGB", "RGBA"):
+        raise ValueError(
+            f"{path}: label colours must be RGB or a palette; this image has mode {picture.mode}. Save it as PNG"
+        )
+    _check_opaque(picture, path)
     return colors.ids(np.asarray(picture.convert("RGB")), path)
 
 

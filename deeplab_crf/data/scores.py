@@ -85,6 +85,10 @@ def read_scores(
         name = "" if list(arrays) == [""] else _choose(path, [entry for entry in arrays if entry != "classes"], key)
         stored = arrays[name]
         if stored.dtype.hasobject and name == "":
+            if kind is not None:
+                raise ValueError(
+                    f"{path}: holds Python objects; --scores-are is for arrays, not for class activation maps"
+                )
             return _from_cams(path, read_cams(path, stored, cam_background), num_labels, image_size)
         if stored.dtype.kind in "iub" and kind is None and len(stored.shape) == 2 and name not in _KEY_KINDS:
             _check_label_size(str(path), (stored.shape[0], stored.shape[1]), image_size)
@@ -278,7 +282,8 @@ def _from_labels(path: Path, labels: LabelImage, num_labels: int | None, ignore_
     if num_labels is None and len(present) < 2 and not sure.all():
         raise ValueError(
             f"{path}: besides the ignore label {ignore_label} (not known), labels hold only {present.tolist()}. "
-            f"If {ignore_label} is a class, give --ignore-label none; else give the number of classes with --num-labels"
+            f"If {ignore_label} is a class, give --ignore-label none or replace it (--map-labels {ignore_label}=1); else give the "
+            "number of classes with --num-labels"
         )
     if num_labels is None and ignore_label is not None and len(present) and present[-1] == LARGEST_ID:
         raise ValueError(

@@ -64,6 +64,7 @@ def test_refine(masked: Path, name: str, options: tuple[str, ...]) -> None:
     ("options", "message"),
     [
         (("--map-labels", "255"), "'--map-labels': map_labels must be OLD=NEW pairs"),
+        (("--map-labels", "1=70000"), "'--map-labels': map_labels must replace whole numbers by ids in 0..65535"),
         (("--label-colors", "nowhere.txt"), "--label-colors: nowhere.txt: no such table"),
     ],
 )

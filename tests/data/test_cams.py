@@ -171,6 +171,12 @@ def test_other_dictionaries_are_named(tmp_path: Path, value: Any, message: str |
         read_scores(path)
 
 
+def test_maps_are_no_logits(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npy", {0: normalised(1)[0]})
+    with pytest.raises(ValueError, match=r"a\.npy: .*--scores-are is for arrays, not for class activation maps"):
+        read_scores(path, kind="logits")
+
+
 class _Runs:
     """A pickle of it calls ``os.mkdir`` when it is loaded."""
 

@@ -175,6 +175,9 @@ def test_an_unknown_colour_is_named_with_a_pixel(tmp_path: Path) -> None:
 
 
 def test_colours_that_are_none_are_refused(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 3)).save(tmp_path / "ink.tif")
+    with pytest.raises(ValueError, match=r"ink\.tif: label colours must be RGB or a palette; this image has mode CMYK"):
+        read_labels(tmp_path / "ink.tif", make_coding(label_colors="voc"))
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "gray.png")
     with pytest.raises(ValueError, match=r"one channel.*leave --label-colors out"):
         read_labels(tmp_path / "gray.png", make_coding(label_colors="voc"))
