@@ -1,7 +1,8 @@
 """Drop-in replacement for pydensecrf: the same modules, names, signs and axis orders on top of this package's engine.
 
-Either change the import (``import deeplab_crf.pydensecrf.densecrf as dcrf``), or leave scripts as they are and call
-`install_as_pydensecrf` once, before the first of them imports pydensecrf. CRFs run on the CPU unless `set_device` says otherwise.
+Change the import (``import deeplab_crf.pydensecrf.densecrf as dcrf``), call `install_as_pydensecrf` once, before a script first
+imports pydensecrf, or run it by ``python -m deeplab_crf.pydensecrf script.py``. CRFs run on the CPU unless `set_device` says
+otherwise.
 """
 
 from __future__ import annotations
@@ -10,29 +11,27 @@ import sys
 
 from deeplab_crf.pydensecrf import densecrf, eigen, utils
 from deeplab_crf.pydensecrf._device import set_device
+from deeplab_crf.pydensecrf._install import install_modules
 
 __all__ = ["densecrf", "eigen", "install_as_pydensecrf", "set_device", "utils"]
 
 
 def install_as_pydensecrf() -> None:
-    """Make ``import pydensecrf`` and its ``densecrf``, ``utils`` and ``eigen`` reach this package in this process.
+    """Make ``import pydensecrf`` and its ``densecrf``, ``utils`` and ``eigen`` reach this package.
 
-    Calling it again changes nothing. Nothing on disk is touched, and an installed pydensecrf is only hidden.
+    This holds in this process and in the Python processes that it starts from then on, however they are started: workers
+    of joblib (loky), of multiprocessing and of other libraries. A folder of this package is put in front of ``sys.path`` and
+    of the environment variable ``PYTHONPATH`` for them. Calling it again changes nothing. Nothing on disk is touched, and
+    an installed pydensecrf is only hidden.
 
-    Raises RuntimeError if the real pydensecrf was imported before: the modules that hold it would keep using it.
+    Raises:
+        RuntimeError: The real pydensecrf was imported before: the modules that hold it would keep using it.
     """
-    modules = {
-        "pydensecrf": sys.modules[__name__],
-        "pydensecrf.densecrf": densecrf,
-        "pydensecrf.eigen": eigen,
-        "pydensecrf.utils": utils,
-    }
-    for name, module in list(sys.modules.items()):
-        foreign = name.partition(".")[0] == "pydensecrf" and module is not modules.get(name)
-        if foreign and module is not None:  # None blocks an import; there is nothing behind it to keep
-            origin = getattr(module, "__file__", None) or "an unknown place"
-            raise RuntimeError(
-                f"install_as_pydensecrf: {name} is already imported, from {origin}. Restart the process and call "
-                "install_as_pydensecrf() before anything imports pydensecrf, at the top of the main script"
-            )
-    sys.modules.update(modules)
+    install_modules(
+        {
+            "pydensecrf": sys.modules[__name__],
+            "pydensecrf.densecrf": densecrf,
+            "pydensecrf.eigen": eigen,
+            "pydensecrf.utils": utils,
+        }
+    )

@@ -73,9 +73,12 @@ def whole_number(value: object, name: str, minimum: int) -> int:
     return checks.whole_number(number, name, minimum)
 
 
-def widths(value: object, count: int, name: str, meaning: str) -> tuple[Any, ...]:
+def widths(
+    value: object, count: int, name: str, meaning: str, *, fewer: bool = False, more: bool = False
+) -> tuple[Any, ...]:
     """Standard deviations, positive and finite: one number for all, or ``count`` of them, ``meaning`` saying of what.
 
+    fewer: whether a sequence may lack its last ones, which are 1 then. more: whether it may have more, which are ignored.
     The numbers come back as they are: NumPy rounds a division by ``float`` and one by ``numpy.float64`` differently,
     and a feature's last bit decides which lattice vertices exist.
     """
@@ -87,8 +90,10 @@ def widths(value: object, count: int, name: str, meaning: str) -> tuple[Any, ...
         values = tuple(value)
     else:
         raise TypeError(f"{name} must be a number or a sequence of {count} ({meaning}); got {type(value).__name__}")
-    if len(values) != count:
-        raise ValueError(f"{name} must be one number or {count} ({meaning}); got {len(values)}: {value!r}")
+    if (len(values) < count and not fewer) or (len(values) > count and not more):
+        wanted = f"{'up to ' if fewer else ''}{count}{' or more' if more else ''}"
+        raise ValueError(f"{name} must be one number or {wanted} ({meaning}); got {len(values)}: {value!r}")
+    values = (*values[:count], *(1,) * (count - len(values)))
     for width in values:
         try:
             number = float(width)

@@ -277,7 +277,8 @@ class DenseCRF2D(DenseCRF):
     ) -> None:
         """Add a kernel over positions, with features (x / sx, y / sy).
 
-        sxy: standard deviation in pixels, a number or (sx, sy). The rest as in `addPairwiseEnergy`.
+        sxy: standard deviation in pixels, a number or (sx, sy); further entries are ignored, as in pydensecrf. The rest as
+        in `addPairwiseEnergy`.
         Raises ValueError for widths that are not positive and finite.
         """
         features = self._points.position_features(self._widths_xy(sxy))
@@ -302,7 +303,8 @@ class DenseCRF2D(DenseCRF):
         """
         image = self._image(rgbim)
         channels = image.shape[2]
-        scales = widths(srgb, channels, "srgb", f"one a channel of rgbim, whose shape is {np.shape(rgbim)}")
+        meaning = f"one a channel of rgbim, whose shape is {np.shape(rgbim)}"
+        scales = widths(srgb, channels, "srgb", meaning, more=channels == 3)  # pydensecrf ignores what is beyond three
         check_units(image, "rgbim", scales)
         if image.dtype == bool:
             image = image.view(np.uint8) * np.uint8(255)
@@ -310,7 +312,7 @@ class DenseCRF2D(DenseCRF):
         self._add_kernel(features, compat, kernel, normalization)
 
     def _widths_xy(self, sxy: object) -> tuple[float, float]:
-        sx, sy = widths(sxy, 2, "sxy", "sx, sy")
+        sx, sy = widths(sxy, 2, "sxy", "sx, sy", more=True)
         return sx, sy
 
     def _image(self, rgbim: ArrayLike) -> NDArray[Any]:

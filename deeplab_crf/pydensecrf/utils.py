@@ -5,7 +5,7 @@ Unlike `DenseCRF2D`, whose widths are (x, y), the functions here take rows first
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +25,8 @@ __all__ = [
 
 Float32Array = NDArray[np.float32]
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def unary_from_labels(labels: ArrayLike, n_labels: int, gt_prob: float, zero_unsure: bool = True) -> Float32Array:
     """Unary energies (n_labels, N) float32 of hard labels that are right with probability ``gt_prob``.
@@ -32,19 +34,20 @@ def unary_from_labels(labels: ArrayLike, n_labels: int, gt_prob: float, zero_uns
     labels: whole numbers of any shape with N elements. zero_unsure: True, labels are 1..n_labels (row l - 1) and 0
     means "could be anything", -log(1 / n_labels) in every row; False, labels are 0..n_labels-1. gt_prob: in (0, 1).
     A pixel's own row gets -log(gt_prob), the others -log((1 - gt_prob) / (n_labels - 1)).
-    Raises ValueError naming the values that are no labels (pydensecrf wraps negative ones around).
+    Negative labels count from the last one, as in pydensecrf, and a warning is logged.
+    Raises ValueError naming the values that are no labels.
     """
     count = whole_number(n_labels, "n_labels", 1)
     probability = _fraction(gt_prob, "gt_prob")
     if probability == 1.0:
         raise ValueError("gt_prob must be below 1, or the energies of other labels are infinite; got 1.0")
-    rows = _label_rows(labels, count, 1 if zero_unsure else 0)
+    rows, unsure = _label_rows(labels, count, zero_unsure)
     wrong = -np.log((1.0 - probability) / (count - 1)) if count > 1 else 0.0
     unary = np.full((count, rows.size), wrong, dtype=np.float32)
-    sure = np.flatnonzero(rows >= 0)
+    sure = np.flatnonzero(~unsure)
     unary[rows[sure], sure] = -np.log(probability)
     if sure.size < rows.size:
-        unary[:, rows < 0] = -np.log(1.0 / count)
+        unary[:, unsure] = -np.log(1.0 / count)
     return unary
 
 
@@ -58,8 +61,9 @@ def unary_from_softmax(sm: ArrayLike, scale: float | None = None, clip: float | 
     """Unary energies (C, N) float32, -log(probability), of class probabilities ``sm`` (C, ...), classes first.
 
     scale: in (0, 1], trust in ``sm``: mixes it with the uniform distribution, scale * sm + (1 - scale) / C.
-    clip: the least probability, in (0, 1]; more than 1 counts as 1. None clips nothing, except that a probability of 0
-    becomes float32's smallest normal number (energy 87.3) where pydensecrf returns infinity, which no unary may hold.
+    clip: the least probability, in 0..1; more than 1 counts as 1. None clips nothing. With None and 0, a probability of 0
+    becomes float32's smallest normal number (energy 87.3) where pydensecrf returns infinity.
+    float16 is computed in float32, where pydensecrf rounds the logarithm to 11 bits.
     Raises ValueError for NaN, infinity, and, unless they are clipped, negative probabilities.
     """
     probabilities = real_array(sm, "sm")
@@ -74,7 +78,7 @@ def unary_from_softmax(sm: ArrayLike, scale: float | None = None, clip: float | 
     else:
         work = probabilities.astype(wide)
     if clip is not None:
-        np.clip(work, _fraction(clip, "clip"), 1.0, out=work)
+        np.clip(work, _fraction(clip, "clip") if clip != 0 else np.finfo(np.float32).tiny, 1.0, out=work)
     elif work.min() < 0:
         raise ValueError(f"sm must hold probabilities; got {work.min()}. Are these logits? Take their softmax first")
     else:
@@ -93,7 +97,8 @@ def softmax_to_unary(sm: ArrayLike, GT_PROB: float = 1) -> Float32Array:
 def create_pairwise_gaussian(sdims: float | ArrayLike, shape: Sequence[int]) -> Float32Array:
     """Position features (len(shape), N) float32 for `DenseCRF.addPairwiseEnergy`: each axis' index over its width.
 
-    sdims: standard deviations in elements, one an axis (rows first), or one number for all. shape: the CRF's, positive.
+    sdims: standard deviations in elements, one an axis (rows first), or one number for all; axes that it has none for
+    are not scaled. shape: the CRF's, positive.
     """
     sizes = tuple(whole_number(size, "shape", 1) for size in shape)
     if not sizes:
@@ -110,8 +115,9 @@ def create_pairwise_bilateral(
 
     img: of any number of axes, integers or finite floats. chdim: the axis of its channels; -1 means that it has none,
     so give 2 for an (H, W, 3) image. sdims: standard deviations in elements, one a remaining axis (rows first), or
-    one number. schan: in the image's own units, one a channel, or one number.
-    Raises ValueError for counts that disagree, NaN and infinity.
+    one number. schan: in the image's own units, one a channel, or one number. Axes and channels that these have none for
+    are not scaled, as in pydensecrf.
+    Raises ValueError for more of them than there are axes or channels, NaN and infinity.
     """
     image = real_array(img, "img")
     if image.size == 0 or image.ndim == 0:
@@ -124,7 +130,7 @@ def create_pairwise_bilateral(
     meaning = f"one a channel of img, whose shape is {image.shape}"
     if chdim == -1:
         meaning += "; chdim=-1 means that it has no channel axis"
-    scales = widths(schan, channels, "schan", meaning)
+    scales = widths(schan, channels, "schan", meaning, fewer=True)
     features = np.empty((axes + channels, *planes.shape[1:]), np.float32)
     _fill_positions(features, sdims)
     for feature, plane, scale in zip(features[axes:], planes, scales, strict=True):
@@ -136,7 +142,8 @@ def create_pairwise_bilateral(
 def _fill_positions(features: Float32Array, sdims: object) -> None:
     """Write each axis' index over its width into the first rows of ``features`` (rows, ...)."""
     axes = features.ndim - 1
-    for axis, scale in enumerate(widths(sdims, axes, "sdims", f"one an axis of {features.shape[1:]}")):
+    scales = widths(sdims, axes, "sdims", f"one an axis of {features.shape[1:]}", fewer=True)
+    for axis, scale in enumerate(scales):
         positions = np.arange(features.shape[1 + axis], dtype=np.float32)
         positions /= scale
         features[axis] = positions.reshape((-1,) + (1,) * (axes - 1 - axis))
@@ -149,23 +156,32 @@ def _channels_first(image: NDArray[Any], chdim: int) -> NDArray[Any]:
     return np.moveaxis(image, axis, 0)
 
 
-def _label_rows(labels: ArrayLike, count: int, offset: int) -> NDArray[np.intp]:
-    """The row of each label, flattened; -1 where it is unsure."""
+def _label_rows(labels: ArrayLike, count: int, zero_unsure: bool) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The row of each label, flattened, and where it is unsure; there the row has no meaning."""
+    offset = 1 if zero_unsure else 0
     array = real_array(labels, "labels").reshape(-1)
     if array.size == 0:
         raise ValueError("labels must not be empty")
     check_finite(array, "labels")
-    low, high = array.min(), array.max()
+    low, high, lowest = array.min(), array.max(), offset - count
     whole = array.dtype.kind != "f" or bool((array == np.rint(array)).all())
-    if not whole or low < 0 or high > count - 1 + offset:
-        bad = np.unique(array[(array < 0) | (array > count - 1 + offset) | (array != np.rint(array))])
+    if not whole or low < lowest or high > count - 1 + offset:
+        bad = np.unique(array[(array < lowest) | (array > count - 1 + offset) | (array != np.rint(array))])
         listed = ", ".join(str(value) for value in bad[:5]) + (", ..." if bad.size > 5 else "")
         unsure = ", 0 meaning unsure" if offset else ""
         cure = f"zero_unsure={bool(offset)}; map ignored pixels to 0 and use zero_unsure=True"
         raise ValueError(
             f"labels must be whole numbers in 0..{count - 1 + offset}{unsure} ({count} labels, {cure}); got {listed}"
         )
-    return array.astype(np.intp) - offset
+    if low < 0:
+        _LOGGER.warning(
+            "pydensecrf.unary_from_labels: negative labels count from the last one, as NumPy's indices: %d is taken for label "
+            "%d. Map pixels to be ignored to 0 and use zero_unsure=True.",
+            int(low),
+            int(low) + count,
+        )
+    whole_labels = array.astype(np.intp)
+    return whole_labels - offset, (whole_labels == 0) & zero_unsure
 
 
 def _fraction(value: float, name: str) -> float:
@@ -175,4 +191,6 @@ def _fraction(value: float, name: str) -> float:
 
 
 def _deprecated(old: str, new: str) -> None:
-    warnings.warn(f"pydensecrf.utils.{old} is deprecated, use {new} instead", DeprecationWarning, stacklevel=3)
+    _LOGGER.warning(
+        "pydensecrf.%s is deprecated, use %s instead.", old, new
+    )  # as pydensecrf does: no warning of Python's

@@ -144,6 +144,16 @@ def test_widths_in_any_sequence(sxy: Any) -> None:
     np.testing.assert_array_equal(crf.inference(2), want.inference(2))
 
 
+def test_further_widths_are_ignored() -> None:
+    """pydensecrf (densecrf.pyx) reads sxy[0], sxy[1] and srgb[0], srgb[1], srgb[2]."""
+    crf, want = _crf(), _crf()
+    crf.addPairwiseGaussian(sxy=(3, 2, 0), compat=3)
+    crf.addPairwiseBilateral((30, 20, 10), (13, 12, 11, 0), IMAGE, 5)
+    want.addPairwiseGaussian(sxy=(3, 2), compat=3)
+    want.addPairwiseBilateral((30, 20), (13, 12, 11), IMAGE, 5)
+    np.testing.assert_array_equal(crf.inference(2), want.inference(2))
+
+
 # -- refused ----------------------------------------------------------------------------------------------------------
 REFUSED: list[tuple[str, Callable[[], Any], str]] = [
     ("no points", lambda: dcrf.DenseCRF(0, 2), "nvar must be 1 or more; got 0"),
@@ -206,7 +216,11 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
     ("sxy NaN", lambda: _crf().addPairwiseGaussian(np.nan, 3), "sxy must be positive"),
     ("sxy inf", lambda: _crf().addPairwiseGaussian(np.inf, 3), "sxy must be positive"),
     ("sxy tiny", lambda: _crf().addPairwiseGaussian(1e-60, 3), "sxy must be positive"),
-    ("sxy three", lambda: _crf().addPairwiseGaussian((3, 3, 3), 3), r"sxy must be one number or 2 \(sx, sy\); got 3"),
+    (
+        "sxy one",
+        lambda: _crf().addPairwiseGaussian((3,), 3),
+        r"sxy must be one number or 2 or more \(sx, sy\); got 1",
+    ),
     ("srgb zero", lambda: _crf().addPairwiseBilateral(3, 0, IMAGE, 3), "srgb must be positive"),
     ("srgb two", lambda: _crf().addPairwiseBilateral(3, (1, 2), IMAGE, 3), r"srgb .* 3 .*\(9, 12, 3\)\); got 2"),
     ("srgb of gray", lambda: _crf().addPairwiseBilateral(3, (1, 2, 3), IMAGE[..., 0], 3), r"srgb .* 1 .*got 3"),

@@ -54,8 +54,8 @@ REFUSED_LABELS: list[tuple[Callable[[], Any], str]] = [
     (lambda: utils.unary_from_labels([0, 4, 9], 3, 0.7), r"labels .* in 0\.\.3, 0 meaning unsure.* got 4, 9"),
     (lambda: utils.unary_from_labels([0, 3], 3, 0.7, False), r"labels .* in 0\.\.2 .*zero_unsure=False.* got 3"),
     (lambda: utils.unary_from_labels(np.array([7, 255], np.uint8), 21, 0.7), r"labels .* got 255"),
-    (lambda: utils.unary_from_labels([-1, 1], 3, 0.7), "labels .* got -1"),
-    (lambda: utils.unary_from_labels([-1, 1], 3, 0.7, zero_unsure=False), "labels .* got -1"),
+    (lambda: utils.unary_from_labels([-3, 1], 3, 0.7), "labels .* got -3"),
+    (lambda: utils.unary_from_labels([-4, 1], 3, 0.7, zero_unsure=False), "labels .* got -4"),
     (lambda: utils.unary_from_labels(np.arange(99), 3, 0.7), r"labels .* got 4, 5, 6, 7, 8, \.\.\."),
     (lambda: utils.unary_from_labels([0.5, 1.0], 3, 0.7), "labels must be whole numbers .* got 0.5"),
     (lambda: utils.unary_from_labels([np.nan, 1.0], 3, 0.7), "labels must be finite"),
@@ -72,6 +72,21 @@ REFUSED_LABELS: list[tuple[Callable[[], Any], str]] = [
 def test_refused_labels(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("zero_unsure", [True, False])
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float64])
+def test_negative_labels_count_from_the_last(dtype: Any, zero_unsure: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """pydensecrf indexes rows with ``labels - 1`` or ``labels``, so that NumPy counts negative ones from the end."""
+    labels = np.array([-1, 1, 2, -2, 0], dtype)
+    got = utils.unary_from_labels(labels, 3, 0.7, zero_unsure)
+    rows = labels.astype(int) - (1 if zero_unsure else 0)
+    want = np.full((3, 5), -np.log(0.3 / 2), np.float32)
+    want[rows, np.arange(5)] = -np.log(0.7)
+    if zero_unsure:
+        want[:, 4] = -np.log(1 / 3)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert "-2 is taken for label 1. Map pixels to be ignored to 0 and use zero_unsure=True" in caplog.text
 
 
 # -- unary_from_softmax -----------------------------------------------------------------------------------------------
@@ -104,6 +119,13 @@ def test_unclipped_zeros_stay_finite() -> None:
     np.testing.assert_allclose(crf.inference(0), PROBABILITIES.reshape(2, 4), atol=1e-6)
 
 
+def test_a_clip_of_zero_is_none() -> None:
+    np.testing.assert_array_equal(
+        utils.unary_from_softmax(PROBABILITIES, clip=0), utils.unary_from_softmax(PROBABILITIES, clip=None)
+    )
+    assert utils.unary_from_softmax([[-1e-9, 1.0]], clip=0)[0, 0] == pytest.approx(87.3365)
+
+
 def test_softmax_of_a_transposed_score_map_fits() -> None:
     scores = np.random.default_rng(0).dirichlet(np.ones(3), (4, 5))  # (H, W, C)
     unary = utils.unary_from_softmax(scores.transpose(2, 0, 1))
@@ -122,7 +144,7 @@ def test_softmax_of_a_transposed_score_map_fits() -> None:
         (lambda: utils.unary_from_softmax(np.zeros((0, 4))), r"sm must .* got \(0, 4\)"),
         (lambda: utils.unary_from_softmax(PROBABILITIES, scale=1.5), "scale must be above 0 and at most 1; got 1.5"),
         (lambda: utils.unary_from_softmax(PROBABILITIES, scale=0), "scale must be above 0"),
-        (lambda: utils.unary_from_softmax(PROBABILITIES, clip=0), "clip must be above 0"),
+        (lambda: utils.unary_from_softmax(PROBABILITIES, clip=-0.1), "clip must be above 0"),
     ],
 )
 def test_refused_softmax(call: Callable[[], Any], message: str) -> None:
@@ -130,17 +152,20 @@ def test_refused_softmax(call: Callable[[], Any], message: str) -> None:
         call()
 
 
-def test_deprecated_names_warn_and_work() -> None:
-    with pytest.warns(DeprecationWarning, match="compute_unary is deprecated, use unary_from_labels") as caught:
-        unary = utils.compute_unary([0, 1, 2], 2)
-    assert caught[0].filename == __file__
+def test_deprecated_names_log_and_work(caplog: pytest.LogCaptureFixture) -> None:
+    """The texts are pydensecrf's (its utils.py), and so is the way: no warning of Python's, which -W error would raise."""
+    unary = utils.compute_unary([0, 1, 2], 2)
     np.testing.assert_array_equal(unary, utils.unary_from_labels([0, 1, 2], 2, 0.5))
-    with pytest.warns(DeprecationWarning, match="softmax_to_unary is deprecated, use unary_from_softmax"):
-        unary = utils.softmax_to_unary(PROBABILITIES)
+    unary = utils.softmax_to_unary(PROBABILITIES)
     np.testing.assert_array_equal(unary, utils.unary_from_softmax(PROBABILITIES, clip=None))
-    with pytest.warns(DeprecationWarning, match="softmax_to_unary"):
-        unary = utils.softmax_to_unary(PROBABILITIES, GT_PROB=0.7)
+    unary = utils.softmax_to_unary(PROBABILITIES, GT_PROB=0.7)
     np.testing.assert_array_equal(unary, utils.unary_from_softmax(PROBABILITIES, 0.7, clip=None))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert caplog.messages == [
+        "pydensecrf.compute_unary is deprecated, use unary_from_labels instead.",
+        "pydensecrf.softmax_to_unary is deprecated, use unary_from_softmax instead.",
+        "pydensecrf.softmax_to_unary is deprecated, use unary_from_softmax instead.",
+    ]
 
 
 # -- create_pairwise_* ------------------------------------------------------------------------------------------------
@@ -186,6 +211,27 @@ def test_bilateral_features_without_channel_axis() -> None:
     np.testing.assert_array_equal(got, utils.create_pairwise_bilateral((1, 2, 3), 5, volume, chdim=-1))
 
 
+def test_axes_and_channels_without_a_width_are_not_scaled() -> None:
+    """CellSeg3D (code_models/crf.py) gives three sdims for an image (1, H, W, D) without a channel axis."""
+    volume = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
+    np.testing.assert_array_equal(
+        utils.create_pairwise_bilateral(sdims=(3, 4, 5), schan=(2,), img=volume, chdim=-1),
+        utils.create_pairwise_bilateral(sdims=(3, 4, 5, 1), schan=(2,), img=volume, chdim=-1),
+    )
+    np.testing.assert_array_equal(
+        utils.create_pairwise_gaussian((3,), (4, 5)), utils.create_pairwise_gaussian((3, 1), (4, 5))
+    )
+    planes = np.zeros((3, 8, 9), "f4") + np.arange(3, dtype="f4")[:, None, None]
+    np.testing.assert_array_equal(
+        utils.create_pairwise_bilateral((25, 25), (0.05, 0.05), planes, chdim=0),
+        utils.create_pairwise_bilateral((25, 25), (0.05, 0.05, 1), planes, chdim=0),
+    )
+    np.testing.assert_array_equal(
+        utils.create_pairwise_bilateral((), (), planes, chdim=0),
+        utils.create_pairwise_bilateral(1, 1, planes, chdim=0),
+    )
+
+
 def test_one_number_for_all_channels() -> None:
     image = samples.photo(3, 4)
     np.testing.assert_array_equal(
@@ -216,15 +262,19 @@ def test_utils_and_two_dimensional_methods_are_one_model() -> None:
     ("call", "message"),
     [
         (
-            lambda: utils.create_pairwise_gaussian((3, 3), (4, 5, 6)),
-            r"sdims .* 3 \(one an axis of \(4, 5, 6\)\); got 2",
+            lambda: utils.create_pairwise_gaussian((3, 3, 3), (4, 5)),
+            r"sdims must be one number or up to 2 \(one an axis of \(4, 5\)\); got 3",
         ),
         (lambda: utils.create_pairwise_gaussian((3, 0), (4, 5)), "sdims must be positive"),
         (lambda: utils.create_pairwise_gaussian((3, 3), (4, 0)), "shape must be 1 or more; got 0"),
         (lambda: utils.create_pairwise_gaussian((), ()), "shape must have one axis or more"),
-        (lambda: utils.create_pairwise_bilateral((3, 3), (1,), np.ones((4, 5, 3)), 2), r"schan .*\(4, 5, 3\)\); got 1"),
+        (
+            lambda: utils.create_pairwise_bilateral((3, 3), (1, 1, 1, 1), np.ones((4, 5, 3)), 2),
+            r"schan .*\(4, 5, 3\)\); got 4",
+        ),
         (lambda: utils.create_pairwise_bilateral((3, 3, 3), (1, 1, 1), np.ones((4, 5, 3))), "schan .*chdim=-1 means"),
-        (lambda: utils.create_pairwise_bilateral((3, 3), 1, np.ones((4, 5, 3))), r"sdims .* 3 .*got 2"),
+        (lambda: utils.create_pairwise_bilateral((3, 3), 1, np.ones(5)), r"sdims .* 1 .*got 2"),
+        (lambda: utils.create_pairwise_bilateral((3, 0), 1, np.ones((4, 5, 6))), "sdims must be positive"),
         (lambda: utils.create_pairwise_bilateral((3, 3), 0, np.ones((4, 5))), "schan must be positive"),
         (lambda: utils.create_pairwise_bilateral((3, 3), 1, np.ones((4, 5)), chdim=2), r"chdim .*\(4, 5\).* got 2"),
         (lambda: utils.create_pairwise_bilateral((3, 3), 1, [[np.nan]]), r"img must be finite .*nan at index \(0, 0\)"),

@@ -1,0 +1,35 @@
+"""Puts the drop-in in the place of pydensecrf, in this process and in those that it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+
+STUB_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stub")
+"""A folder for ``sys.path`` that holds a package pydensecrf, which installs the drop-in when it is imported."""
+
+_STUB = os.path.join(STUB_FOLDER, "pydensecrf", "__init__.py")
+
+
+def install_modules(modules: dict[str, ModuleType]) -> None:
+    """Make imports of pydensecrf give ``modules``, by their names, here and in processes started from now on.
+
+    Raises:
+        RuntimeError: Another module of such a name is already imported. Nothing is changed then.
+    """
+    for name, module in list(sys.modules.items()):
+        foreign = name.partition(".")[0] == "pydensecrf" and module is not modules.get(name)
+        origin = getattr(module, "__file__", None) or "an unknown place"
+        if (
+            foreign and module is not None and origin != _STUB
+        ):  # None blocks an import; there is nothing behind it to keep
+            raise RuntimeError(
+                f"install_as_pydensecrf: {name} is already imported, from {origin}. Restart the process and call "
+                "install_as_pydensecrf() before anything imports pydensecrf, at the top of the main script"
+            )
+    sys.modules.update(modules)
+    # multiprocessing and loky hand sys.path to their workers, other processes inherit the environment.
+    sys.path[:] = [STUB_FOLDER, *(folder for folder in sys.path if folder != STUB_FOLDER)]
+    inherited = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder != STUB_FOLDER]
+    os.environ["PYTHONPATH"] = os.pathsep.join([STUB_FOLDER, *filter(None, inherited)])

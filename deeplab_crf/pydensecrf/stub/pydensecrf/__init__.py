@@ -1,0 +1,19 @@
+"""What ``import pydensecrf`` finds in processes started after `install_as_pydensecrf`.
+
+The folder above is in front of ``sys.path`` and ``PYTHONPATH`` then. The import replaces this module by `deeplab_crf.pydensecrf`.
+"""
+
+from __future__ import annotations
+
+import os
+
+try:
+    from deeplab_crf.pydensecrf import install_as_pydensecrf
+except ImportError as error:
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    raise ImportError(
+        f"pydensecrf stands for deeplab_crf.pydensecrf, because {folder} is on the path, but that cannot be imported "
+        f"({error}). Install deeplab-crf in this environment, or take the folder out of PYTHONPATH"
+    ) from error
+
+install_as_pydensecrf()
