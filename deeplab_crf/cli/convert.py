@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from deeplab_crf.cli.jobs import existing_options, may_write
 from deeplab_crf.models.usage import CONVENTIONS
 from deeplab_crf.models.variants import VARIANTS
 from deeplab_crf.presets import PRESETS
@@ -46,21 +47,21 @@ from deeplab_crf.presets import PRESETS
     is_flag=True,
     help="Keep the backbone of --model alone, for `train` to start from: IN need not have a classifier that fits.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT where it is there.")  # fmt: skip
+@existing_options
 def convert(
-    source: Path, out: Path, overwrite: bool, half: bool, crf: str | None, backbone_only: bool, **options: Any
+    source: Path, out: Path, existing: str | None, half: bool, crf: str | None, backbone_only: bool, **options: Any
 ) -> None:
     """Convert the weights IN, a .caffemodel or .pth of any known origin, to OUT.safetensors.
 
     OUT says which network and how many classes it is for, loads without running any code, and is what `segment` takes without
     --model. Every layer of IN is accounted for, or nothing is written.
     """
-    if out.exists() and not overwrite:
-        raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="OUT")
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="OUT")
     if backbone_only and options["model"] is None:
         raise click.BadParameter("it needs --model, the network whose backbone is meant", param_hint="--backbone-only")
+    if not may_write([out], existing):
+        return
     # Loads torch, which takes seconds: not for --help.
     from deeplab_crf.models import build_model, load_model, load_weights, save_weights
 

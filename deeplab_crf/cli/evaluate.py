@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ import click
 
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
-from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
+from deeplab_crf.cli.jobs import SKIP, existing_options
+from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
 from deeplab_crf.cli.options import (
     cam_option,
     crf_options,
@@ -23,9 +24,11 @@ from deeplab_crf.cli.options import (
 )
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import SegmentationFolder
-from deeplab_crf.data.files import check_writable
+from deeplab_crf.data.files import check_writable, matching_name, score_files
+from deeplab_crf.data.results import FileJob, ResultFolder, score_jobs
 from deeplab_crf.data.scores import KINDS as SCORE_KINDS
 from deeplab_crf.engine.class_pixels import check_two_classes, count_pixels
+from deeplab_crf.engine.evaluate_report import REPORT_FILES
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
 
@@ -92,9 +95,13 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
 @out_option("Write results.json, results.md, trimap.png and examples.", required=False)
 @click.option("--examples", type=click.IntRange(0), default=3, show_default=True,
               help="Figures of so many images that the CRF made worst, and best.")  # fmt: skip
-def evaluate(out: Path | None, examples: int, **options: Any) -> None:
+@existing_options
+def evaluate(out: Path | None, examples: int, existing: str | None, **options: Any) -> None:
     """Score a network and its CRF on a data set: IoU of each class, mean IoU and accuracies, from one confusion matrix over all
     images, and near the edges of objects (trimap).
+
+    Results in FOLDER of the same data, network and settings are left as they are; of others they are refused without --overwrite,
+    which replaces all of them.
 
     Under torchrun every process takes a share of the images, and the first one reports.
     """
@@ -104,6 +111,9 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     for folder in (out, options["save_scores"]):
         if folder is not None:
             check_writable(folder)
+    plan = _Plan(dataset, out, examples, existing, options)
+    if plan.is_done():
+        return
     try:
         import torch  # takes seconds: not for --help
 
@@ -117,22 +127,96 @@ def evaluate(out: Path | None, examples: int, **options: Any) -> None:
     threads = options["threads"] or max(1, get_num_threads() // world.local_size)
     torch.set_num_threads(threads)
     workers = options["workers"] or (threads if world.device.type == "cpu" else 2)
-    task, settings = _task(dataset, options, world.device, threads)
-    evaluation = _run(task, world, workers, max(1, threads // workers))
-    if not world.leads:
-        return
+    task, settings = _task(plan, options, world.device, threads)
+    with plan.recorded() if world.leads else nullcontext():
+        evaluation = _run(task, world, workers, max(1, threads // workers))
+        if not world.leads:
+            return
+        counts = {"threads": threads, "workers": workers, "processes": world.size}
+        report = _print_report(evaluation, dataset, {**settings, **counts})
+        if out is not None:
+            _write(report, task, out, examples)
+
+
+class _Plan:
+    """What is written by an evaluation, and the records of what that was made from.
+
+    existing: what becomes of results that exist, see `existing_options`. options: those of the command.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationFolder,
+        out: Path | None,
+        examples: int,
+        existing: str | None,
+        options: dict[str, Any],
+    ) -> None:
+        self.dataset, self.existing, self.job = dataset, existing, FileJob((), ())
+        self.results: ResultFolder | None = None
+        self.scores: ResultFolder | None = None
+        self._score_jobs: list[FileJob] = []
+        if options["save_scores"] is not None:
+            names = (*NETWORK_OPTIONS, "device")
+            settings = recorded_options("scores", {name: options[name] for name in names})
+            self.scores = ResultFolder(options["save_scores"], settings)
+            self._score_jobs = list(score_jobs(dataset, self.scores.folder).values())
+        if out is not None:
+            settings = recorded_options("evaluate", options)
+            settings |= {"classes": dataset.classes, "coding": dataset.coding, "examples": examples}
+            self.results = ResultFolder(out, settings)
+            inputs = [path for item in dataset.items for path in (item.image, item.labels)]
+            found = {} if options["scores"] is None else score_files(options["scores"])
+            inputs += [found[name] for item in dataset.items if (name := matching_name(item.name)) in found]
+            self.job = FileJob(tuple(inputs), self.results.outputs_with(out / "results.json"))
+
+    def is_done(self) -> bool:
+        """Whether there is nothing to do; True having said so.
+
+        Raises ValueError where files exist whose origin is not known, and where the folder of results has those of other data or
+        settings, unless ``existing`` says what to do.
+        """
+        wanted = [path for job in self._score_jobs for path in job.outputs]
+        wanted += [self.results.folder / REPORT_FILES[-1]] if self.results is not None else []
+        if self.existing == SKIP and wanted and all(path.exists() for path in wanted):
+            click.echo(f"{wanted[-1].parent} has results, skipped")
+            return True
+        if self.existing is not None:
+            return False
+        if self.scores is not None:
+            self.scores.check_known(self._score_jobs)
+        if self.results is None:
+            return False
+        out = self.results.folder
+        self.results.check_known([FileJob((), tuple(out / name for name in REPORT_FILES))])
+        if not (out / REPORT_FILES[-1]).exists():
+            return False
+        if not self.results.is_current(self.job):
+            raise ValueError(
+                f"{out} holds results of other data, weights or settings, or files that were changed since: choose another folder, "
+                "replace them with --overwrite, or keep them with --skip-existing"
+            )
+        if self.scores is not None and not all(map(self.scores.is_current, self._score_jobs)):
+            return False
+        click.echo(f"{out} is up to date; --overwrite makes it anew")
+        return True
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """Within the block, results are written, and recorded with the data as it was at the beginning."""
+        return nullcontext() if self.results is None else self.results.making(self.job)
+
+
+def _print_report(evaluation: Evaluation, dataset: SegmentationFolder, settings: dict[str, Any]) -> Report:
     from deeplab_crf.engine.evaluate_report import Report, absent_lines, as_text, score_rows, trimap_rows
 
-    counts = {"threads": threads, "workers": workers, "processes": world.size}
-    report = Report(evaluation, dataset.classes, {**settings, **counts})
+    report = Report(evaluation, dataset.classes, settings)
     click.echo(as_text(score_rows(report)))
     click.echo()
     click.echo(as_text(trimap_rows(report)))
     for line in absent_lines(report):
         click.echo(f"\n{line}")
     click.echo(f"\n{len(evaluation.images)} images in {evaluation.seconds:.1f} s")
-    if out is not None:
-        _write(report, task, out, examples)
+    return report
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -146,19 +230,18 @@ def _check_options(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{option.replace('_', '-')} is of use {why}")
 
 
-def _task(
-    dataset: SegmentationFolder, options: dict[str, Any], device: Any, threads: int
-) -> tuple[Task, dict[str, Any]]:
+def _task(plan: _Plan, options: dict[str, Any], device: Any, threads: int) -> tuple[Task, dict[str, Any]]:
     """What to evaluate, and the settings as the report shows them."""
     from deeplab_crf.engine.evaluate import Task
 
+    dataset = plan.dataset
     kind, root, split = options["data"]
     part = {name: options[name] for name in ("val_fraction", "val_seed") if options[name] is not None}
     settings = {"data": f"{kind} {split} ({root})", **part, "device": str(device)}
     if str(dataset.coding):
         settings["labels"] = str(dataset.coding)
     if options["scores"] is None:
-        source, crf, preset, used = _network(dataset, options, device, threads)
+        source, crf, preset, used = _network(plan, options, device, threads)
     else:
         source, crf, preset, used = _files(dataset, options, device)
     settings |= used | {"crf": preset if crf is not None else "none", "min_probability": options["min_probability"]}
@@ -166,11 +249,12 @@ def _task(
 
 
 def _network(
-    dataset: SegmentationFolder, options: dict[str, Any], device: Any, threads: int
+    plan: _Plan, options: dict[str, Any], device: Any, threads: int
 ) -> tuple[ScoreSource, Any, str, dict[str, Any]]:
     """The source of scores, the CRF, the name of its settings, and what the report says of the network."""
-    from deeplab_crf.engine.evaluate import NetworkScores
+    from deeplab_crf.engine.evaluate import NetworkScores, RecordedScores
 
+    dataset = plan.dataset
     given = {name: options[name] for name in ("crf", "preset", "min_probability")}
     pipeline = make_pipeline(options, **given, device=str(device), threads=threads)
     network, weights = pipeline.network, options["weights"] or WEIGHTS
@@ -180,9 +264,9 @@ def _network(
             "Name one of that many with --weights"
         )
     used = {"weights": str(weights), "model": network.variant.name, "scales": list(network.scales)}
-    source = NetworkScores(pipeline, options["save_scores"])
+    scores = NetworkScores(pipeline, options["save_scores"])
     return (
-        source,
+        scores if plan.scores is None else RecordedScores(scores, dataset, plan.scores),
         pipeline.crf,
         options["preset"] or network.usage.crf or network.variant.crf,
         used | {"longer_side": pipeline.longer_side, "pad_to": pipeline.pad_to},
@@ -229,13 +313,20 @@ def _run(task: Task, world: World, workers: int, threads: int) -> Evaluation:
 
 def _write(report: Report, task: Task, out: Path, examples: int) -> None:
     from deeplab_crf.engine.evaluate import predict
-    from deeplab_crf.engine.evaluate_report import choose_examples, plot_trimap, write_example, write_results
+    from deeplab_crf.engine.evaluate_report import (
+        choose_examples,
+        clear_results,
+        plot_trimap,
+        write_example,
+        write_results,
+    )  # fmt: skip
 
-    write_results(report, out)
+    clear_results(out)
     for stem, image in choose_examples(report.evaluation.images, examples).items():
         write_example(predict(task, image.index), report.classes, out / "examples" / f"{stem}.png")
     try:
         plot_trimap(report, out / "trimap.png")
     except ImportError as error:
         click.echo(f"Note: trimap.png is left out: {error}", err=True)
+    write_results(report, out)  # last, so that a folder with results.json has everything
     click.echo(f"wrote {out}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from deeplab_crf.cli.jobs import existing_options, may_write
 from deeplab_crf.cli.options import data_options, open_data
 from deeplab_crf.models.variants import VARIANTS, VGG16
 
@@ -25,16 +26,16 @@ NARROW = [
 @click.option("--crops", type=click.IntRange(1), default=46, show_default=True, help="How many photographs to look at.")
 @click.option("--crop", type=click.IntRange(17), default=321, show_default=True, help="Side of the crops, in pixels.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace OUT where it is there.")  # fmt: skip
-def narrow(source: Path, out: Path, overwrite: bool, **options: Any) -> None:
+@existing_options
+def narrow(source: Path, out: Path, existing: str | None, **options: Any) -> None:
     """Fit a trunk of half the channels to that of IN, any file with a whole VGG-16, on photographs; no labels, no training.
 
     OUT.safetensors is what `train --init` takes. Prints how far each layer is off.
     """
-    if out.exists() and not overwrite:
-        raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="OUT")
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="OUT")
+    if not may_write([out], existing):
+        return
     from deeplab_crf.data.transforms import Augmentation  # loads torch, which takes seconds: not for --help
     from deeplab_crf.engine.narrowing import SCALES, narrow_weights
     from deeplab_crf.models import save_weights

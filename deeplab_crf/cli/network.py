@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from deeplab_crf.core.image_range import BYTES
+from deeplab_crf.data.files import digest_file
 from deeplab_crf.devices import torch_device
+from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.models.variants import VARIANTS
+from deeplab_crf.presets import get_preset
 
 if TYPE_CHECKING:
     from deeplab_crf.models.pipeline import SegmentationPipeline
@@ -48,6 +52,7 @@ _OPTIONS = (
         help="Pad smaller images to this size. Default: 513, as the released networks saw them, or 1 with a longer side.",
     ),
 )
+_NOT_RECORDED = ("threads", "workers", "data", "scores", "save_scores")
 NETWORK_OPTIONS = ("weights", "model", "multi_scale", "longer_side", "pad_to")
 
 
@@ -56,6 +61,19 @@ def network_options(command: F) -> F:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def recorded_options(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes the results of a command with a network, by name, for `ResultFolder`: contents instead of files, and no number
+    of threads. Data sets and scores are left out, since they are inputs."""
+    preset, device = options.get("preset"), options.get("device")
+    return {
+        **{name: value for name, value in options.items() if name not in _NOT_RECORDED},
+        "command": command,
+        "weights": digest_file(options["weights"] or WEIGHTS),
+        "preset": None if preset is None else replace(get_preset(preset), name="", description=""),
+        "device": None if device is None else device.partition(":")[0],
+    }
 
 
 def make_pipeline(

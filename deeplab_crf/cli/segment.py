@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,9 @@ import click
 
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import JobRun, existing_options, report_failures
-from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
+from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
 from deeplab_crf.cli.options import crf_options, device_option, image_range_option, out_option
-from deeplab_crf.data.files import digest_file
 from deeplab_crf.data.results import ResultFolder
-from deeplab_crf.models.bundled import WEIGHTS
-from deeplab_crf.presets import get_preset
 from deeplab_crf.segment import legend_job, plan_images, segment_file, write_legend
 
 
@@ -44,7 +40,10 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str |
     their EXIF says, and so are the results. Results that were made from the same image with the same weights and settings are
     skipped; others are made again.
     """
-    plan, results = plan_images(images, out, with_pictures=pictures), ResultFolder(out, _recorded(options))
+    plan, results = (
+        plan_images(images, out, with_pictures=pictures),
+        ResultFolder(out, recorded_options("segment", options)),
+    )
     legends = [legend_job(out)] if pictures else []
     if existing is None:
         results.check_known(legends)
@@ -61,15 +60,3 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str |
         failures = run.run(lambda job: segment_file(job, pipeline, image_range), "segment")
     click.echo(f"{run.summary()}; results in {out}")
     return report_failures(failures)
-
-
-def _recorded(options: dict[str, Any]) -> dict[str, Any]:
-    """What changes the results, by name, for `ResultFolder`: contents instead of files, and no number of threads."""
-    preset = options["preset"]
-    return {
-        **{name: value for name, value in options.items() if name != "threads"},
-        "command": "segment",
-        "weights": digest_file(options["weights"] or WEIGHTS),
-        "preset": None if preset is None else replace(get_preset(preset), name="", description=""),
-        "device": options["device"].partition(":")[0],
-    }

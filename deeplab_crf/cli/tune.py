@@ -6,17 +6,22 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from deeplab_crf import __version__
 from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
-from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options
+from deeplab_crf.cli.jobs import OVERWRITE, SKIP, existing_options, may_write
+from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
 from deeplab_crf.cli.options import PRESET_HELP, data_options, held_back_options, known_preset, open_data, out_option
 from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import SegmentationFolder
+from deeplab_crf.data.files import digest_files
+from deeplab_crf.data.results import FileJob, ResultFolder, score_jobs
 from deeplab_crf.engine.class_pixels import check_two_classes, count_pixels
 from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.engine.tune_grid import Grid, Setting
@@ -132,15 +137,18 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
     type=click.IntRange(1, MAX_THREADS),
     help="Default: DEEPLAB_CRF_NUM_THREADS, OMP_NUM_THREADS or the usable cores.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin afresh where FOLDER holds another tuning.")  # fmt: skip
-def tune(out: Path, method: str, **options: Any) -> None:
+@existing_options
+def tune(out: Path, method: str, existing: str | None, **options: Any) -> None:
     """Find the weights and widths of the dense CRF that suit a network and a data set: the papers' search, or gradient descent.
 
     Writes FOLDER/preset.toml, which refine, segment and evaluate take as --preset FILE, and DenseCRF.from_preset. The search also
     writes table.csv, all that was tried, and heatmap.png, gradient descent epochs.csv; run again after an interruption, both go
-    on. Tune on images that the network was not trained on, or on part of them at least.
+    on. Tune on images that the network was not trained on, or on part of them at least. Results of other data or settings in FOLDER
+    are refused without --overwrite, which begins afresh.
     """
     _check_options(method, options)
+    if existing == SKIP and not may_write([out / "preset.toml"], SKIP):
+        return
     dataset, data = open_data(options), options["data"]
     try:
         import torch
@@ -158,7 +166,7 @@ def tune(out: Path, method: str, **options: Any) -> None:
         out,
         options["name"] or out.resolve().name,
         f"{len(indices)} images of {data[0]} {data[2]}",
-        options["overwrite"],
+        existing == OVERWRITE,
     )
     scores, digest = read_all_scores(
         options["scores"] or _save_scores(dataset, indices, out, options), dataset, indices
@@ -167,8 +175,10 @@ def tune(out: Path, method: str, **options: Any) -> None:
     question = {
         "data": f"{data[0]}:{data[1].resolve()}:{data[2]}", "images": [dataset.items[i].name for i in indices], "scores": digest,
     }  # fmt: skip
-    if str(dataset.coding):  # absent where it says nothing, so that tables of earlier versions go on
+    if str(dataset.coding):
         question["labels"] = str(dataset.coding)
+    files = (path for i in indices for path in (dataset.items[i].image, dataset.items[i].labels))
+    question |= {"digest of images and labels": digest_files(files), "version": __version__}
     if method == "search":
         _search(images, measure, question, output, options)
     else:
@@ -205,14 +215,16 @@ def _bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
 
 
 def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path, options: dict[str, Any]) -> Path:
-    """The network's scores, in a folder in ``out`` that is the weights' own; those that are there are not computed again."""
-    from deeplab_crf.engine.evaluate import NetworkScores
+    """The network's scores, in a folder in ``out`` that is the weights' own; those that are still true are not computed again."""
+    from deeplab_crf.engine.evaluate import NetworkScores, RecordedScores
 
     weights = options["weights"] or WEIGHTS
     given = " ".join(str(options[name]) for name in NETWORK_OPTIONS[1:])
     digest = hashlib.sha256(given.encode() + weights.read_bytes())
     folder = out / f"scores-{digest.hexdigest()[:8]}"
-    missing = [i for i in indices if not (folder / f"{dataset.items[i].name}.npz").exists()]
+    results = ResultFolder(folder, recorded_options("scores", {name: options[name] for name in NETWORK_OPTIONS}))
+    jobs = score_jobs(dataset, folder)
+    missing = [i for i in indices if not results.is_current(jobs[dataset.items[i].name])]
     if missing:
         pipeline = make_pipeline(options, crf=False, threads=options["threads"])
         if pipeline.network.num_classes != len(dataset.classes):
@@ -220,7 +232,7 @@ def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path,
                 f"{weights}: the network must have the {len(dataset.classes)} classes of the data set; "
                 f"got {pipeline.network.num_classes}. Name one of that many with --weights"
             )
-        source = NetworkScores(pipeline, folder)
+        source = RecordedScores(NetworkScores(pipeline, folder), dataset, results)
         with _bar("scores", len(missing)) as advance:
             for i in missing:
                 source.logits(dataset[i])
@@ -261,12 +273,20 @@ def _learn(
     from deeplab_crf.engine.tune_run import run_gradient
 
     given = {name: options[name] for name in ("epochs", "rate", "batch", "seed") if options[name] is not None}
+    learning, start = Learning(**given), get_preset(options["start"])
+    settings = {**question, "measure": str(measure), "learning": learning, "name": output.name}
+    results = ResultFolder(output.folder, {**settings, "start": replace(start, name="", description="")})
+    job = FileJob((), (output.epochs, output.preset))
+    if not output.afresh and results.is_current(job):
+        click.echo(f"{output.preset} is up to date; --overwrite begins afresh")
+        return
     lines: list[str] = []
-    found = run_gradient(
-        images, get_preset(options["start"]), Learning(**given), measure, output, _bar,
-        lambda epoch, matrix: lines.append(f"epoch {epoch.number}: loss {epoch.loss:.4f}, {measure} {matrix.mean_iou:.4f}"),
-        question,
-    )  # fmt: skip
+    with results.making(job):
+        found = run_gradient(
+            images, start, learning, measure, output, _bar,
+            lambda epoch, matrix: lines.append(f"epoch {epoch.number}: loss {epoch.loss:.4f}, {measure} {matrix.mean_iou:.4f}"),
+            question,
+        )  # fmt: skip
     if found.resumed:
         click.echo(f"went on after epoch {found.resumed} of an earlier run")
     for line in lines:

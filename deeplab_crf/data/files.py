@@ -160,3 +160,8 @@ def files_by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
             )
         found[stem] = path
     return found
+
+
+def score_files(folder: Path) -> dict[str, Path]:
+    """The arrays of ``folder``, or its label images where it holds no arrays, as `files_by_stem` gives them."""
+    return files_by_stem(folder, ARRAY_SUFFIXES) or files_by_stem(folder, LABEL_SUFFIXES)

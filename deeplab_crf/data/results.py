@@ -11,16 +11,19 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from deeplab_crf import __version__
 from deeplab_crf.data.files import digest_file, digest_files, observed_writes
+
+if TYPE_CHECKING:
+    from deeplab_crf.data.datasets import SegmentationFolder
 
 RECORDS = ".deeplab-crf.jsonl"
 
@@ -47,7 +50,8 @@ class FileJob:
 
 @dataclass(frozen=True)
 class _Record:
-    """Digests of what a job read, of its settings, and of what it wrote, by path in the folder. All are empty while it writes."""
+    """Digests of what a job read, of its settings, and of what it wrote, by path in the folder. Those of files that are not yet
+    written are empty."""
 
     inputs: str
     settings: str
@@ -119,12 +123,13 @@ class ResultFolder:
         except OSError:
             inputs = ""  # whoever reads them says what is wrong
         before = self._records.get(self._name(job.outputs[-1]))
-        unknown = {name: "" for name in map(self._name, job.outputs) if name not in self._records}
         written: dict[str, str] = {}
 
         def observe(path: Path, digest: str) -> None:
-            if unknown and not written:  # so that they are known for our own if this process is killed before the end
-                self._append(_Record("", "", unknown))
+            names = (self._name(each) for each in (*job.outputs, path))
+            unknown = {name: "" for name in names if name not in self._records}
+            if unknown:  # so that they are known for our own if this process is killed before the end
+                self._append(_Record(inputs, self._settings, unknown))
             written[self._name(path)] = digest
 
         with observed_writes(observe):
@@ -159,6 +164,24 @@ class ResultFolder:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
+
+
+def score_jobs(dataset: SegmentationFolder, folder: Path) -> dict[str, FileJob]:
+    """By the name of each image of a data set, the job that saves its scores in ``folder``."""
+    return {item.name: FileJob((item.image,), (folder / f"{item.name}.npz",)) for item in dataset.items}
+
+
+def check_same_settings(folder: Path, paths: Sequence[Path]) -> None:
+    """Raises ValueError where the records in ``folder`` say that ``paths``, files in it, were made with different settings."""
+    records = _read_records(folder / RECORDS)
+    found = {path.name: records[path.name].settings for path in paths if path.name in records}
+    first = next(iter(found), None)
+    other = [name for name, settings in found.items() if first is not None and settings != found[first]]
+    if other:
+        raise ValueError(
+            f"{folder}: {first} and {other[0]} were made with different weights or settings ({len(other)} of {len(paths)} differ "
+            "from the first); make all of them anew"
+        )
 
 
 def _read_records(path: Path) -> dict[str, _Record]:

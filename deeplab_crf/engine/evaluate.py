@@ -23,7 +23,8 @@ from torch import Tensor
 from deeplab_crf.core.scores import label_costs
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.data.datasets import Example, SegmentationFolder
-from deeplab_crf.data.files import ARRAY_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
+from deeplab_crf.data.files import ARRAY_SUFFIXES, LABEL_SUFFIXES, matching_name, score_files
+from deeplab_crf.data.results import ResultFolder, check_same_settings, score_jobs
 from deeplab_crf.data.scores import KINDS, fit_to_image, read_scores
 from deeplab_crf.engine.distributed import World
 from deeplab_crf.engine.saved_scores import read_saved_scores, write_saved_scores
@@ -67,6 +68,25 @@ class NetworkScores:
         return image_scores(padded[None], size, seen, image)[0].contiguous()
 
 
+class RecordedScores:
+    """Scores of a network that are saved, each with a record of what it was made from.
+
+    Args:
+        source: Saves its scores in the folder of ``results``.
+        dataset: Has the images.
+        results: Its settings are those of the network.
+    """
+
+    def __init__(self, source: NetworkScores, dataset: SegmentationFolder, results: ResultFolder) -> None:
+        self.source, self.results = source, results
+        self.jobs = score_jobs(dataset, results.folder)
+
+    def logits(self, example: Example) -> Tensor:
+        """See `ScoreSource`."""
+        with self.results.making(self.jobs[example.name]):
+            return self.source.logits(example)
+
+
 @dataclass(frozen=True)
 class ScoreReading:
     """How to read scores that others saved: see `read_scores` and `fit_to_image`. confidence: how probable each label of predicted
@@ -99,7 +119,7 @@ class FileScores:
             raise ValueError(f"{folder}: no such folder")
         self.num_classes, self.reading, self.device = len(dataset.classes), reading or ScoreReading(), device
         self.coding = dataset.coding
-        found = files_by_stem(folder, ARRAY_SUFFIXES) or files_by_stem(folder, LABEL_SUFFIXES)
+        found = score_files(folder)
         missing = [item.name for item in dataset.items if matching_name(item.name) not in found]
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -110,6 +130,7 @@ class FileScores:
             )
             raise ValueError(f"{folder}: no {kinds} of {len(missing)} of {len(dataset)} images: {shown}")
         self.paths = {item.name: found[matching_name(item.name)] for item in dataset.items}
+        check_same_settings(folder, list(self.paths.values()))
 
     def logits(self, example: Example) -> Tensor:
         """See `ScoreSource`."""

@@ -24,6 +24,8 @@ from deeplab_crf.engine.trimap import MAX_WIDTH, TrimapScores
 if TYPE_CHECKING:  # torch
     from deeplab_crf.engine.evaluate import Evaluation, ImageScore, Prediction
 
+REPORT_FILES = ("trimap.png", "results.md", "results.json")
+_EXAMPLE = re.compile(r"(worst|best)-\d+-.*", re.DOTALL)
 SHOWN_WIDTHS = (1, 2, 3, 5, 10, 20, 40)
 BAND_WORDS = {"void": "void borders", "boundary": "borders between classes"}
 
@@ -205,9 +207,18 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def clear_results(folder: Path) -> None:
+    """Remove what an earlier evaluation wrote into ``folder``, so that none of it stays beside new results."""
+    for name in REPORT_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for path in (folder / "examples").glob("*.png"):
+        if _EXAMPLE.fullmatch(path.name):
+            path.unlink()
+
+
 def write_results(report: Report, folder: Path) -> None:
     """Write ``folder/results.json`` and ``folder/results.md``, each whole or not at all."""
-    texts = {"results.json": json.dumps(as_json(report), indent=1) + "\n", "results.md": markdown(report)}
+    texts = {"results.md": markdown(report), "results.json": json.dumps(as_json(report), indent=1) + "\n"}
     for name, text in texts.items():
         with atomic_write(folder / name) as stream:
             stream.write(text.encode())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from deeplab_crf.data.datasets import IGNORE, SegmentationFolder
 from deeplab_crf.data.files import atomic_write, files_by_stem, matching_name
+from deeplab_crf.data.results import check_same_settings
 from deeplab_crf.engine.checkpoint import Format, read_stored, write_stored
 from deeplab_crf.engine.metrics import ConfusionMatrix
 from deeplab_crf.engine.saved_scores import SavedScores, read_saved_scores
@@ -68,10 +69,38 @@ class Output:
         """The preset file."""
         return self.folder / "preset.toml"
 
+    @property
+    def table(self) -> Path:
+        """What a search has tried."""
+        return self.folder / "table.csv"
+
+    @property
+    def heatmap(self) -> Path:
+        """The picture of ``table``."""
+        return self.folder / "heatmap.png"
+
+    @property
+    def epochs(self) -> Path:
+        """The course of a gradient descent."""
+        return self.folder / "epochs.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state of a gradient descent that has not ended."""
+        return self.folder / "checkpoint.pt"
+
     def check_free(self) -> None:
-        """Raises ValueError where a preset is there that is not to be replaced."""
-        if self.preset.exists() and not self.afresh:
-            raise ValueError(f"{self.preset} is there already; choose another folder, or --overwrite")
+        """Raises ValueError where results of another tuning are there that are not to be replaced."""
+        there = [path for path in (self.preset, self.table, self.epochs, self.heatmap) if path.exists()]
+        if there and not self.afresh:
+            raise ValueError(f"{there[0]} is there already; choose another folder, or --overwrite")
+
+    def clear(self) -> None:
+        """Remove the results of an earlier tuning, of either method, if they are to be replaced."""
+        if self.afresh:
+            question = self.folder / "question.json"
+            for path in (self.preset, self.table, question, self.heatmap, self.epochs, self.checkpoint):
+                path.unlink(missing_ok=True)
 
     def write(self, preset: Preset, measure: Measure, best: ConfusionMatrix, network: ConfusionMatrix) -> Preset:
         """Writes the preset file and returns what is in it."""
@@ -126,6 +155,7 @@ def read_all_scores(folder: Path, dataset: SegmentationFolder, indices: Sequence
             f"{missing[0]}: no such file; scores of {len(missing)} of {len(files)} images are missing. deeplab-crf evaluate "
             "--save-scores writes them"
         )
+    check_same_settings(folder, files)
     digest = hashlib.sha256()
     result = []
     for path in files:
@@ -159,8 +189,9 @@ def run_search(
     """Search, writing ``table.csv`` as it goes, and ``preset.toml`` and ``heatmap.png`` at the end. question: what must be the same
     for old trials to be gone on with, beside measure and normalisation; see `TrialTable`."""
     asked = {**question, "measure": str(measure), "normalization": search.normalization}
-    if not (out.folder / "table.csv").exists():
+    if not out.table.exists():
         out.check_free()
+    out.clear()
     table = TrialTable(out.folder, asked, afresh=out.afresh)
     network = _measure(images, None, "network", bar)  # reads every image: what is wrong with one shows at once
     runner = GridSearch(images, table, search.normalization, bar)
@@ -176,7 +207,7 @@ def run_search(
         on_the_edge(trial.setting, [each.setting for each in table.trials], search.grid.free),
         1000 * runner.seconds / runner.computed if runner.computed else float("nan"),
         runner.computed,
-        _draw(table.trials, out.folder / "heatmap.png"),
+        _draw(table.trials, out.heatmap),
     )
 
 
@@ -184,8 +215,9 @@ def _draw(trials: Sequence[Trial], path: Path) -> Path | None:
     try:
         figure = plot_trials(trials)
     except ImportError:
-        return None
+        figure = None
     if figure is None:
+        path.unlink(missing_ok=True)  # one of fewer trials would stay beside the table
         return None
     with atomic_write(path) as stream:
         figure.savefig(stream, format="png", dpi=120)
@@ -214,7 +246,7 @@ def run_gradient(
     state until the end. question: what has to be the same for that, beside measure, start, rate, batch and seed; see `run_search`.
     Raises ValueError where the folder holds what was reached for another one, or a preset that is finished.
     """
-    path, learner = out.folder / "checkpoint.pt", Learner(images, start, learning)
+    path, learner = out.checkpoint, Learner(images, start, learning)
     decides = {"start": repr(replace(start, name="", description="")), "rate": learning.rate, "batch": learning.batch}
     asked = {**(question or {}), "measure": str(measure), **decides, "seed": learning.seed}
     if path.exists() and not out.afresh:
@@ -224,9 +256,10 @@ def run_gradient(
         network = _measure(images, None, "network", bar)
         best = _measure(images, start, "start", bar)
         reached = _Reached(network, best, None, [_epoch_row(0, None, start, best)])
+        out.clear()
         _write_reached(path, asked, learner, reached)
     resumed = learner.done
-    _write_epochs(reached.rows, out.folder / "epochs.csv")
+    _write_epochs(reached.rows, out.epochs)
     preset = start if reached.numbers is None else learner.preset_of(reached.numbers)
     written = out.write(preset, measure, reached.best, reached.network)
     with bar("learn", len(images) * max(learning.epochs - resumed, 0)) as advance:
@@ -237,7 +270,7 @@ def run_gradient(
             if better:
                 reached.best, reached.numbers = matrix, learner.numbers()
             _write_reached(path, asked, learner, reached)  # first: the files below can be made of it
-            _write_epochs(reached.rows, out.folder / "epochs.csv")
+            _write_epochs(reached.rows, out.epochs)
             if better:
                 written = out.write(epoch.preset, measure, matrix, reached.network)
             on_epoch(epoch, matrix)

@@ -18,6 +18,7 @@ from model_samples import narrow, small_model  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.datasets import held_back, open_dataset  # noqa: E402
+from deeplab_crf.data.results import RECORDS  # noqa: E402
 from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
@@ -54,7 +55,9 @@ def evaluate(root: Path, *arguments: Any) -> int:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """The files in a folder, but for the one that says what they were made from."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORDS)
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def results(folder: Path) -> dict[str, Any]:

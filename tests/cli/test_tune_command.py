@@ -25,6 +25,7 @@ from tune_samples import SIZE, opened, write_tuning  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.datasets import held_back  # noqa: E402
+from deeplab_crf.data.results import RECORDS  # noqa: E402
 from deeplab_crf.models import save_weights  # noqa: E402
 from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import load_preset  # noqa: E402
@@ -125,7 +126,7 @@ def test_weights_instead_of_scores(
     arguments = ("--weights", weights, "--pad-to", 1, "--images", 2, *SMALL, "--rounds", 0)
     assert tune(root, tmp_path / "out", *arguments, scores=False) == 0
     (folder,) = (tmp_path / "out").glob("scores-*")
-    assert sorted(path.name for path in folder.iterdir()) == ["train0.npz", "train3.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == [RECORDS, "train0.npz", "train3.npz"]
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     first = (tmp_path / "out" / "table.csv").read_bytes()
     assert tune(root, tmp_path / "out", *arguments, scores=False) == 0
