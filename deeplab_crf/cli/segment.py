@@ -40,10 +40,8 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str |
     their EXIF says, and so are the results. Results that were made from the same image with the same weights and settings are
     skipped; others are made again.
     """
-    plan, results = (
-        plan_images(images, out, with_pictures=pictures),
-        ResultFolder(out, recorded_options("segment", options)),
-    )
+    plan = plan_images(images, out, with_pictures=pictures)
+    results = ResultFolder(out, recorded_options("segment", options))
     legends = [legend_job(out)] if pictures else []
     if existing is None:
         results.check_known(legends)
