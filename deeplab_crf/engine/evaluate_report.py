@@ -19,6 +19,7 @@ from deeplab_crf.data.datasets import IGNORE
 from deeplab_crf.data.figures import figure
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.data.images import LabelImage, overlay, write_picture
+from deeplab_crf.engine.class_pixels import shortened
 from deeplab_crf.engine.trimap import MAX_WIDTH, TrimapScores
 
 if TYPE_CHECKING:  # torch
@@ -132,23 +133,29 @@ def markdown(report: Report) -> str:
 
 
 def absent_lines(report: Report) -> list[str]:
-    """A sentence for the classes without a pixel in the labels, and for those of them that the mean leaves out, at each stage."""
+    """A sentence each for what no number speaks of: classes and images without a labelled pixel, and bands without any."""
     matrices = {name: scores.whole for name, scores in report.stages.items()}
 
     def names(numbers: Sequence[int]) -> str:
         return ", ".join(one_line(report.classes[i]) for i in numbers)
 
-    unlabelled = next(iter(matrices.values())).unlabelled
-    lines = (
-        [f"Without a pixel in the labels, so with an IoU of 0 where predicted: {names(unlabelled)}."]
-        if unlabelled
-        else []
-    )
-    return lines + [
-        f"Neither in the labels nor predicted ({name}), so not part of the mean: {names(matrix.absent)}."
-        for name, matrix in matrices.items()
-        if matrix.absent
-    ]
+    lines = []
+    if unlabelled := matrices["network"].unlabelled:
+        lines.append(f"Without a pixel in the labels, so with an IoU of 0 where predicted: {names(unlabelled)}.")
+    for name, matrix in matrices.items():
+        if matrix.absent:
+            lines.append(
+                f"Neither in the labels nor predicted ({name}), so not part of the mean: {names(matrix.absent)}."
+            )
+    void = [one_line(image.name) for image in report.evaluation.images if math.isnan(image.pixel_accuracy[0])]
+    count = len(report.evaluation.images)
+    if void:
+        lines.append(
+            f"Without a labelled pixel, so not part of any number: {len(void)} of {count} images, {shortened(void)}."
+        )
+    if report.evaluation.network.band(MAX_WIDTH).num_pixels == 0:
+        lines.append(f"No pixel lies in a band: the labels have no {BAND_WORDS[report.evaluation.network.kind]}.")
+    return lines
 
 
 def _stage_times(images: Sequence[ImageScore]) -> list[str]:

@@ -172,7 +172,9 @@ class TuneImages:
         total = ConfusionMatrix(self.num_classes)
         self.for_each(confusion, total.merge, progress)
         if total.num_pixels == 0:
-            raise ValueError(f"labels must hold pixels to score; got none in {len(self)} images")
+            raise ValueError(
+                f"labels must hold pixels to score; got none in {len(self)} images (of a trimap: none near its edges)"
+            )
         if len(total.unlabelled) >= total.num_classes - 1:
             raise ValueError(
                 f"labels must hold two classes at least, since one alone is always right; got one in {len(self)} images"

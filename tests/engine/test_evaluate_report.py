@@ -17,9 +17,11 @@ from deeplab_crf.data.datasets import Example
 from deeplab_crf.engine.evaluate import Evaluation, ImageScore, Prediction
 from deeplab_crf.engine.evaluate_report import (
     Report,
+    absent_lines,
     as_json,
     as_text,
     choose_examples,
+    escaped,
     markdown,
     plot_trimap,
     score_rows,
@@ -49,6 +51,34 @@ def report(with_crf: bool = True) -> Report:
         found.append(scores)
     images = [image_score(0, 0.75, 0.875 if with_crf else None)]
     return Report(Evaluation(found[0], found[1] if with_crf else None, images, 1.5), CLASSES, SETTINGS)
+
+
+def test_what_no_number_speaks_of_is_said() -> None:
+    """An image of void alone, and labels without a border: nothing was said of either before."""
+    assert absent_lines(report()) == [
+        "Without a pixel in the labels, so with an IoU of 0 where predicted: thing, ghost.",
+        "Neither in the labels nor predicted (network), so not part of the mean: thing, ghost.",
+        "Neither in the labels nor predicted (crf), so not part of the mean: thing, ghost.",
+    ]
+    labels = np.zeros((4, 8), np.uint8)
+    scores = TrimapScores(2)
+    scores.add(labels, labels, band_widths(labels, "boundary"))
+    images = [image_score(0, 1.0, None), image_score(1, float("nan"), None)]
+    assert absent_lines(Report(Evaluation(scores, None, images, 1.5), ("a\nb", "c"), SETTINGS)) == [
+        "Without a pixel in the labels, so with an IoU of 0 where predicted: c.",
+        "Neither in the labels nor predicted (network), so not part of the mean: c.",
+        "Without a labelled pixel, so not part of any number: 1 of 2 images, i1.",
+        "No pixel lies in a band: the labels have no borders between classes.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("tv/monitor", "tv/monitor"), ("a|b", "a\\|b"), ("`x` *y* <z>", "\\`x\\` \\*y\\* \\<z\\>"), ("a\nb\x1b[1m", "a b \\[1m"),
+     ("a_b _c_", "a_b \\_c\\_"), ("\\", "\\\\"), (None, "None"), ("straße 北", "straße 北")],
+)  # fmt: skip
+def test_markdown_shows_text_as_it_is(text: str | None, shown: str) -> None:
+    assert escaped(text) == shown
 
 
 def test_tables_in_per_cent() -> None:
