@@ -24,7 +24,7 @@ _TURN = "Save the image with its pixels turned (PIL.ImageOps.exif_transpose), or
 WHOLE = ("all", "train")  # what all photographs of a plain folder may be called, one without splits
 
 _SUFFIX = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
-_PAIR_OF_FILES = re.compile(rf"(.+?\.(?:{_SUFFIX}))[\s,;]+(\S.*\.(?:{_SUFFIX}))", re.IGNORECASE)
+_PAIR_OF_FILES = re.compile(rf"(.+?\.(?:{_SUFFIX}))[\s,;]+(\S.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,8 @@ def read_stems(path: Path) -> list[str]:
     lines: dict[str, int] = {}
     for number, line in _numbered_names(path):
         pair = _PAIR_OF_FILES.fullmatch(line)
+        if pair is not None and Path(pair[2]).suffix.lower() not in IMAGE_SUFFIXES:
+            pair = None
         files = pair.groups() if pair else (line,)
         stems = [matching_name(_stem(name) if pair or "/" in name else name) for name in files]
         if stems[0] != stems[-1]:

@@ -49,7 +49,7 @@ def attempt(path: Path, action: Callable[[], T]) -> T:
     """Do what Pillow does. Raises ValueError naming the file where it fails."""
     try:
         return action()
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning with -W error
         raise ValueError(
             f"{path}: cannot be read as an image ({error}). Cut it into tiles; in Python, PIL.Image.MAX_IMAGE_PIXELS is the limit"
         ) from error

@@ -212,18 +212,13 @@ def _not_finite(path: Path, values: NDArray[np.floating], index: tuple[int, ...]
 
 
 def _from_bytes(array: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities in 0..1 from unsigned integers that are probabilities in 0..255 or 0..65535; others as they are.
-
-    Several classes must add up to 255 (65535) everywhere but for rounding, which is taken out. One channel that goes beyond 1 is
-    divided by 255 (65535).
-    """
-    if array.dtype not in (np.uint8, np.uint16):
+    """Probabilities in 0..1 from uint8 or uint16 whose classes add up to 255 or 65535 at every pixel but for rounding, which is taken
+    out; other arrays as they are."""
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3:
         return array
-    whole = np.float32(np.iinfo(array.dtype).max)
-    if array.ndim == 2:
-        return array / whole if int(array.max()) > 1 else array
+    whole = float(np.iinfo(array.dtype).max)
     sums = array.sum(axis=0, dtype=np.float32)
-    if float(np.abs(sums - whole).max()) > len(array) / 2 + 0.5:
+    if float(np.abs(sums - whole).max()) > min(len(array) / 2 + 0.5, whole / 4):
         return array
     scaled: NDArray[np.float32] = array / sums
     return scaled
@@ -257,13 +252,21 @@ def _two_classes(path: Path, foreground: NDArray[np.floating], kind: str) -> NDA
     """(2, H, W) from the foreground's (H, W)."""
     if kind == "unary":
         raise ValueError(f"{path}: a unary needs one energy a class, shape (C, H, W); got {foreground.shape}")
-    background = 1 - foreground if kind == "probabilities" else np.zeros_like(foreground)
-    return np.stack([background, foreground])
+    if kind == "probabilities":
+        _check_range(path, foreground)
+        return np.stack([1 - foreground, foreground])
+    return np.stack([np.zeros_like(foreground), foreground])
+
+
+def _check_range(path: Path, values: NDArray[np.floating]) -> None:
+    if float(values.min()) < 0 or float(values.max()) > 1 + _SUM_TOLERANCE:
+        raise ValueError(
+            f"{path}: probabilities must lie in 0..1; got {values.min():.4g}..{values.max():.4g}. Divide those in 0..255 by 255"
+        )
 
 
 def _check_probabilities(path: Path, values: NDArray[np.floating]) -> None:
-    if float(values.min()) < 0 or float(values.max()) > 1 + _SUM_TOLERANCE:
-        raise ValueError(f"{path}: probabilities must lie in 0..1; got {values.min():.4g}..{values.max():.4g}")
+    _check_range(path, values)
     sums = values.sum(axis=0, dtype=np.float32)
     if not _adds_up(values):
         raise ValueError(

@@ -143,10 +143,10 @@ def test_probabilities_in_bytes(tmp_path: Path, dtype: type, last: bool) -> None
     np.testing.assert_allclose(scores.values.sum(axis=0), 1, atol=1e-6)
 
 
-def test_a_saliency_map_in_bytes(tmp_path: Path) -> None:
+def test_a_saliency_map_in_bytes_may_be_0_to_1_too(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[0, 51, 255]], np.uint8))
-    scores = read_scores(tmp_path / "a.npy", kind="probabilities")
-    np.testing.assert_allclose(scores.values[1], [[0, 0.2, 1]], atol=1e-6)
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.1; got 0\.\.255\. Divide those in 0\.\.255 by 255"):
+        read_scores(tmp_path / "a.npy", kind="probabilities")
 
 
 def test_bytes_that_are_no_probabilities_are_not_guessed(tmp_path: Path) -> None:
