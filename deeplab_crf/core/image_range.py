@@ -54,8 +54,8 @@ class UnclearRange:
         if self.low >= 0 and self.high <= 1:
             return "0", "1"
         if self.dtype == "uint16":
-            return "0", "65535"
-        return f"{self.low:.4g}", f"{self.high:.4g}"
+            return "0", next(str(2**bits - 1) for bits in (10, 12, 14, 16) if self.high < 2**bits)
+        return f"{self.low:.6g}", f"{self.high:.6g}"
 
     @property
     def is_standardised(self) -> bool:
@@ -63,7 +63,7 @@ class UnclearRange:
         return -_SMALLEST_PEAK < self.low < 0 and self.high < _SMALLEST_PEAK
 
     def __str__(self) -> str:
-        return f"got {self.dtype} with values in {self.low:.4g}..{self.high:.4g}"
+        return f"got {self.dtype} with values in {self.low:.6g}..{self.high:.6g}"
 
 
 def unclear_range(
@@ -114,7 +114,8 @@ def resolve_image_range(
     doubt = unclear_range(dtype, extremes, widths)
     if doubt is not None:
         scaled, kept = remedy.format(*doubt.likely), remedy.format(0, 255)
-        example = f" ({remedy.format(0, 4095)} for 12 bits)" if doubt.dtype == "uint16" else ""
+        sixteen = remedy.format(0, 65535)
+        example = f", {sixteen} for 16 bits," if doubt.dtype == "uint16" and scaled != sixteen else ""
         raise ValueError(
             f"{name} must be in 0..255, the units of the colour widths, or its range must be given; {doubt}. Give {scaled}"
             f"{example} to map it to 0..255, or {kept} to take the values as they are"

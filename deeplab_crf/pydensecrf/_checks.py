@@ -52,7 +52,8 @@ def check_units(image: NDArray[Any], name: str, colour_widths: Iterable[float]) 
     if doubt is None:
         return
     low, high = doubt.likely
-    scaled = f"{name} * 255" if (low, high) == ("0", "1") else f"({name} - {low}) * (255 / ({high} - {low}))"
+    factor = "255" if high == "1" else f"(255 / {high})"
+    scaled = f"{name} * {factor}" if low == "0" else f"({name} - {low}) * (255 / ({high} - {low}))"
     raise ValueError(
         f"{name} must be in 0..255, the units of srgb; {doubt}. Convert it to uint8, such as ({scaled}).astype(np.uint8)"
     )

@@ -39,7 +39,11 @@ def run(folder: Path, image: str, *options: str, labels: NDArray[Any] | None = N
 
 
 FILES = {
-    "twelve.png": (GRAY.astype(np.uint16) * 16, "uint16.*--image-range 0,65535 .--image-range 0,4095", "0,4080"),
+    "twelve.png": (
+        GRAY.astype(np.uint16) * 16,
+        "uint16.*Give --image-range 0,4095, --image-range 0,65535 for 16 bits, to map",
+        "0,4080",
+    ),
     "twelve.tif": (GRAY.astype(np.uint16) * 16, "uint16", "0,4080"),
     "sixteen.png": (GRAY.astype(np.uint16) * 257, "uint16", "0,65535"),
     "signed.tif": (GRAY.astype(np.int32) * 10 - 1000, "int32.*--image-range -", "-1000,1550"),

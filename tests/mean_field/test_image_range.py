@@ -33,8 +33,14 @@ UNCLEAR = {
     "12 bits": (
         IMAGE.astype(np.uint16) * 16,
         "uint16",
-        r"\(0, 65535\) \(image_range=\(0, 4095\) for",
-        r"\(255 / \(65535",
+        r"\(0, 4095\), image_range=\(0, 65535\) for 16",
+        r"\(rgbim \* \(255 / 4095\)\)",
+    ),
+    "16 bits": (
+        IMAGE.astype(np.uint16) * 257,
+        "uint16",
+        r"Give image_range=\(0, 65535\) to",
+        r"\(rgbim \* \(255 / 65535\)\)",
     ),
     "Hounsfield": (IMAGE.astype(np.int16) * 10 - 1000, "int16 with values in -", r"image_range=\(-\d+, ", r"rgbim - -"),
     "0 and 1": (
