@@ -290,26 +290,33 @@ class LatticeBatchF64:
     @property
     def structure_size(self) -> int: ...
 
-_Lattice = tuple[int, int, int]
-"""Rows, weights and structure of a batch of lattices."""
+class CheckedLatticesF32:
+    """Rows, weights and structure of a batch of lattices, for one call. What decides where the kernels read and write is copied
+    before it is checked, so another thread may write to the arrays meanwhile: the structure here, the rows where they are used."""
+
+    def __init__(self, rows: int, num_rows: int, weights: int, structure: int, length: int) -> None:
+        """num_rows, length: elements of rows and of structure. ValueError if they are not of one lattice_build."""
+
+class CheckedLatticesF64:
+    def __init__(self, rows: int, num_rows: int, weights: int, structure: int, length: int) -> None: ...
 
 def lattice_sizes(structure: int, length: int) -> tuple[int, int, list[int]]:
     """N, d and M of each image, from a structure of ``length`` int32. ValueError if it is none."""
 
-def lattice_filter_workspace_f32(structure: int, channels: int, threads: int) -> int:
+def lattice_filter_workspace_f32(lattice: CheckedLatticesF32, channels: int, threads: int) -> int:
     """Elements of T that `lattice_filter_f32` works in; `lattice_filter_weight_gradient_f32` takes twice as many."""
 
-def lattice_filter_workspace_f64(structure: int, channels: int, threads: int) -> int: ...
+def lattice_filter_workspace_f64(lattice: CheckedLatticesF64, channels: int, threads: int) -> int: ...
 def lattice_filter_f32(
-    lattice: _Lattice, values: int, out: int, channels: int, workspace: int, transpose: bool, threads: int
+    lattice: CheckedLatticesF32, values: int, out: int, channels: int, workspace: int, transpose: bool, threads: int
 ) -> None:
     """out = L values, or L^T values, image by image. values and out: (B, N, C), may be the same array."""
 
 def lattice_filter_f64(
-    lattice: _Lattice, values: int, out: int, channels: int, workspace: int, transpose: bool, threads: int
+    lattice: CheckedLatticesF64, values: int, out: int, channels: int, workspace: int, transpose: bool, threads: int
 ) -> None: ...
 def lattice_filter_weight_gradient_f32(
-    lattice: _Lattice,
+    lattice: CheckedLatticesF32,
     values: int,
     grad: int,
     out: int,
@@ -322,7 +329,7 @@ def lattice_filter_weight_gradient_f32(
     values and grad: (B, N, C)."""
 
 def lattice_filter_weight_gradient_f64(
-    lattice: _Lattice,
+    lattice: CheckedLatticesF64,
     values: int,
     grad: int,
     out: int,
@@ -350,17 +357,17 @@ def lattice_embed_gradient_f64(
     grad_features: int,
     threads: int,
 ) -> None: ...
-def mean_field_workspace_f32(structure: int, num_labels: int, threads: int) -> int:
+def mean_field_workspace_f32(lattice: CheckedLatticesF32, num_labels: int, threads: int) -> int:
     """Elements of a term's values in `mean_field_batch_f32`."""
 
-def mean_field_workspace_f64(structure: int, num_labels: int, threads: int) -> int: ...
+def mean_field_workspace_f64(lattice: CheckedLatticesF64, num_labels: int, threads: int) -> int: ...
 def mean_field_batch_f32(
     batch: int,
     num_points: int,
     num_labels: int,
     unary: int,
     out: int,
-    terms: list[tuple[_Lattice, int, int, int, int, int]],
+    terms: list[tuple[CheckedLatticesF32, int, int, int, int, int]],
     options: _BatchOptions,
 ) -> tuple[list[int], list[float]]:
     """Mean field on energies unary (B, N, L) into out (B, N, L). A term is (lattice, norm_in, norm_out, kind, compat, values):
@@ -373,18 +380,22 @@ def mean_field_batch_f64(
     num_labels: int,
     unary: int,
     out: int,
-    terms: list[tuple[_Lattice, int, int, int, int, int]],
+    terms: list[tuple[CheckedLatticesF64, int, int, int, int, int]],
     options: _BatchOptions,
 ) -> tuple[list[int], list[float]]: ...
-def mean_field_gradient_workspace_f32(structure: int, num_labels: int, threads: int, refilter: bool) -> int:
+def mean_field_gradient_workspace_f32(
+    lattice: CheckedLatticesF32, num_labels: int, threads: int, refilter: bool
+) -> int:
     """Elements of a term's values in `mean_field_gradient_f32`. refilter: norm_out_gradient or weight_gradient is asked for."""
 
-def mean_field_gradient_workspace_f64(structure: int, num_labels: int, threads: int, refilter: bool) -> int: ...
+def mean_field_gradient_workspace_f64(
+    lattice: CheckedLatticesF64, num_labels: int, threads: int, refilter: bool
+) -> int: ...
 def mean_field_gradient_f32(
     batch: int,
     num_points: int,
     num_labels: int,
-    terms: list[tuple[_Lattice, int, int, int, int, int, int, int, int, int]],
+    terms: list[tuple[CheckedLatticesF32, int, int, int, int, int, int, int, int, int]],
     options: _GradientOptions,
 ) -> tuple[list[int], list[float]]:
     """Gradients of mean field. A term is that of `mean_field_batch_f32` (values: `mean_field_gradient_workspace_f32`) and the
@@ -396,7 +407,7 @@ def mean_field_gradient_f64(
     batch: int,
     num_points: int,
     num_labels: int,
-    terms: list[tuple[_Lattice, int, int, int, int, int, int, int, int, int]],
+    terms: list[tuple[CheckedLatticesF64, int, int, int, int, int, int, int, int, int]],
     options: _GradientOptions,
 ) -> tuple[list[int], list[float]]: ...
 

@@ -69,12 +69,14 @@ class Lattices:
         return self.features.dtype
 
     @property
-    def addresses(self) -> tuple[int, int, int]:
+    def checked(self) -> Any:
         """What the native functions take."""
-        return address(self.rows), address(self.weights), address(self.structure)
+        return native("CheckedLattices", self.dtype)(
+            address(self.rows), self.rows.size, address(self.weights), address(self.structure), self.structure.size
+        )
 
     def _workspace(self, channels: int, buffers: int) -> Array:
-        size = native("lattice_filter_workspace", self.dtype)(address(self.structure), channels, self.threads)
+        size = native("lattice_filter_workspace", self.dtype)(self.checked, channels, self.threads)
         return workspace(buffers * size, self.dtype)
 
     def filter(self, values: Array, *, transpose: bool = False) -> Array:
@@ -83,7 +85,7 @@ class Lattices:
         channels = values.shape[2]
         buffer = self._workspace(channels, 1)
         native("lattice_filter", self.dtype)(
-            self.addresses, address(values), address(out), channels, address(buffer), transpose, self.threads
+            self.checked, address(values), address(out), channels, address(buffer), transpose, self.threads
         )
         check_guards(buffer)
         return out
@@ -94,7 +96,7 @@ class Lattices:
         channels = values.shape[2]
         buffers = self._workspace(channels, 2)
         native("lattice_filter_weight_gradient", self.dtype)(
-            self.addresses,
+            self.checked,
             address(values),
             address(grad),
             address(out),
@@ -128,7 +130,7 @@ class Kernel:
     def term(self, values: Array) -> tuple[Any, ...]:
         """What `mean_field_batch_*` takes."""
         return (
-            self.lattices.addresses,
+            self.lattices.checked,
             address(self.norm_in),
             address(self.norm_out),
             self.compat.ndim,
@@ -164,7 +166,7 @@ class MeanField:
         trace = np.full((self.iterations, *unary.shape), np.nan, unary.dtype)
         sizes = native("mean_field_workspace", unary.dtype)
         workspaces = [
-            workspace(sizes(kernel.lattices.addresses[2], labels, self.threads), unary.dtype) for kernel in self.kernels
+            workspace(sizes(kernel.lattices.checked, labels, self.threads), unary.dtype) for kernel in self.kernels
         ]
         settings = {
             "start_from_q": start is not None,
@@ -196,7 +198,7 @@ class MeanField:
         terms, workspaces = [], []
         for kernel, wanted in zip(self.kernels, asked, strict=True):
             refilter = wanted.weights is not None or wanted.norm_out is not None
-            size = sizes(kernel.lattices.addresses[2], labels, self.threads, refilter)
+            size = sizes(kernel.lattices.checked, labels, self.threads, refilter)
             workspaces.append(workspace(size, out.dtype))
             gradients = (wanted.compat, wanted.norm_in, wanted.norm_out, wanted.weights)
             terms.append((*kernel.term(workspaces[-1]), *map(address, gradients)))

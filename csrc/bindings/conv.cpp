@@ -7,6 +7,7 @@
 #include "bindings/conv_fields.h"
 #include "bindings/module.h"
 #include "bindings/pointers.h"
+#include "bindings/released_gil.h"
 #include "conv/cpu/kernels.h"
 #include "conv/direct.h"
 #include "conv/epilogue.h"
@@ -57,7 +58,7 @@ void register_winograd(py::module_& module) {
   module.def(
       "winograd_transform",
       [](const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out, int threads) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         conv::transform_winograd_weights(make_shape(shape), pointer<const float>(weight), strides.data(), pointer<float>(out),
                                          threads);
       },
@@ -66,7 +67,7 @@ void register_winograd(py::module_& module) {
       "winograd",
       [](const ShapeFields& shape, uintptr_t x, uintptr_t transformed, const EpilogueFields& epilogue, uintptr_t out,
          uintptr_t workspace, int threads) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         return conv::winograd(make_shape(shape), pointer<const float>(x), pointer<const float>(transformed),
                               make_epilogue(epilogue), pointer<float>(out), pointer<float>(workspace), threads);
       },
@@ -83,14 +84,14 @@ void register_direct(py::module_& module) {
   module.def(
       "direct_pack",
       [](const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out, int threads) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         conv::pack_direct_weights(make_shape(shape), pointer<const float>(weight), strides.data(), pointer<float>(out), threads);
       },
       py::arg("shape"), py::arg("weight"), py::arg("strides"), py::arg("out"), py::arg("threads"));
   module.def(
       "direct",
       [](const ShapeFields& shape, uintptr_t x, uintptr_t packed, const EpilogueFields& epilogue, uintptr_t out, int threads) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         conv::direct(make_shape(shape), pointer<const float>(x), pointer<const float>(packed), make_epilogue(epilogue),
                      pointer<float>(out), threads);
       },
@@ -112,7 +113,7 @@ void register_shifted(py::module_& module) {
       "shifted_pack",
       [](const ShapeFields& shape, const std::vector<BranchFields>& branches, uintptr_t out, int threads) {
         const conv::ShiftedSum sum = make_sum(shape, branches);
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         sum.pack_weights(pointer<float>(out), threads);
       },
       py::arg("shape"), py::arg("branches"), py::arg("out"), py::arg("threads"));
@@ -121,7 +122,7 @@ void register_shifted(py::module_& module) {
       [](const ShapeFields& shape, const std::vector<BranchFields>& branches, uintptr_t x, uintptr_t packed,
          const EpilogueFields& epilogue, uintptr_t out, int threads) {
         const conv::ShiftedSum sum = make_sum(shape, branches);
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         sum.run(pointer<const float>(x), pointer<const float>(packed), make_epilogue(epilogue), pointer<float>(out), threads);
       },
       py::arg("shape"), py::arg("branches"), py::arg("x"), py::arg("packed"), py::arg("epilogue"), py::arg("out"),
@@ -137,21 +138,21 @@ void register_conv(py::module_& module) {
   module.def(
       "add_relu",
       [](uintptr_t values, uintptr_t residual, int64_t count, int threads) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         conv::add_relu(pointer<float>(values), pointer<const float>(residual), count, threads);
       },
       py::arg("values"), py::arg("residual"), py::arg("count"), py::arg("threads"));
   module.def(
       "transpose_planes",
       [](uintptr_t in, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t out, int threads) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         transpose(in, shape, out, threads);
       },
       py::arg("values"), py::arg("shape"), py::arg("out"), py::arg("threads"));
   module.def(
       "fingerprint",
       [](uintptr_t values, int64_t count, int threads) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         return conv::fingerprint(pointer<const float>(values), count, threads);
       },
       py::arg("values"), py::arg("count"), py::arg("threads"));

@@ -4,6 +4,7 @@
 
 #include "bindings/module.h"
 #include "bindings/pointers.h"
+#include "bindings/released_gil.h"
 #include "lattice/builder.h"
 #include "lattice/geometry.h"
 #include "lattice/image_features.h"
@@ -41,14 +42,14 @@ void connect(LatticeBuilder<T>& builder, const py::dict& arrays) {
       pointer<int32_t>(address("ghost_order")),   pointer<int32_t>(address("chains")),
       pointer<int64_t>(address("chain_lengths")),
   };
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   builder.connect(out);
 }
 
 template <class From, class T>
 void fill_image_features(uintptr_t image, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t order,
                          std::pair<T, T> widths_xy, uintptr_t channel_widths, uintptr_t out, int threads) {
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   const ImageFeatureArguments<From, T> arguments{pointer<const From>(image),
                                                  std::get<0>(shape),
                                                  std::get<1>(shape),
@@ -73,7 +74,7 @@ void register_type(py::module_& module, const std::string& suffix) {
   py::class_<Builder>(module, ("LatticeBuilder" + suffix).c_str())
       .def(py::init([](uintptr_t features, int64_t num_points, int32_t dims, int64_t point_stride, int64_t dim_stride,
                        bool touch_origin, int threads) {
-             const py::gil_scoped_release release;
+             const ReleasedGil released;
              return std::make_unique<Builder>(
                  FeatureView<T>{pointer<const T>(features), num_points, dims, point_stride, dim_stride}, touch_origin, threads);
            }),
@@ -82,7 +83,7 @@ void register_type(py::module_& module, const std::string& suffix) {
       .def(
           "embed",
           [](Builder& builder, uintptr_t rows, uintptr_t weights) {
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             builder.embed(pointer<int32_t>(rows), pointer<T>(weights));
           },
           py::arg("rows"), py::arg("weights"))
@@ -97,7 +98,7 @@ void register_type(py::module_& module, const std::string& suffix) {
           "filter",
           [](const LatticeView<T>& view, uintptr_t in, uintptr_t out, int64_t channels, uintptr_t norm_in, uintptr_t norm_out,
              uintptr_t workspace, bool transpose, int threads) {
-            const py::gil_scoped_release release;
+            const ReleasedGil released;
             const FilterArguments<T> arguments{&view,
                                                pointer<const T>(in),
                                                pointer<T>(out),

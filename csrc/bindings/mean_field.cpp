@@ -2,6 +2,7 @@
 
 #include "bindings/module.h"
 #include "bindings/pointers.h"
+#include "bindings/released_gil.h"
 #include "mean_field/pack_labels.h"
 
 namespace deeplab_crf::bindings {
@@ -9,11 +10,8 @@ namespace {
 
 namespace py = pybind11;
 
-// Runs pending signal handlers, so that Ctrl-C ends a long inference between two iterations.
-bool no_signal(void*) {
-  const py::gil_scoped_acquire acquire;
-  return PyErr_CheckSignals() == 0;
-}
+// Asked between two iterations, so that Ctrl-C ends a long inference. context: the ReleasedGil of the call.
+bool keep_going(void* context) { return static_cast<ReleasedGil*>(context)->run_signal_handlers(); }
 
 // A term as Python describes it: (lattice view, norm_in, norm_out, kind, compat, values 0, values 1), addresses all.
 template <class T>
@@ -45,11 +43,11 @@ py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t
   arguments.trace = nullptr;
   arguments.trace_slots = 1;
   arguments.trace_stride = 0;
-  arguments.keep_going = {&no_signal, nullptr};
   const int threads = options["threads"].cast<int>();
   MeanFieldOutcome outcome;
   {
-    const py::gil_scoped_release release;
+    ReleasedGil released;
+    arguments.keep_going = {&keep_going, &released};
     outcome = mean_field(arguments, threads);
   }
   return py::make_tuple(outcome.iterations, outcome.change);
@@ -58,7 +56,7 @@ py::tuple run(int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t
 template <class From, class T>
 int64_t pack(uintptr_t in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, uintptr_t out,
              T factor, T largest, int threads) {
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   return pack_labels(pointer<const From>(in), num_points, num_labels, point_stride, label_stride, pointer<T>(out), factor, largest,
                      threads);
 }

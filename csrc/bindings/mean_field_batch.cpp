@@ -5,6 +5,8 @@
 
 #include "bindings/batches.h"
 #include "bindings/module.h"
+#include "bindings/pointers.h"
+#include "bindings/released_gil.h"
 #include "mean_field/batch.h"
 
 namespace deeplab_crf::bindings {
@@ -15,18 +17,18 @@ namespace py = pybind11;
 // Ctrl-C for images that run side by side: signals are pending in the calling thread alone, and all images stop for one.
 class SignalWatch {
  public:
+  explicit SignalWatch(ReleasedGil& released) : released_(released) {}
+
   KeepGoing keep_going() { return {&SignalWatch::ask, this}; }
 
  private:
   static bool ask(void* context) {
     auto& watch = *static_cast<SignalWatch*>(context);
-    if (std::this_thread::get_id() == watch.caller_) {
-      const py::gil_scoped_acquire acquire;
-      if (PyErr_CheckSignals() != 0) watch.stopped_ = true;
-    }
+    if (std::this_thread::get_id() == watch.caller_ && !watch.released_.run_signal_handlers()) watch.stopped_ = true;
     return !watch.stopped_;
   }
 
+  ReleasedGil& released_;
   std::thread::id caller_ = std::this_thread::get_id();
   std::atomic<bool> stopped_{false};
 };
@@ -34,12 +36,9 @@ class SignalWatch {
 // (lattice, norm_in, norm_out, kind, compat, values), the first fields of both kinds of terms.
 template <class T>
 BatchTerm<T> make_term(const py::tuple& fields) {
-  return {make_lattice_batch<T>(fields[0]),
-          pointer<const T>(fields[1].cast<uintptr_t>()),
-          pointer<const T>(fields[2].cast<uintptr_t>()),
-          static_cast<Compatibility>(fields[3].cast<int>()),
-          pointer<const T>(fields[4].cast<uintptr_t>()),
-          pointer<T>(fields[5].cast<uintptr_t>())};
+  return {fields[0].cast<const LatticeBatch<T>*>(),      pointer<const T>(fields[1].cast<uintptr_t>()),
+          pointer<const T>(fields[2].cast<uintptr_t>()), static_cast<Compatibility>(fields[3].cast<int>()),
+          pointer<const T>(fields[4].cast<uintptr_t>()), pointer<T>(fields[5].cast<uintptr_t>())};
 }
 
 // An option that is an address.
@@ -51,7 +50,6 @@ T* address(const py::dict& options, const char* name) {
 template <class T>
 py::tuple run(int64_t batch, int64_t num_points, int64_t num_labels, uintptr_t unary, uintptr_t out, const py::list& terms,
               const py::dict& options) {
-  SignalWatch watch;
   MeanFieldBatchArguments<T> arguments{};
   arguments.batch = batch;
   for (const py::handle term : terms) arguments.terms.push_back(make_term<T>(term.cast<py::tuple>()));
@@ -69,11 +67,12 @@ py::tuple run(int64_t batch, int64_t num_points, int64_t num_labels, uintptr_t u
   first.trace = address<T>(options, "trace");
   first.trace_slots = options["trace_slots"].cast<int64_t>();
   first.trace_stride = batch * num_points * num_labels;
-  first.keep_going = watch.keep_going();
   const int threads = options["threads"].cast<int>();
   std::vector<MeanFieldOutcome> outcomes;
   {
-    const py::gil_scoped_release release;
+    ReleasedGil released;
+    SignalWatch watch(released);
+    first.keep_going = watch.keep_going();
     outcomes = mean_field(arguments, threads);
   }
   py::list iterations, changes;
@@ -86,7 +85,6 @@ py::tuple run(int64_t batch, int64_t num_points, int64_t num_labels, uintptr_t u
 
 template <class T>
 py::tuple run_gradient(int64_t batch, int64_t num_points, int64_t num_labels, const py::list& terms, const py::dict& options) {
-  SignalWatch watch;
   GradientBatchArguments<T> arguments{};
   arguments.batch = batch;
   for (const py::handle term : terms) {
@@ -107,11 +105,12 @@ py::tuple run_gradient(int64_t batch, int64_t num_points, int64_t num_labels, co
   first.grad_unary = address<T>(options, "grad_unary");
   first.grad_start = address<T>(options, "grad_start");
   first.tolerance = static_cast<T>(options["tolerance"].cast<double>());
-  first.keep_going = watch.keep_going();
   const int threads = options["threads"].cast<int>();
   std::vector<GradientOutcome<T>> outcomes;
   {
-    const py::gil_scoped_release release;
+    ReleasedGil released;
+    SignalWatch watch(released);
+    first.keep_going = watch.keep_going();
     outcomes = mean_field_gradient(arguments, threads);
   }
   py::list steps, moves;
@@ -125,17 +124,17 @@ py::tuple run_gradient(int64_t batch, int64_t num_points, int64_t num_labels, co
 template <class T>
 void register_type(py::module_& module, const std::string& suffix) {
   module.def(("mean_field_workspace_" + suffix).c_str(),
-             [](uintptr_t structure, int64_t num_labels, int threads) {
-               return batch_workspace<T>(structure, num_labels, threads, kForwardBuffers);
+             [](const LatticeBatch<T>& lattice, int64_t num_labels, int threads) {
+               return batch_workspace(lattice, num_labels, threads, kForwardBuffers);
              },
-             py::arg("structure"), py::arg("num_labels"), py::arg("threads"));
+             py::arg("lattice"), py::arg("num_labels"), py::arg("threads"));
   module.def(("mean_field_batch_" + suffix).c_str(), &run<T>, py::arg("batch"), py::arg("num_points"), py::arg("num_labels"),
              py::arg("unary"), py::arg("out"), py::arg("terms"), py::arg("options"));
   module.def(("mean_field_gradient_workspace_" + suffix).c_str(),
-             [](uintptr_t structure, int64_t num_labels, int threads, bool refilter) {
-               return batch_workspace<T>(structure, num_labels, threads, gradient_buffers(refilter));
+             [](const LatticeBatch<T>& lattice, int64_t num_labels, int threads, bool refilter) {
+               return batch_workspace(lattice, num_labels, threads, gradient_buffers(refilter));
              },
-             py::arg("structure"), py::arg("num_labels"), py::arg("threads"), py::arg("refilter"));
+             py::arg("lattice"), py::arg("num_labels"), py::arg("threads"), py::arg("refilter"));
   module.def(("mean_field_gradient_" + suffix).c_str(), &run_gradient<T>, py::arg("batch"), py::arg("num_points"),
              py::arg("num_labels"), py::arg("terms"), py::arg("options"));
 }

@@ -4,6 +4,7 @@
 #endif
 
 #include "bindings/module.h"
+#include "bindings/released_gil.h"
 #include "support/cpu_dispatch.h"
 #include "support/errors.h"
 
@@ -34,7 +35,7 @@ pybind11::dict build_info() {
 // Gives memory that was freed back to the system, where the C library would keep it.
 void trim_memory() {
 #ifdef __GLIBC__
-  const pybind11::gil_scoped_release release;
+  const ReleasedGil released;
   malloc_trim(0);
 #endif
 }

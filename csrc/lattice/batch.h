@@ -61,24 +61,38 @@ struct BatchSizes {
   int64_t structure_size() const;
 };
 
-// Reads a header. Throws InvalidArgument if there is none.
-BatchSizes read_sizes(const int32_t* structure);
-// The same where the length of the array is known: throws InvalidArgument too if it is not that of a structure.
+// Reads the header of a structure of `length` integers. Throws InvalidArgument if it is none.
 BatchSizes read_sizes(const int32_t* structure, int64_t length);
 
-// Views of the images of a batch.
+// The lattice of one image of a batch, with rows of its own.
+template <class T>
+struct ImageLattice {
+  std::unique_ptr<int32_t[]> rows;
+  LatticeView<T> view;
+};
+
+// The lattices of a batch. Kernels read and write memory at what rows and structure say, and a caller may write to these arrays
+// while a kernel runs: the structure is copied and then checked here, the rows image by image where they are used.
 template <class T>
 class LatticeBatch {
  public:
-  LatticeBatch(const int32_t* rows, const T* weights, const int32_t* structure);
+  //   rows       `num_rows` integers: those of B images of N points with d + 1 vertices
+  //   weights    as many
+  //   structure  `length` integers
+  // Throws InvalidArgument if the structure is none, or of other sizes.
+  LatticeBatch(const int32_t* rows, int64_t num_rows, const T* weights, const int32_t* structure, int64_t length);
 
   const BatchSizes& sizes() const { return sizes_; }
-  const LatticeView<T>& operator[](int64_t image) const { return views_[image]; }
+  // Copies the rows of an image. Throws InvalidArgument for rows of another lattice.
+  ImageLattice<T> image(int64_t image, int threads) const;
 
  private:
+  const int32_t* rows_;
+  const T* weights_;
+  std::unique_ptr<int32_t[]> structure_;
   BatchSizes sizes_;
   std::vector<int64_t> chain_lengths_;  // (B, d+1), what the views point to
-  std::vector<LatticeView<T>> views_;
+  std::vector<LatticeView<T>> views_;   // without rows
 };
 
 // LatticeBuilder for a batch, images side by side. Throws InvalidArgument as it does, naming the image.

@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kPrefetchDistance = 8;
 
 template <class T>
-void throw_not_finite(const FeatureView<T>& features, int dim) {
+[[noreturn]] void throw_not_finite(const FeatureView<T>& features, int dim) {
   for (int64_t p = 0; p < features.num_points; ++p) {
     const T value = features.data[p * features.point_stride + dim * features.dim_stride];
     if (std::isfinite(value)) continue;
@@ -26,6 +26,7 @@ void throw_not_finite(const FeatureView<T>& features, int dim) {
          << ". Check the image for NaN or inf, and the standard deviations that divide it";
     throw InvalidArgument(text.str());
   }
+  throw InvalidArgument("features must not change while the lattice is built; one that was NaN or inf is no more");
 }
 
 // Smallest and largest feature of one dimension. Throws if one is not finite.
@@ -127,10 +128,16 @@ class Steps final : public BuilderSteps<T> {
   int64_t num_ghosts() const override { return ghost_begin_.back(); }
 
  private:
+  static constexpr int kRankMask = 63;
+  static_assert(geometry::kMaxDimensions <= kRankMask);
+
   // The simplex of the point before. Neighbours share it, or most of its vertices: each keeps its remainder, and its row serves
   // again without a look into the table. In the plane that is worth a branch a vertex; in five dimensions the branches cost more
   // (measured).
   struct PreviousSimplex {
+    // By rank, the coordinate that has it. Where another thread writes to the features during the build, ranks may be any integers:
+    // the mask keeps them within the array, and a rank that no coordinate has keeps one from before, or 0.
+    int coordinate_of_rank[kRankMask + 1]{};
     uint64_t ranks = 0;
     const int32_t* rows = nullptr;
     Key<K> keys[geometry::kMaxDimensions + 1]{};
@@ -178,15 +185,14 @@ class Steps final : public BuilderSteps<T> {
     const int dims = D > 0 ? D : layout_.dims;
     Key<K> key{};
     uint64_t ranks = 0;
-    int coordinate_of_rank[geometry::kMaxDimensions + 1];
     for (int i = 0; i < dims; ++i) {
-      const uint64_t offset = static_cast<uint64_t>(block.origin[i * kEmbedBlock + p] - layout_.minimum[i]);
+      const uint64_t offset = static_cast<uint64_t>(block.origin[i * kEmbedBlock + p]) - static_cast<uint64_t>(layout_.minimum[i]);
       key.word[K == 1 ? 0 : layout_.word[i]] += offset << layout_.shift[i];
       const int rank = block.ranks[i * kEmbedBlock + p];
-      coordinate_of_rank[rank] = i;
+      previous.coordinate_of_rank[rank & kRankMask] = i;
       ranks = ranks * static_cast<uint64_t>(dims + 1) + static_cast<uint64_t>(rank);
     }
-    coordinate_of_rank[block.ranks[dims * kEmbedBlock + p]] = dims;
+    previous.coordinate_of_rank[block.ranks[dims * kEmbedBlock + p] & kRankMask] = dims;
     // The ranks of d coordinates fit one word up to d = 15 (16^15 < 2^64).
     if (dims <= 15 && previous.rows != nullptr && key == previous.keys[0] && ranks == previous.ranks) {
       for (int k = 0; k <= dims; ++k) rows[k] = previous.rows[k];
@@ -195,7 +201,7 @@ class Steps final : public BuilderSteps<T> {
     }
     // Vertex k adds k to every coordinate and takes d + 1 off those of the k highest ranks: one step along an axis at a time.
     for (int k = 0; k <= dims; ++k) {
-      if (k > 0) key += step_[coordinate_of_rank[dims - k + 1]];
+      if (k > 0) key += step_[previous.coordinate_of_rank[dims - k + 1]];
       rows[k] = D == 2 && previous.rows != nullptr && key == previous.keys[k] ? previous.rows[k] : table.insert(key);
       if (k == 0 || D == 2) previous.keys[k] = key;
     }

@@ -39,7 +39,8 @@ void weight_gradient(const WeightGradientArguments<T>& a, int threads) {
     arguments.grad += image * values;
     arguments.out += image * sizes.num_points * (sizes.dims + 1);
     arguments.workspace += slot * buffers;
-    weight_gradient_of_image((*a.lattice)[image], arguments, own_threads);
+    const ImageLattice<T> lattice = a.lattice->image(image, own_threads);
+    weight_gradient_of_image(lattice.view, arguments, own_threads);
   });
 }
 

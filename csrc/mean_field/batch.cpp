@@ -29,17 +29,20 @@ template <class T>
 std::vector<MeanFieldOutcome> mean_field(const MeanFieldBatchArguments<T>& a, int threads) {
   const int64_t points = a.first.num_points, beliefs = points * a.first.num_labels;
   const int64_t stride = row_stride<T>(a.first.num_labels);
-  for (const BatchTerm<T>& term : a.terms) check_lattice(term.lattice, a.batch, points);
+  for (const BatchTerm<T>& term : a.terms) check_lattice(*term.lattice, a.batch, points);
   std::vector<MeanFieldOutcome> outcomes(a.batch);
   for_images(a.batch, threads, [&](int64_t image, int own_threads, int slot) {
     MeanFieldArguments<T> own = a.first;
     own.unary += image * beliefs;
     own.q += image * beliefs;
     own.trace = part(own.trace, image, beliefs);
-    for (const BatchTerm<T>& term : a.terms) {
-      const int64_t buffer = term.lattice.sizes().max_rows() * stride;
+    std::vector<ImageLattice<T>> lattices;
+    for (const BatchTerm<T>& term : a.terms) lattices.push_back(term.lattice->image(image, own_threads));
+    for (size_t m = 0; m < a.terms.size(); ++m) {
+      const BatchTerm<T>& term = a.terms[m];
+      const int64_t buffer = term.lattice->sizes().max_rows() * stride;
       T* values = term.values + slot * kForwardBuffers * buffer;
-      own.terms.push_back({&term.lattice[image],
+      own.terms.push_back({&lattices[m].view,
                            part(term.norm_in, image, points),
                            part(term.norm_out, image, points),
                            term.kind,
@@ -55,7 +58,7 @@ template <class T>
 std::vector<GradientOutcome<T>> mean_field_gradient(const GradientBatchArguments<T>& a, int threads) {
   const int64_t points = a.first.num_points, beliefs = points * a.first.num_labels;
   const int64_t stride = row_stride<T>(a.first.num_labels);
-  for (const BatchGradientTerm<T>& term : a.terms) check_lattice(term.kernel.lattice, a.batch, points);
+  for (const BatchGradientTerm<T>& term : a.terms) check_lattice(*term.kernel.lattice, a.batch, points);
   std::vector<GradientOutcome<T>> outcomes(a.batch);
   for_images(a.batch, threads, [&](int64_t image, int own_threads, int slot) {
     GradientArguments<T> own = a.first;
@@ -64,11 +67,14 @@ std::vector<GradientOutcome<T>> mean_field_gradient(const GradientBatchArguments
     own.grad_output += image * beliefs;
     own.grad_unary += image * beliefs;
     own.grad_start = part(own.grad_start, image, beliefs);
-    for (const BatchGradientTerm<T>& term : a.terms) {
+    std::vector<ImageLattice<T>> lattices;
+    for (const BatchGradientTerm<T>& term : a.terms) lattices.push_back(term.kernel.lattice->image(image, own_threads));
+    for (size_t m = 0; m < a.terms.size(); ++m) {
+      const BatchGradientTerm<T>& term = a.terms[m];
       const BatchTerm<T>& kernel = term.kernel;
-      const int64_t buffer = kernel.lattice.sizes().max_rows() * stride;
+      const int64_t buffer = kernel.lattice->sizes().max_rows() * stride;
       T* values = kernel.values + slot * term.buffers() * buffer;
-      const LatticeView<T>& lattice = kernel.lattice[image];
+      const LatticeView<T>& lattice = lattices[m].view;
       own.terms.push_back({&lattice,
                            part(kernel.norm_in, image, points),
                            part(kernel.norm_out, image, points),

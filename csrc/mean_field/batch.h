@@ -20,7 +20,7 @@ constexpr int gradient_buffers(bool refilters) { return refilters ? 3 : 2; }
 //   values             images_side_by_side() times the workspaces of a KernelTerm (GradientTerm) with max_rows
 template <class T>
 struct BatchTerm {
-  LatticeBatch<T> lattice;
+  const LatticeBatch<T>* lattice;
   const T* norm_in;
   const T* norm_out;
   Compatibility kind;

@@ -116,7 +116,9 @@ class Inference {
   void clear_untouched(const std::vector<PassTerm<T>>& terms, int64_t chunk) const {
     for (const PassTerm<T>& term : terms) {
       const LatticeView<T>& lattice = *term.lattice;
-      const auto clear = [&](int64_t from, int64_t to) { std::fill(term.write + from * stride_, term.write + to * stride_, T(0)); };
+      const auto clear = [&](int64_t from, int64_t to) {
+        if (from < to) std::fill(term.write + from * stride_, term.write + to * stride_, T(0));
+      };
       clear(term.next_owned, lattice.owned_begin[chunk + 1]);
       clear(term.next_ghost, lattice.num_vertices + lattice.ghost_begin[chunk + 1]);
     }

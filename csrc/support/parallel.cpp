@@ -16,6 +16,9 @@
 namespace deeplab_crf {
 namespace {
 
+// Workers are never ended: whatever a caller asks for, no more exist.
+constexpr int kMostWorkers = 1023;
+
 // How long a worker looks for the next loop before it sleeps: longer than the serial work between two loops of an inference.
 constexpr int kSpins = 2000;
 
@@ -37,7 +40,7 @@ class Pool {
       tasks_ = tasks;
       next_.store(0, std::memory_order_relaxed);
       failure_ = nullptr;
-      const int wanted = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
+      const int wanted = static_cast<int>(std::min({int64_t{threads} - 1, tasks - 1, int64_t{kMostWorkers}}));
       start_workers(wanted);
       places_ = std::min(wanted, workers_);
       loop_.fetch_add(1, std::memory_order_release);

@@ -326,8 +326,11 @@ def _dot(a: FloatArray, b: FloatArray) -> float:
 
 
 def _check_order(order: NDArray[np.int32], num_points: int) -> NDArray[np.int32]:
-    """The permutation, contiguous. Anything else would have the kernels read and write outside their arrays."""
-    array = np.ascontiguousarray(order, dtype=np.int32)
+    """Return a copy of the permutation, checked: anything else would have the kernels read and write outside their arrays, and the
+    caller may write to its own array later."""
+    array = np.array(as_real_array(order, "order"), order="C")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"order must hold whole numbers; got dtype {array.dtype}")
     seen = np.zeros(num_points, bool)
     if array.shape == (num_points,) and array.min() >= 0 and array.max() < num_points:
         seen[array] = True
@@ -335,7 +338,7 @@ def _check_order(order: NDArray[np.int32], num_points: int) -> NDArray[np.int32]
         raise ValueError(
             f"order must be a permutation of 0..{num_points - 1}; got shape {array.shape}, or repeated points"
         )
-    return array
+    return array.astype(np.int32, copy=False)
 
 
 def _native_term(term: _Term, values: tuple[int, int]) -> tuple[Any, ...]:

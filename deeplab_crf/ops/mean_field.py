@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from deeplab_crf.ops import cpu, cuda
-from deeplab_crf.ops.lattice import Lattice, check_lattice
+from deeplab_crf.ops.lattice import Lattice
 from deeplab_crf.ops.library import register_operator
+from deeplab_crf.ops.mean_field_checks import check_scores, check_terms
 from deeplab_crf.ops.mean_field_gradient import mean_field_backward, save_for_gradient
-from deeplab_crf.ops.tensors import check_device, check_like, check_shape, type_suffix
+from deeplab_crf.ops.tensors import check_like, check_shape, type_suffix
 from deeplab_crf.ops.terms import Settings, TermTensors
 
 # Of what is damped only probabilities are at hand, and those below 1e-30 or so are 0.
@@ -97,39 +98,6 @@ def _tensors_of(terms: Sequence[PairwiseTerm], unary: Tensor) -> TermTensors:
     )
 
 
-def _check_terms(kernels: ModuleType, unary: Tensor, tensors: TermTensors) -> None:
-    batch, points, labels = unary.shape
-    if len({len(entries) for entries in tensors}) != 1:
-        raise ValueError(f"lists must have one entry a kernel each; got {[len(entries) for entries in tensors]}")
-    for rows, weights, structure, norm_in, norm_out, compatibility in zip(*tensors, strict=True):
-        check_lattice(kernels, rows, weights, structure, batch, points)
-        check_like(weights, unary, "weights", "unary")
-        check_like(compatibility, unary, "compatibilities", "unary")
-        if tuple(compatibility.shape) not in ((), (labels,), (labels, labels)):
-            raise ValueError(
-                f"compatibilities must have shape (), ({labels},) or ({labels}, {labels}); got {tuple(compatibility.shape)}"
-            )
-        for norm, name in ((norm_in, "norms_in"), (norm_out, "norms_out")):
-            if norm.numel():
-                check_like(norm, unary, name, "unary")
-                check_shape(norm, (batch, points), name)
-
-
-def _check_arguments(unary: Tensor, order: Tensor | None, start: Tensor | None, iterations: int) -> None:
-    if unary.ndim != 3 or unary.numel() == 0:
-        raise ValueError(f"unary must have shape (B, N, L), none of them 0; got {tuple(unary.shape)}")
-    if iterations < 0:
-        raise ValueError(f"iterations must be >= 0; got {iterations}")
-    points = unary.shape[1]
-    if order is not None and (order.dtype != torch.int32 or tuple(order.shape) != (points,)):
-        raise ValueError(f"order must be int32 of shape ({points},); got {order.dtype} of shape {tuple(order.shape)}")
-    if order is not None:
-        check_device(order, unary, "order", "unary")
-    if start is not None:
-        check_like(start, unary, "start", "unary")
-        check_shape(start, unary.shape, "start")
-
-
 def _check_damping(damping: float, tolerance: float, log_output: bool) -> None:
     if not (0 <= damping < 1 and 0 <= tolerance < math.inf):
         raise ValueError(
@@ -159,10 +127,13 @@ def _mean_field(
     gradients: str,
 ) -> tuple[Tensor, Tensor]:
     type_suffix(unary.dtype, "unary")
-    _check_arguments(unary, order, start, iterations)
+    check_scores(unary, "unary", order, iterations)
+    if start is not None:
+        check_like(start, unary, "start", "unary")
+        check_shape(start, unary.shape, "start")
     _check_damping(damping, tolerance, log_output)
     tensors = TermTensors(rows, weights, structures, norms_in, norms_out, compatibilities)
-    _check_terms(kernels, unary, tensors)
+    check_terms(kernels, unary, "unary", tensors)
     settings = Settings(iterations, damping, tolerance, log_output, keep_trace=gradients == "store")
     result: tuple[Tensor, Tensor] = kernels.mean_field.mean_field(unary, tensors, order, start, settings)
     return result

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deeplab_crf.ops import cpu, cuda
 from deeplab_crf.ops.library import no_second_derivative, register_operator
+from deeplab_crf.ops.mean_field_checks import check_scores, check_terms
 from deeplab_crf.ops.tensors import check_like, check_shape, type_suffix
 from deeplab_crf.ops.terms import AdjointInputs, TermGradients, TermTensors
 
@@ -106,12 +107,16 @@ def _gradient(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     type_suffix(out.dtype, "out")
+    check_scores(out, "out", order, iterations)
     check_shape(grad, out.shape, "grad")
     check_shape(trace, out.shape if fixed_point else (iterations, *out.shape), "trace")
     for tensor, name in ((grad, "grad"), (trace, "trace")):
         check_like(tensor, out, name, "out")
     inputs = AdjointInputs(grad, out, trace, order, iterations, tolerance, log_output, from_start, fixed_point)
     tensors = TermTensors(rows, weights, structures, norms_in, norms_out, compatibilities)
+    check_terms(kernels, out, "out", tensors)
+    if len(needed) != 4 * len(rows):
+        raise ValueError(f"needed must hold 4 entries a kernel, {4 * len(rows)}; got {len(needed)}")
     gradients = _empty_gradients(tensors, needed)
     grad_unary, grad_start = kernels.mean_field_gradient.mean_field_gradient(inputs, tensors, gradients)
     return grad_unary, grad_start, *gradients

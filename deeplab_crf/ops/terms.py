@@ -72,6 +72,20 @@ def check_finite(compatibilities: Iterable[Tensor]) -> None:
         )
 
 
+def check_order_shape(order: Tensor, points: int) -> None:
+    """Raises ValueError unless ``order`` is int32 ``(N,)``."""
+    if order.dtype != torch.int32 or tuple(order.shape) != (points,):
+        raise ValueError(f"order must be int32 of shape ({points},); got {order.dtype} of shape {tuple(order.shape)}")
+
+
+def own_order(order: Tensor, points: int) -> Tensor:
+    """A contiguous copy of ``order``, checked: another thread may write to the tensor after a check, and kernels read and write
+    where it says."""
+    copy = order.clone(memory_format=torch.contiguous_format)
+    check_order(copy, points)
+    return copy
+
+
 def check_order(order: Tensor, points: int) -> None:
     """Raises ValueError unless ``order`` holds numbers of points. On a device this waits for it."""
     low, high = (int(value) for value in torch.aminmax(order))

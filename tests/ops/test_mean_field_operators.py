@@ -303,7 +303,7 @@ ERRORS = [
     (_call(order=ORDER.long()), ValueError, "order must be int32 of shape (14,); got torch.int64"),
     (_call(order=ORDER + 1), ValueError, "order must hold each of 0..13; got 1..14"),
     (_call(start=UNARY[:1]), ValueError, "start must have shape (2, 14, 3); got (1, 14, 3)"),
-    (_call(iterations=-1), ValueError, "iterations must be >= 0; got -1"),
+    (_call(iterations=-1), ValueError, "iterations must be a whole number >= 0; got -1"),
     (_call(damping=0.5), ValueError, "log_output must be False with damping, which mixes probabilities"),
     (_call(damping=1.0), ValueError, "damping must be in [0, 1)"),
     (_call(tolerance=math.nan), ValueError, "tolerance finite and >= 0"),

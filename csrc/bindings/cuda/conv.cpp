@@ -58,14 +58,14 @@ void register_winograd(py::module_& module) {
   module.def(
       "winograd_weights",
       [](const QueueFields& queue, const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         winograd_weights(make_tiles(shape), pointer<const float>(weight), strides.data(), pointer<float>(out), make_queue(queue));
       },
       py::arg("queue"), py::arg("shape"), py::arg("weight"), py::arg("strides"), py::arg("out"));
   module.def(
       "winograd_inputs",
       [](const QueueFields& queue, const ShapeFields& shape, const RangeFields& range, uintptr_t x, uintptr_t out) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         winograd_inputs(make_tiles(shape), {std::get<0>(range), std::get<1>(range)}, pointer<const float>(x), pointer<float>(out),
                         make_queue(queue));
       },
@@ -74,7 +74,7 @@ void register_winograd(py::module_& module) {
       "winograd_outputs",
       [](const QueueFields& queue, const ShapeFields& shape, const RangeFields& range, uintptr_t products,
          const EpilogueFields& epilogue, uintptr_t out) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         winograd_outputs(make_tiles(shape), {std::get<0>(range), std::get<1>(range)}, pointer<const float>(products),
                          make_epilogue(epilogue), pointer<float>(out), make_queue(queue));
       },
@@ -87,7 +87,7 @@ void register_type(py::module_& module, const std::string& suffix) {
              [](const QueueFields& queue, const LayoutFields& layout, uintptr_t values, const EpilogueFields& fields) {
                const auto& [count, channels, inner] = layout;
                const auto& [bias, residual, relu] = fields;
-               const py::gil_scoped_release release;
+               const ReleasedGil released;
                epilogue<E>({pointer<E>(values), pointer<const E>(bias), pointer<const E>(residual), count, channels, inner, relu},
                            make_queue(queue));
              },
@@ -102,7 +102,7 @@ void register_type(py::module_& module, const std::string& suffix) {
                std::tie(a.batch, a.height, a.width, a.classes) = map;
                std::tie(a.image_stride, a.pixel_stride, a.class_stride) = strides;
                a.offsets = make_offsets(offsets);
-               const py::gil_scoped_release release;
+               const ReleasedGil released;
                gather_shifted(a, make_queue(queue));
              },
              py::arg("queue"), py::arg("map"), py::arg("offsets"), py::arg("products"), py::arg("bias"), py::arg("out"),

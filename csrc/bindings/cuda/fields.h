@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "bindings/pointers.h"
+#include "bindings/released_gil.h"
 #include "lattice/cuda/structure.h"
 #include "support/cuda/device.h"
 
@@ -15,6 +16,7 @@ namespace deeplab_crf::cuda {
 
 namespace py = pybind11;
 using bindings::pointer;
+using bindings::ReleasedGil;
 
 using Triple = std::tuple<int64_t, int64_t, int64_t>;
 // Device, and stream as an address.

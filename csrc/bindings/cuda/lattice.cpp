@@ -57,14 +57,14 @@ void register_build(py::module_& module, const std::string& suffix) {
   module.def(
       ("lattice_embed_" + suffix).c_str(),
       [](const QueueFields& queue, const FeatureFields& features, uintptr_t rows, uintptr_t weights, const BuildFields& build) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         embed(make_build<T>(features, rows, weights, build), make_queue(queue));
       },
       py::arg("queue"), py::arg("features"), py::arg("rows"), py::arg("weights"), py::arg("build"));
   module.def(("lattice_connect_" + suffix).c_str(),
              [](const QueueFields& queue, const FeatureFields& features, uintptr_t rows, uintptr_t structure, int64_t capacity,
                 const BuildFields& build) {
-               const py::gil_scoped_release release;
+               const ReleasedGil released;
                connect(make_build<T>(features, rows, 0, build), pointer<int32_t>(structure), capacity, make_queue(queue));
              },
              py::arg("queue"), py::arg("features"), py::arg("rows"), py::arg("structure"), py::arg("capacity"), py::arg("build"));
@@ -76,7 +76,7 @@ void register_filter_of(py::module_& module, const std::string& suffix) {
   module.def(("lattice_filter_" + suffix).c_str(),
              [](const QueueFields& queue, const LatticeFields& lattice, const Triple& shape, uintptr_t values, uintptr_t out,
                 int64_t channels, uintptr_t workspace, bool transpose) {
-               const py::gil_scoped_release release;
+               const ReleasedGil released;
                filter<T, E>({make_lattice<T>(lattice, shape), pointer<const E>(values), pointer<E>(out), channels,
                              pointer<T>(workspace), transpose},
                             make_queue(queue));
@@ -97,7 +97,7 @@ void register_filter(py::module_& module, const std::string& suffix) {
       ("lattice_filter_weight_gradient_" + suffix).c_str(),
       [](const QueueFields& queue, const LatticeFields& lattice, const Triple& shape,
          const std::tuple<uintptr_t, uintptr_t>& vectors, uintptr_t out, int64_t channels, uintptr_t workspace, bool transpose) {
-        const py::gil_scoped_release release;
+        const ReleasedGil released;
         weight_gradient<T>({make_lattice<T>(lattice, shape), pointer<const T>(std::get<0>(vectors)),
                             pointer<const T>(std::get<1>(vectors)), pointer<T>(out), channels, pointer<T>(workspace), transpose},
                            make_queue(queue));
@@ -107,7 +107,7 @@ void register_filter(py::module_& module, const std::string& suffix) {
   module.def(("lattice_embed_gradient_" + suffix).c_str(),
              [](const QueueFields& queue, const FeatureFields& features, uintptr_t grad_weights, uintptr_t grad_features,
                 uintptr_t workspace) {
-               const py::gil_scoped_release release;
+               const ReleasedGil released;
                embed_gradient(make_features<T>(features), pointer<const T>(grad_weights), pointer<T>(grad_features),
                               pointer<void>(workspace), make_queue(queue));
              },

@@ -47,7 +47,7 @@ void run_mean_field(const QueueFields& queue, const Triple& shape, uintptr_t una
   arguments.steps = address<int32_t>(options, "steps");
   arguments.changes = address<T>(options, "changes");
   arguments.state = address<int32_t>(options, "state");
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   mean_field(arguments, make_queue(queue));
 }
 
@@ -92,7 +92,7 @@ GradientArguments<T> make_gradient(const Triple& shape, const py::list& terms, c
 template <class T>
 void run_gradient(const QueueFields& queue, const Triple& shape, const py::list& terms, const py::dict& options) {
   const GradientArguments<T> arguments = make_gradient<T>(shape, terms, options);
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   mean_field_gradient(arguments, make_queue(queue));
 }
 
@@ -127,14 +127,14 @@ template <class T>
 void register_transpose(py::module_& module, const std::string& suffix) {
   module.def(("transpose_" + suffix).c_str(),
              [](const QueueFields& queue, const FeatureFields& values, uintptr_t out) {
-               const py::gil_scoped_release release;
+               const ReleasedGil released;
                transpose<T>(make_transpose<T>(values, out), make_queue(queue));
              },
              py::arg("queue"), py::arg("values"), py::arg("out"));
   module.def(("pack_energies_" + suffix).c_str(),
              [](const QueueFields& queue, const FeatureFields& scores, uintptr_t out, double factor, double largest,
                 uintptr_t first_wrong) {
-               const py::gil_scoped_release release;
+               const ReleasedGil released;
                pack_energies<T>({make_transpose<T>(scores, out), static_cast<T>(factor), static_cast<T>(largest),
                                  pointer<unsigned long long>(first_wrong)},
                                 make_queue(queue));

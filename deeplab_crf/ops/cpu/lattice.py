@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,18 +74,27 @@ def check_header(header: Tensor) -> None:
     """Nothing: `build` looked at everything."""
 
 
+def checked_lattices(rows: Tensor, weights: Tensor, structure: Tensor) -> Any:
+    """The three tensors as the kernels take them, for one call: what decides where they read and write is copied and then checked,
+    because another thread may write to the tensors meanwhile."""
+    suffix = type_suffix(weights.dtype, "weights").upper()
+    return getattr(_native, f"CheckedLattices{suffix}")(
+        address(rows), rows.numel(), address(weights), address(structure), structure.numel()
+    )
+
+
 def filter_values(values: Tensor, lattice: Sequence[Tensor], transpose: bool) -> Tensor:
     """Operator lattice_filter for values ``(B, N, C)``, C > 0. Half-precision values are filtered in the lattice's dtype."""
-    rows, weights, structure = lattice
-    if values.dtype != weights.dtype:
-        return filter_values(values.to(weights.dtype), lattice, transpose).to(values.dtype)
+    if values.dtype != lattice[1].dtype:
+        return filter_values(values.to(lattice[1].dtype), lattice, transpose).to(values.dtype)
     suffix, channels, threads = type_suffix(values.dtype, "values"), values.shape[2], torch.get_num_threads()
     values = values.contiguous()
     out = torch.empty_like(values)
-    size = getattr(_native, f"lattice_filter_workspace_{suffix}")(address(structure), channels, threads)
+    checked = checked_lattices(*lattice)
+    size = getattr(_native, f"lattice_filter_workspace_{suffix}")(checked, channels, threads)
     with borrowed_parts([size * values.itemsize]) as (workspace,):
         getattr(_native, f"lattice_filter_{suffix}")(
-            (address(rows), address(weights), address(structure)),
+            checked,
             address(values),
             address(out),
             channels,
@@ -97,14 +107,14 @@ def filter_values(values: Tensor, lattice: Sequence[Tensor], transpose: bool) ->
 
 def filter_weights_gradient(grad: Tensor, values: Tensor, lattice: Sequence[Tensor], transpose: bool) -> Tensor:
     """Operator lattice_filter_weights_backward for grad and values ``(B, N, C)``, C > 0."""
-    rows, weights, structure = lattice
     suffix, channels, threads = type_suffix(values.dtype, "values"), values.shape[2], torch.get_num_threads()
     grad, values = grad.contiguous(), values.contiguous()
-    out = torch.empty_like(weights)
-    size = 2 * getattr(_native, f"lattice_filter_workspace_{suffix}")(address(structure), channels, threads)
+    out = torch.empty_like(lattice[1])
+    checked = checked_lattices(*lattice)
+    size = 2 * getattr(_native, f"lattice_filter_workspace_{suffix}")(checked, channels, threads)
     with borrowed_parts([size * values.itemsize]) as (workspace,):
         getattr(_native, f"lattice_filter_weight_gradient_{suffix}")(
-            (address(rows), address(weights), address(structure)),
+            checked,
             address(values),
             address(grad),
             address(out),

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from deeplab_crf import _native
+from deeplab_crf.ops.cpu.lattice import checked_lattices
 from deeplab_crf.ops.cpu.layout import contiguous_rows, empty_rows
 from deeplab_crf.ops.tensors import address, type_suffix
-from deeplab_crf.ops.terms import Settings, TermTensors, check_finite, check_order
+from deeplab_crf.ops.terms import Settings, TermTensors, check_finite, own_order
 from deeplab_crf.workspace import borrowed_parts
 
 
@@ -18,8 +19,7 @@ def mean_field(
     """Q, or log Q, ``(B, N, L)``, and the trace."""
     check_finite(tensors.compatibilities)
     if order is not None:
-        check_order(order, unary.shape[1])
-        order = order.contiguous()
+        order = own_order(order, unary.shape[1])
     suffix = type_suffix(unary.dtype, "unary")
     unary = contiguous_rows(unary)
     batch, points, labels = unary.shape
@@ -34,10 +34,10 @@ def mean_field(
     workspace_size = getattr(_native, f"mean_field_workspace_{suffix}")
     terms, sizes, kept = [], [], []
     for row, weight, structure, norm_in, norm_out, compatibility in zip(*tensors, strict=True):
-        sizes.append(workspace_size(address(structure), labels, threads) * unary.itemsize)
+        lattice = checked_lattices(row, weight, structure)
+        sizes.append(workspace_size(lattice, labels, threads) * unary.itemsize)
         owned = [norm_in.contiguous(), norm_out.contiguous(), compatibility.contiguous()]
         kept.append(owned)
-        lattice = (address(row), address(weight), address(structure))
         terms.append((lattice, address(owned[0]), address(owned[1]), compatibility.ndim, address(owned[2])))
     options = {
         "start_from_q": start is not None,

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from deeplab_crf import _native
+from deeplab_crf.ops.cpu.lattice import checked_lattices
 from deeplab_crf.ops.cpu.layout import contiguous_rows, empty_rows
 from deeplab_crf.ops.tensors import address, type_suffix
-from deeplab_crf.ops.terms import AdjointInputs, TermGradients, TermTensors
+from deeplab_crf.ops.terms import AdjointInputs, TermGradients, TermTensors, own_order
 from deeplab_crf.workspace import borrowed_parts
 
 
@@ -16,7 +17,7 @@ def mean_field_gradient(inputs: AdjointInputs, tensors: TermTensors, gradients: 
     """Gradients in unary and start (without elements where there is none); writes those of the kernels into ``gradients``."""
     out, suffix, labels = inputs.out.contiguous(), type_suffix(inputs.out.dtype, "out"), inputs.out.shape[2]
     grad, trace = contiguous_rows(inputs.grad), inputs.trace.contiguous()
-    order = None if inputs.order is None else inputs.order.contiguous()
+    order = None if inputs.order is None else own_order(inputs.order, out.shape[1])
     grad_unary = empty_rows(out.shape, out.dtype)
     grad_start = empty_rows(out.shape, out.dtype) if inputs.from_start else out.new_empty(0)
     threads = torch.get_num_threads()
@@ -26,10 +27,10 @@ def mean_field_gradient(inputs: AdjointInputs, tensors: TermTensors, gradients: 
         rows, weights, structure, norm_in, norm_out, compatibility = term
         of_weights, of_norm_in, of_norm_out, of_compat = map(address, targets)
         refilter = bool(of_weights or of_norm_out)
-        sizes.append(workspace_size(address(structure), labels, threads, refilter) * out.itemsize)
+        lattice = checked_lattices(rows, weights, structure)
+        sizes.append(workspace_size(lattice, labels, threads, refilter) * out.itemsize)
         owned = [norm_in.contiguous(), norm_out.contiguous(), compatibility.contiguous()]
         kept.append(owned)
-        lattice = (address(rows), address(weights), address(structure))
         described = (lattice, address(owned[0]), address(owned[1]), compatibility.ndim, address(owned[2]))
         terms.append((described, (of_compat, of_norm_in, of_norm_out, of_weights)))
     options = {
