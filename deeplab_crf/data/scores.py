@@ -212,8 +212,8 @@ def _not_finite(path: Path, values: NDArray[np.floating], index: tuple[int, ...]
 
 
 def _from_bytes(array: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities in 0..1 from uint8 or uint16 whose classes add up to 255 or 65535 at every pixel but for rounding, which is taken
-    out; other arrays as they are."""
+    """Probabilities in 0..1 from uint8 or uint16 whose classes add up to 255 or 65535 at every pixel but for rounding, which is
+    taken out; other arrays as they are."""
     if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3:
         return array
     whole = float(np.iinfo(array.dtype).max)
