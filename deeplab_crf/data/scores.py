@@ -30,7 +30,7 @@ _KEY_KINDS = {
     "unary": "unary",
 }
 UNSURE = -1
-MOST_CLASSES = 4096  # of scores in a file, unless the number is known: memory is taken for no more
+MOST_CLASSES = 1024  # of scores in a file, unless num_labels says more: memory is taken for no more
 _SUM_TOLERANCE = 5e-3  # float16 probabilities of a few hundred classes add up to 1 within this
 
 
@@ -161,8 +161,8 @@ class _Layout:
         channels, *size = (bare[2], *bare[:2]) if last else bare
         if channels > most_classes:
             raise ValueError(
-                f"{path}: scores have at most {most_classes} classes; got shape {shape}. They must be (C, H, W), or (H, W, C) at "
-                "the image's size"
+                f"{path}: scores of more than {most_classes} classes need num_labels (--num-labels); got shape {shape}. They must "
+                "be (C, H, W), or (H, W, C) at the image's size"
             )
         _check_score_size(str(path), (size[0], size[1]), image)
         return _Layout(channels, batched, last)

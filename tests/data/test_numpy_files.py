@@ -49,7 +49,7 @@ def test_a_header_that_promises_more_than_the_file(tmp_path: Path, shape: tuple[
     ("shape", "message"),
     [
         ((3, 900, 1200), "scores are 900 x 1200 .* the image is 24 x 32: they must be of the same size, or coarser"),
-        ((5000, *SIZE), r"at most 4096 classes; got shape \(5000, 24, 32\)"),
+        ((5000, *SIZE), r"more than 1024 classes need num_labels \(--num-labels\); got shape \(5000, 24, 32\)"),
         ((3, 1, 900, 1200), r"scores must have shape \(C, H, W\)"),
         ((3_000_000,), r"scores must have shape \(C, H, W\)"),
         ((900, 1200), "scores are 900 x 1200"),
@@ -62,6 +62,11 @@ def test_small_files_of_large_arrays_are_refused_before_they_are_read(
     np.savez_compressed(path, logits=np.zeros(shape, np.float32))
     assert path.stat().st_size < 2**15
     refused_without_memory(path, rf"a\.npz: .*{message}", image_size=SIZE)
+
+
+def test_many_classes_are_read_where_they_are_expected(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", logits=np.zeros((1025, 4, 5), np.float16))
+    assert len(read_scores(tmp_path / "a.npz", num_labels=1025, image_size=(4, 5)).class_ids) == 1025
 
 
 def test_large_labels_and_classes_are_refused_before_they_are_read(tmp_path: Path) -> None:
