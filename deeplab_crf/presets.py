@@ -76,6 +76,12 @@ def _papers() -> tuple[Preset, ...]:
             (Gaussian(sxy=1, weight=3), Bilateral(sxy=67, srgb=3, weight=4)),
             description="DeepLab V2 ResNet-101",
         ),
+        Preset(
+            "deeplab-v2-resnet101-pydensecrf",
+            (Gaussian(sxy=1, weight=3), Bilateral(sxy=67, srgb=3, weight=4)),
+            normalization="symmetric",
+            description="DeepLab V2 ResNet-101 as kazuto1011/deeplab-pytorch runs it on pydensecrf",
+        ),
         Preset("crfasrnn", (smooth, Bilateral(sxy=160, srgb=3, weight=5)), description="CRF as RNN"),
         Preset(
             "pydensecrf",

@@ -20,6 +20,7 @@ TABLE = {
     "deeplab-v1-msc-largefov": ((4, 83, 5), (3, 3), 10, "after"),
     "deeplab-v2-vgg16": ((4, 65, 3), (2, 2), 10, "after"),
     "deeplab-v2-resnet101": ((4, 67, 3), (3, 1), 10, "after"),
+    "deeplab-v2-resnet101-pydensecrf": ((4, 67, 3), (3, 1), 10, "symmetric"),
     "crfasrnn": ((5, 160, 3), (3, 3), 10, "after"),
     "pydensecrf": ((10, 80, 13), (3, 3), 5, "symmetric"),
 }

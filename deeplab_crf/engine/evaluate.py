@@ -61,8 +61,12 @@ class NetworkScores:
         size, seen = self.pipeline.padded_size(picture), self.pipeline.seen_size(picture)
         (padded,) = self.pipeline.padded_logits([picture], size)
         if self.save_to is not None:
-            stride = 1 if self.pipeline.network.msc is not None else OUTPUT_STRIDE
-            scores = padded[:, ::stride, ::stride].cpu().numpy()  # the very ones: upsampling leaves them as they are
+            network = self.pipeline.network
+            strided = (
+                network.msc is None and network.usage.align_corners
+            )  # else upsampling mixes every score with others
+            stride = OUTPUT_STRIDE if strided else 1
+            scores = padded[:, ::stride, ::stride].cpu().numpy()
             write_saved_scores(self.save_to / f"{example.name}.npz", scores, size, seen)
         image = (picture.shape[-2], picture.shape[-1])
         return image_scores(padded[None], size, seen, image)[0].contiguous()

@@ -2,7 +2,8 @@
 
 NAME.npz holds
 
-- ``scores``: float16 ``(C, h, w)``, logits at the network's output stride (8; MSc variants 1), score ``[c, i, j]`` over pixel
+- ``scores``: float16 ``(C, h, w)``, logits at the network's output stride (8; MSc variants, and networks that do not align corners,
+  1), score ``[c, i, j]`` over pixel
   ``(8 i, 8 j)``: corners are aligned;
 - ``size``: int64 ``(2,)``, rows and columns of the padded picture that the network saw, ``8 (h - 1) + 1`` and ``8 (w - 1) + 1``;
 - ``seen``: int64 ``(2,)``, rows and columns of its upper left part that is the photograph, which was resized to this. Absent: the

@@ -118,7 +118,9 @@ class Training:
         if resume:
             self.iteration = load_checkpoint(self.folder.existing_checkpoint(), self.state, self.settings)
         elif self.settings.init:
+            usage = self.network.usage  # of this training, however the file's network resizes
             load_weights(self.network, self.settings.init, classifier=not self.settings.new_classifier)
+            self.network.usage = usage
         if not self.world.leads:
             return
         if not resume:

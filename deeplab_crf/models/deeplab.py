@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deeplab_crf.checks import whole_number
 from deeplab_crf.models.heads import MultiScaleFeatures, SummedBranches
-from deeplab_crf.models.interp import interp, pad_bottom_right, padded_size, scaled_size
+from deeplab_crf.models.interp import interp, pad_bottom_right, padded_size, scaled_image
 from deeplab_crf.models.resnet import ResNetTrunk
 from deeplab_crf.models.usage import Usage
 from deeplab_crf.models.variants import VGG16, Variant, get_variant
@@ -65,7 +65,10 @@ class DeepLab(nn.Module):
 
     @property
     def size_multiple(self) -> int:
-        """Inputs are padded to a multiple of this plus one, so that the scores of every scale meet the same pixels."""
+        """Inputs are padded to a multiple of this plus one, so that the scores of every scale meet the same pixels. Without aligned
+        corners nothing is padded: there the size of the image itself says where scores lie."""
+        if not self.usage.align_corners:
+            return 1
         return 32 if self.multi_scale else 8
 
     def score_layers(self) -> list[str]:
@@ -76,11 +79,11 @@ class DeepLab(nn.Module):
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """``out``: scores ``(B, C, H, W)`` at the size of the images ``(B, 3, H, W)``, before any softmax; with multi-scale inputs
         also ``aux``, the scores of scale 1 alone. As torchvision's segmentation models."""
-        scores = self.scores(images)
+        scores, corners = self.scores(images), self.usage.align_corners
         height, width = images.shape[-2], images.shape[-1]
-        result = OrderedDict(out=interp(scores.fused, scores.size)[..., :height, :width])
+        result = OrderedDict(out=interp(scores.fused, scores.size, corners)[..., :height, :width])
         if scores.scales:
-            result["aux"] = interp(scores.scales[0], scores.size)[..., :height, :width]
+            result["aux"] = interp(scores.scales[0], scores.size, corners)[..., :height, :width]
         return result
 
     def scores(self, images: Tensor) -> Scores:
@@ -94,11 +97,10 @@ class DeepLab(nn.Module):
         padded = pad_bottom_right(images, size)
         if not self.multi_scale:
             return Scores(self._one_scale(padded), (), size)
-        first, *smaller = [
-            self._one_scale(interp(padded, (scaled_size(size[0], scale), scaled_size(size[1], scale))))
-            for scale in self.scales
-        ]
-        enlarged = [interp(scores, (first.shape[-2], first.shape[-1])) for scores in smaller]
+        corners = self.usage.align_corners
+        first = self._one_scale(padded)
+        smaller = [self._one_scale(scaled_image(padded, scale, corners)) for scale in self.scales[1:]]
+        enlarged = [interp(scores, (first.shape[-2], first.shape[-1]), corners) for scores in smaller]
         fused = torch.maximum(torch.maximum(first, enlarged[0]), enlarged[1])
         return Scores(fused, (first, enlarged[0], smaller[1]), size)
 
@@ -129,7 +131,7 @@ def deeplabv2_vgg16(variant: str = "aspp-l", num_classes: int = 21) -> DeepLab:
 
 
 def deeplabv2_resnet101(variant: str = "aspp", num_classes: int = 21, *, multi_scale: bool = True) -> DeepLab:
-    """DeepLab V2 on ResNet-101 (arXiv 1606.00915). variant: "largefov" or "aspp"."""
+    """DeepLab V2 on ResNet-101 (arXiv 1606.00915). variant: "largefov", "aspp" or "aspp-s" (rates 3, 6, 9, 12)."""
     return build_model(f"v2-resnet101-{variant}", num_classes, multi_scale)
 
 

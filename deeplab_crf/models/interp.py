@@ -22,14 +22,27 @@ def scaled_size(size: int, scale: float) -> int:
     return int((size - 1) * scale) + 1
 
 
-def interp(values: Tensor, size: tuple[int, int]) -> Tensor:
+def interp(values: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
     """Caffe's Interp layer: bilinear, output pixel i at input position ``i * (in - 1) / (out - 1)``.
 
-    values: ``(B, C, H, W)``. size: rows and columns of the result.
+    values: ``(B, C, H, W)``. size: rows and columns of the result. align_corners: False puts output pixel i at ``(i + 1/2) * in /
+    out - 1/2`` instead.
     """
     if tuple(values.shape[-2:]) == tuple(size):
         return values
-    return F.interpolate(values, size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def scaled_image(images: Tensor, scale: float, align_corners: bool = True) -> Tensor:
+    """Images ``(B, C, H, W)`` at a smaller scale, as a multi-scale network sees them: `scaled_size` by `interp`, or, without
+    aligned corners, as kazuto1011/deeplab-pytorch makes them: ``scale * H`` rounded down, pixel i at ``(i + 1/2) / scale -
+    1/2``."""
+    rows, columns = images.shape[-2], images.shape[-1]
+    if align_corners:
+        return interp(images, (scaled_size(rows, scale), scaled_size(columns, scale)))
+    if min(rows, columns) * scale < 1:
+        return interp(images, (max(int(rows * scale), 1), max(int(columns * scale), 1)), align_corners=False)
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
 def resize(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -59,6 +59,11 @@ def _cross_entropy(
     """Sum over the labels under the scores, by ``total`` or by how many there are."""
     steps = [(labels.shape[axis] - 1) // max(scores.shape[axis + 1] - 1, 1) or 1 for axis in (1, 2)]
     targets = labels[:, :: steps[0], :: steps[1]]
+    if targets.shape[1:] != scores.shape[2:]:
+        raise ValueError(
+            f"scores must stand over every 8th or 16th pixel; got {tuple(scores.shape[2:])} for labels of "
+            f"{tuple(labels.shape[1:])}. A network with usage.align_corners=False is trained on its forward's `out`, or with True"
+        )
     if total is None:
         total = _total(targets, ignore_index, weight)
     loss = F.cross_entropy(scores, targets, weight, ignore_index=ignore_index, reduction="sum")

@@ -69,9 +69,10 @@ class SegmentationPipeline(nn.Module):
     brings images to before the network sees them, as it was trained; scores are brought back, and the CRF sees the image as it
     is. None: as the network's `Usage` says, else the image's own size. pad_to: `predict` pads images to at least this size, as
     the released nets see all of theirs at 513 x 513; 1 pads no more than the strides need, which is faster for small images.
-    None: 513, or 1 with a longer side. fused: whether `predict` runs a copy of the network whose convolutions are fused and
-    faster (`deeplab_crf.nn.fuse`), for the memory of a second set of weights; writes to weights through ``.data`` go unseen by
-    it. image_range: (low, high), the values of black and white in images, instead of 0..255; see `deeplab_crf.dense_crf`.
+    None: 513, or 1 with a longer side or without aligned corners (`Usage`). fused: whether `predict` runs a copy of the network
+    whose convolutions are fused and faster (`deeplab_crf.nn.fuse`), for the memory of a second set of weights; writes to
+    weights through ``.data`` go unseen by it. image_range: (low, high), the values of black and white in images, instead of
+    0..255; see `deeplab_crf.dense_crf`.
 
     The CRF runs where its own numbers are: `run_on` puts the network on any device, and the CRF beside it where it has kernels.
     """
@@ -100,7 +101,8 @@ class SegmentationPipeline(nn.Module):
         self.network, self.crf = network, crf
         self.min_probability = min_probability
         self.longer_side = network.usage.longer_side if longer_side is None else longer_side
-        self.pad_to = (RELEASED_SIZE if self.longer_side is None else 1) if pad_to is None else max(pad_to, 1)
+        as_released = self.longer_side is None and network.usage.align_corners
+        self.pad_to = (RELEASED_SIZE if as_released else 1) if pad_to is None else max(pad_to, 1)
         self.fused = fused
         self.image_range = check_image_range(image_range)
         self._kept: tuple[object, nn.Module] | None = None
@@ -122,7 +124,7 @@ class SegmentationPipeline(nn.Module):
         if not self.fused or self.network.training or self.network.msc is not None:
             return self.network
         tensors = (*self.network.parameters(), *self.network.buffers())
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        state = (self.network.usage, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
         if self._kept is None or self._kept[0] != state:
             self._kept = None  # freed before its successor is made
             self._kept = (state, fuse(self.network))

@@ -68,7 +68,7 @@ class Variant:
 
     name: how it is called here. msc_channels > 0: branches of so many channels on the image and on pool1..pool4 (V1's
     multi-scale features). multi_scale: whether the released network sees its input at scales 1, 0.75 and 0.5. crf: the preset of
-    its CRF.
+    its CRF. taken_for: the variant with the same layers that a file is taken for where nobody says which one it is.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Variant:
     crf: str
     msc_channels: int = 0
     multi_scale: bool = False
+    taken_for: str | None = None
 
 
 LARGE_FOV = Head(kernel=3, rates=(12,), channels=1024)
@@ -119,7 +120,20 @@ def _papers() -> tuple[Variant, ...]:
         for trunk in trunks
         for head in heads
     )
-    return vgg + narrow + residual
+    small = replace(heads["aspp"], rates=(3, 6, 9, 12))  # kazuto1011/deeplab-pytorch's DeepLabV2S
+    return (
+        *vgg,
+        *narrow,
+        *residual,
+        Variant(
+            "v2-resnet101-aspp-s",
+            trunks["resnet101"],
+            small,
+            "deeplab-v2-resnet101",
+            multi_scale=True,
+            taken_for="v2-resnet101-aspp",
+        ),
+    )
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({variant.name: variant for variant in _papers()})

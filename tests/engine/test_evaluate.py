@@ -31,7 +31,7 @@ from deeplab_crf.engine.evaluate import (  # noqa: E402
 )
 from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
 from deeplab_crf.engine.saved_scores import write_saved_scores  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline  # noqa: E402
+from deeplab_crf.models import SegmentationPipeline, Usage  # noqa: E402
 
 COUNT, SIZE = 5, (40, 48)
 
@@ -117,6 +117,17 @@ def test_saved_scores_are_the_networks(dataset: SegmentationFolder, tmp_path: Pa
         assert tuple(stored["size"]) == plain.size
         assert stored["scores"].shape == plain.fused.shape[1:]
         torch.testing.assert_close(torch.from_numpy(stored["scores"]).float(), plain.fused[0], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_saved_scores_without_aligned_corners(dataset: SegmentationFolder, tmp_path: Path) -> None:
+    """Every pixel's scores are kept: at the output stride upsampling mixes them."""
+    pipeline = small_pipeline("v2-resnet50-aspp")
+    pipeline.network.usage = Usage(align_corners=False)
+    pipeline.pad_to = 1
+    network = NetworkScores(pipeline, tmp_path)
+    want = [network.logits(dataset[i]) for i in range(COUNT)]
+    torch.testing.assert_close(FileScores(dataset, tmp_path).logits(dataset[0]), want[0], rtol=1e-3, atol=1e-3)
 
 
 def test_scores_of_others(dataset: SegmentationFolder, tmp_path: Path) -> None:

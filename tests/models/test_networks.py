@@ -104,9 +104,10 @@ def test_every_family_has_its_function() -> None:
             *(models.deeplabv2_resnet101(variant) for variant in ("largefov", "aspp")),
             *(models.deeplabv2_resnet50(variant, num_classes=7) for variant in ("largefov", "aspp")),
             *(models.deeplabv2_compact(variant) for variant in ("largefov", "aspp")),
+            models.deeplabv2_resnet101("aspp-s"),
         ]
     assert [model.variant.name for model in built] == list(VARIANTS)
-    assert built[-3].num_classes == 7
+    assert built[-4].num_classes == 7
 
 
 # ---------------------------------------------------------------- against slow NumPy; long images, so that every rate meets pixels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.models.deeplab import DeepLab, build_model
-from deeplab_crf.models.usage import read_usage
+from deeplab_crf.models.usage import Usage, read_usage
 from deeplab_crf.models.variants import VARIANTS, Variant
 from deeplab_crf.models.weights.files import RawWeights, read_file
 from deeplab_crf.models.weights.names import COUNTER, FORMAT, Translation, translate
@@ -30,7 +30,7 @@ class WeightsReport:
     format: whose names the file has. loaded: what the model got. missing: what the model has and the file lacks. unknown: what the
     file has and nothing here knows, or the model lacks. misshapen: name, shape in the file, shape in the model. set_aside: known
     and not used, with the reason. input: what the first convolution was taken to be trained on, and why. taken: which of several
-    networks in the file, and what was taken off around its names.
+    networks in the file, and what was taken off around its names. align_corners: how the file's network resizes, see `Usage`.
     """
 
     path: Path
@@ -42,10 +42,13 @@ class WeightsReport:
     set_aside: dict[str, str] = field(default_factory=dict)
     input: str = ""
     taken: str = ""
+    align_corners: bool = True
 
     def __str__(self) -> str:
         """One line, and one for everything that is not empty."""
         lines = [f"{self.path}: {self.format} names, {len(self.loaded)} tensors loaded"]
+        if not self.align_corners:
+            lines.append("resizing: align_corners=False, as its project trains and runs; usage.align_corners follows")
         lines += [f"{title}: {said}" for title, said in (("taken", self.taken), ("input", self.input)) if said]
         for title in ("missing", "unknown", "misshapen"):
             names: tuple[str, ...] = getattr(self, title)
@@ -77,8 +80,9 @@ def load_weights(
     the first; None: as names and numbers tell, which the report says; where they do not, ValueError.
     """
     path = Path(path)
-    translation = _translation(path, read_file(path), input_convention)
-    return _load(model, path, translation, classifier=classifier, strict=strict)
+    raw = read_file(path)
+    translation = _translation(path, raw, input_convention)
+    return _load(model, path, raw, translation, classifier=classifier, strict=strict)
 
 
 def load_model(
@@ -111,11 +115,9 @@ def load_model(
     if multi_scale is None:
         multi_scale = stored["multi_scale"] == "True" if "multi_scale" in stored else translation.multi_scale
     model = build_model(name, classes if num_classes is None else num_classes, multi_scale)
-    report = _load(model, path, translation, classifier=True, strict=True)
-    try:
-        model.usage = read_usage(stored, model.num_classes)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    report = _load(model, path, raw, translation, classifier=True, strict=True)
+    if stored:
+        model.usage = _usage(path, stored, model.num_classes)
     return model.eval(), report
 
 
@@ -167,7 +169,16 @@ def _translation(path: Path, raw: RawWeights, input_convention: str | None) -> T
         raise ValueError(f"{path}: {error}") from error
 
 
-def _load(model: DeepLab, path: Path, translation: Translation, *, classifier: bool, strict: bool) -> WeightsReport:
+def _usage(path: Path, metadata: Mapping[str, str], num_classes: int) -> Usage:
+    try:
+        return read_usage(metadata, num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load(
+    model: DeepLab, path: Path, raw: RawWeights, translation: Translation, *, classifier: bool, strict: bool
+) -> WeightsReport:
     wanted = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTER)}
     scores = _score_names(model)
     given, set_aside = dict(translation.tensors), dict(translation.set_aside)
@@ -190,11 +201,17 @@ def _load(model: DeepLab, path: Path, translation: Translation, *, classifier: b
         set_aside=set_aside,
         input=translation.input,
         taken=translation.taken,
+        align_corners=translation.align_corners,
     )
     if strict:
         _check_classes(model, path, given, scores)
         _check_complete(report, initialisation=not scores & given.keys())
     _check_numbers(path, translation, fitting)
+    if scores <= fitting.keys():  # a network of the file's; else one that begins with its weights
+        own = raw.metadata.get("format") == FORMAT
+        corners = _usage(path, raw.metadata, model.num_classes).align_corners if own else translation.align_corners
+        model.usage = replace(model.usage, align_corners=corners)
+        report = replace(report, align_corners=corners)
     with torch.no_grad():
         for name, value in fitting.items():
             wanted[name].copy_(value)
@@ -248,7 +265,8 @@ def _classes_in(translation: Translation) -> int | None:
 def _only_variant(path: Path, translation: Translation, classes: int) -> str:
     """The one variant that has the file's layers and shapes."""
     shapes = {name: tuple(value.shape) for name, value in translation.tensors.items()}
-    found = [name for name, variant in VARIANTS.items() if _shapes(variant, classes) == shapes]
+    fitting = [name for name, variant in VARIANTS.items() if _shapes(variant, classes) == shapes]
+    found = [name for name in fitting if VARIANTS[name].taken_for not in fitting]
     if len(found) == 1:
         return found[0]
     what = f"fits {' and '.join(found)}, which have the same layers" if found else f"fits none of {', '.join(VARIANTS)}"
