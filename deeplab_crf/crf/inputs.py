@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from deeplab_crf.core.energies import LARGEST_ENERGY
 from deeplab_crf.core.image_range import ARGUMENT, ImageRange, resolve_image_range
 
+# What torch compares; uint16 to uint64 and floats of 8 bits it only converts.
+_COMPARED = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
+
 
 class LayerShape(NamedTuple):
     """What a layer was made for."""
@@ -163,7 +169,7 @@ def accepted_energies(energies: Tensor) -> tuple[Tensor, tuple[int, int, int] | 
 
 def extremes(values: Tensor) -> tuple[float, float]:
     """The smallest and the largest value; waits for the device."""
-    low, high = torch.aminmax(values.detach())
+    low, high = torch.aminmax(values.detach() if values.dtype in _COMPARED else values.detach().float())
     return float(low), float(high)
 
 

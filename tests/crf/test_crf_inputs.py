@@ -168,6 +168,10 @@ def test_calls(changes: dict[str, Any], kind: type[Exception], message: str) -> 
         (IMAGE / 255, r"got float32 with values in 0\.0.*\.\.0\.9.*Give image_range=\(0, 1\) to map"),
         ((IMAGE / 255 - 0.45) / 0.22, r"got float32 with values in -1\.9.*undo that"),
         (16 * IMAGE, r"got float32 with values in .*\.\.40.*to map it to 0\.\.255, or image_range=\(0, 255\) to take"),
+        (
+            (16 * IMAGE).to(torch.uint16),
+            r"got uint16.*Give image_range=\(0, 4095\), image_range=\(0, 65535\) for 16 bits, to",
+        ),
         ((16 * IMAGE).to(torch.int16) - 1000, r"got int16 with values in -9.*Give image_range=\(-9.*, 3"),
         (IMAGE > 100, "image must hold real numbers; got torch.bool"),
     ],
@@ -225,6 +229,8 @@ def test_the_range_of_the_channels_of_points() -> None:
         (Bilateral(3, 13), (IMAGE - 128) * 1.15 + 128),
         (Bilateral(3, 13), IMAGE.half()),
         (Bilateral(3, 13), IMAGE.to(torch.int16)),
+        (Bilateral(3, 13), IMAGE.to(torch.uint16)),
+        (Bilateral(3, 13), IMAGE.to(torch.uint32)),
     ],
 )
 def test_no_error_where_the_range_fits(kernel: Gaussian | Bilateral, image: torch.Tensor) -> None:
