@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.engine.settings import FREE, TrainSettings, as_dict
 from deeplab_crf.models.deeplab import DeepLab
@@ -35,12 +38,13 @@ TRAINING = Format(
 @dataclass(frozen=True, eq=False)
 class TrainingState:
     """What changes during a training. Everything random is a function of the seed, the iteration and the process, see samples.py
-    and `train.seed_iteration`, so that no generator's state belongs to it."""
+    and `train.seed_iteration`, so that no generator's state belongs to it. data: see `describe_data`; it does not change."""
 
     network: DeepLab
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None = None
+    data: str = ""
 
     @property
     def result(self) -> DeepLab:
@@ -55,6 +59,12 @@ class TrainingState:
         return all(bool(each.detach().sum(dtype=torch.float64).isfinite()) for each in tensors)
 
 
+def describe_data(photographs: SegmentationFolder) -> str:
+    """A digest of the names of the classes and of the photographs, in their order, which seeds and class ids refer to."""
+    names = [photographs.classes, [item.name for item in photographs.items]]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
 def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, iteration: int) -> None:
     """Write the state after ``iteration`` iterations. Where that fails (a full disk), the file that is there stays as it is.
 
@@ -65,6 +75,7 @@ def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, i
     stored = {
         "model": _architecture(state.network),
         "settings": as_dict(settings),
+        "data": state.data,
         "iteration": iteration,
         "network": state.network.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -98,6 +109,11 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
     if stored["model"] != here:
         raise ValueError(f"{path} is of another network: {_words(stored['model'])}; this training's is {_words(here)}")
     _check_settings(path, stored["settings"], as_dict(settings))
+    if stored.get("data", state.data) != state.data:  # older checkpoints do not say
+        raise ValueError(
+            f"{path} is of a training on other data: photographs or classes in {settings.root} have other names than there, or "
+            "another order. Give that data, or train into another folder"
+        )
     shapes = {name: tuple(value.shape) for name, value in state.network.state_dict().items()}
     if {name: tuple(value.shape) for name, value in stored["network"].items()} != shapes:
         raise ValueError(f"{path} is of another network, which was called {here['model']} too: its layers differ")

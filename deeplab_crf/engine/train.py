@@ -17,7 +17,7 @@ from deeplab_crf.data.datasets import read_names
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.data.transforms import Augmentation
 from deeplab_crf.engine.average import make_average
-from deeplab_crf.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from deeplab_crf.engine.checkpoint import TrainingState, describe_data, load_checkpoint, save_checkpoint
 from deeplab_crf.engine.class_weights import class_weights
 from deeplab_crf.engine.curves import plot_curves
 from deeplab_crf.engine.distributed import World, join_world
@@ -103,7 +103,7 @@ class Training:
         self.optimizer = make_optimizer(self.network, settings)
         scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "float16")
         average = make_average(self.network, settings.average) if settings.average else None
-        self.state = TrainingState(self.network, self.optimizer, scaler, average)
+        self.state = TrainingState(self.network, self.optimizer, scaler, average, describe_data(self.photographs))
 
     def _new_network(self) -> DeepLab:
         settings = self.settings

@@ -12,6 +12,7 @@ from samples import run_python
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
+from dataset_files import write_folder  # noqa: E402
 from training_runs import COMPACT, DROPOUT, assert_same_state, losses, make, run, stored  # noqa: E402
 
 from deeplab_crf.engine.log import Row, read_log  # noqa: E402
@@ -119,6 +120,30 @@ def test_only_the_same_training_goes_on(data: Path, tmp_path: Path) -> None:
     finally:
         (data / "classes.txt").write_text("ground\nsky\nthing\n")
     assert (out / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["names", "classes"])
+def test_a_checkpoint_of_other_data_of_the_same_form(change: str, tmp_path: Path) -> None:
+    """The root may change, since data sets move; what is in it may not: seeds refer to the photographs' order, ids to classes'."""
+    out, data = tmp_path / "out", write_folder(tmp_path / "data")
+    run(make(data), out, should_stop=lambda: True)
+    data = data.rename(tmp_path / "moved")
+    run(make(data), out, resume=True, should_stop=lambda: True)
+    before = (out / "checkpoint.pt").read_bytes()
+    if change == "names":
+        for kind in ("images", "labels"):
+            (data / kind / "train" / "train0.png").rename(data / kind / "train" / "zebra.png")
+    else:
+        (data / "classes.txt").write_text("sky\nground\nthing\n")
+    with pytest.raises(
+        ValueError, match=r"of a training on other data: photographs or classes in .*moved have other names"
+    ):
+        run(make(data), out, resume=True)
+    assert (out / "checkpoint.pt").read_bytes() == before
+    old = stored(out)
+    del old["data"]
+    torch.save(old, out / "checkpoint.pt")
+    assert run(make(data), out, resume=True).finished, "checkpoints from before do not say"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
