@@ -52,7 +52,7 @@ class LabelCoding:
 
     def __str__(self) -> str:
         """Describe the coding for reports; empty where values are ids."""
-        table = [] if self.colors is None else [f"colours of {self.colors.name}"]
+        table = [] if self.colors is None else [f"colours of {self.colors}"]
         return ", ".join([*table, *(f"{old}={new}" for old, new in self.replaced.items())])
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ class ColorTable:
                 )
             if known.setdefault(colour, index) != index:
                 raise ValueError(f"{self.name}: colour {colour} stands for both {known[colour]} and {index}")
+
+    def __str__(self) -> str:
+        """Return the name, and what the file says in eight digits where it is a file, for reports and comparisons."""
+        if self.name in _TABLES:
+            return self.name
+        return f"{self.name} ({hashlib.sha256(repr(self.entries).encode()).hexdigest()[:8]})"
 
     def ids(self, pixels: NDArray[np.uint8], path: Path) -> NDArray[np.int64]:
         """Return the class ids ``(H, W)`` of the colours ``pixels`` ``(H, W, 3)``.

@@ -145,6 +145,19 @@ def test_tables_that_cannot_be_read_are_named(tmp_path: Path, text: str, message
         read_colors(path)
 
 
+def test_a_coding_is_told_by_what_it_says(tmp_path: Path) -> None:
+    """Reports and searches that go on compare it."""
+    path = write(tmp_path / "table.txt", "1 2 3\n4 5 6\n")
+    first = str(make_coding("255=1", path))
+    assert first.startswith(f"colours of {path} (")
+    assert first.endswith("), 255=1")
+    assert str(make_coding("255=1", path)) == first
+    write(path, "4 5 6\n1 2 3\n")
+    assert str(make_coding("255=1", path)) != first
+    assert str(make_coding(label_colors="voc")) == "colours of voc"
+    assert str(make_coding()) == ""
+
+
 def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ade: no such table of label colours; give a file, or one of voc, camvid"):
         read_colors(tmp_path / "ade")
