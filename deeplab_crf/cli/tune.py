@@ -147,7 +147,8 @@ def tune(out: Path, method: str, existing: str | None, **options: Any) -> None:
     are refused without --overwrite, which begins afresh.
     """
     _check_options(method, options)
-    if existing == SKIP and not may_write([out / "preset.toml"], SKIP):
+    begun = (out / "checkpoint.pt").exists()  # of a gradient descent that has not ended, whose preset is not final
+    if existing == SKIP and not begun and not may_write([out / "preset.toml"], SKIP):
         return
     dataset, data = open_data(options), options["data"]
     try:

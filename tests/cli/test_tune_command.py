@@ -290,3 +290,33 @@ def test_the_part_that_a_training_holds_back(root: Path, tmp_path: Path) -> None
     assert tune(root, out, *SMALL, "--rounds", 0, "--val-fraction", 0.5) == 0
     held = held_back([f"train{i}" for i in range(4)], 0.5, 0)
     assert json.loads((out / "question.json").read_text())["images"] == held
+
+
+def test_a_gradient_run_that_was_broken_off_goes_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --skip-existing too: the preset of a run that has not ended is not a result."""
+    from deeplab_crf.engine.tune_gradient import Learner
+
+    step, steps = Learner._step, []
+
+    def interrupted(learner: Learner, batch: list[int]) -> Any:
+        steps.append(batch)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return step(learner, batch)
+
+    common = ("--method", "gradient", "--start", "crfasrnn", "--epochs", 3, "--batch", 1, "--name", "mine")
+    assert tune(root, tmp_path / "whole", *common) == 0
+    monkeypatch.setattr(Learner, "_step", interrupted)
+    out = tmp_path / "out"
+    assert tune(root, out, *common) == 130
+    monkeypatch.undo()
+    assert (out / "preset.toml").exists()
+    assert (out / "checkpoint.pt").exists()
+    capsys.readouterr()
+    assert tune(root, out, *common, "--skip-existing") == 0
+    assert "went on after epoch 1 of an earlier run" in capsys.readouterr().out
+    for name in ("epochs.csv", "preset.toml"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (out / "checkpoint.pt").exists()
