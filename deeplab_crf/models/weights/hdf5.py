@@ -31,7 +31,9 @@ def read_hdf5(path: Path) -> dict[str, NDArray[Any]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", _CHILD, str(path.absolute()), str(seconds)]
     try:
-        done = subprocess.run(command, capture_output=True, env=environment, timeout=seconds, check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         raise ValueError(f"the HDF5 library came to no end within {seconds} s: the file is damaged") from None
     if done.returncode:

@@ -11,7 +11,8 @@ import os
 import sys
 from typing import Any
 
-MEMORY, MEMORY_PER_BYTE = 1 << 31, 8  # address space: interpreter and libraries, and for each byte of the file
+# Address space beyond what the interpreter starts with: for libraries, and for each byte of the file.
+MEMORY, MEMORY_PER_BYTE = 1 << 31, 8
 MOST_DATA = 4  # bytes of all arrays together for each byte of the file: compressed ones are larger than what is stored
 
 
@@ -36,6 +37,11 @@ def _limit(seconds: int, memory: int) -> None:
         import resource
     except ImportError:  # Windows
         return
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            memory += int(stream.read().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        pass
     for what, limit in ((resource.RLIMIT_CPU, seconds + 5), (resource.RLIMIT_AS, memory)):
         _, hard = resource.getrlimit(what)
         resource.setrlimit(what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
