@@ -33,6 +33,7 @@ from deeplab_crf.engine.validation import validate
 from deeplab_crf.models.deeplab import DeepLab, build_model
 from deeplab_crf.models.usage import Usage
 from deeplab_crf.models.weights.load import load_weights, save_weights
+from deeplab_crf.models.weights.names import FORMAT
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ def train(
 ) -> Outcome | None:
     """Train a network into the folder ``out``: see `RunFolder` for what is written there.
 
-    resume: go on from the folder's checkpoint; with the settings that it was made with the weights become, bit for bit, those of a
-    training that was never broken off. overwrite: begin anew where there is something. report: called after each iteration, in the
-    process that leads. note: called there, before the first iteration, with what should be known of the data: photographs that are
-    held back or seen twice, classes without a pixel. should_stop: asked in each iteration; True ends the training after it, its
-    state kept. Under torchrun every process calls this with the same arguments, and gets None but for the one that leads. Sets
-    torch's seed.
+    resume: go on from the folder's checkpoint; with the settings that it was made with the weights become, bit for bit, those
+    of a training that was never broken off. overwrite: begin anew where there is something. report: called after each
+    iteration, in the process that leads. note: called there, before the first iteration, with what should be known of the data:
+    photographs that are held back or seen twice, classes without a pixel; and of starting weights that others made: what they
+    were taken for. should_stop: asked in each iteration; True ends the training after it, its state kept. Under torchrun every
+    process calls this with the same arguments, and gets None but for the one that leads. Sets torch's seed.
 
     Raises ValueError for settings and data that cannot be or teach nothing, FloatingPointError where the loss becomes NaN or inf,
     ChildProcessError where a process that reads data died, OSError where the disk is full. What was reached before is kept.
@@ -78,7 +79,8 @@ def train(
     training = Training(settings, RunFolder(out), world, resume=resume)
     for text in training.splits.notes if world.leads else ():
         note(text)
-    training.begin(resume=resume, overwrite=overwrite)
+    for text in training.begin(resume=resume, overwrite=overwrite):
+        note(text)
     return training.run(report, should_stop)
 
 
@@ -113,16 +115,20 @@ class Training:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(self.world.device).train()
 
-    def begin(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready, and the state that of its checkpoint, or new."""
+    def begin(self, *, resume: bool, overwrite: bool) -> list[str]:
+        """Make the folder ready, and the state that of its checkpoint, or new. Returns notes on the starting weights, in the
+        process that leads."""
+        notes = []
         if resume:
             self.iteration = load_checkpoint(self.folder.existing_checkpoint(), self.state, self.settings)
         elif self.settings.init:
             usage = self.network.usage  # of this training, however the file's network resizes
-            load_weights(self.network, self.settings.init, classifier=not self.settings.new_classifier)
+            read = load_weights(self.network, self.settings.init, classifier=not self.settings.new_classifier)
             self.network.usage = usage
+            if read.format != FORMAT:
+                notes = [f"{read.path}: {read.format} names; its input: {read.input}", *filter(None, (read.taken,))]
         if not self.world.leads:
-            return
+            return []
         if not resume:
             self.folder.claim(overwrite=overwrite)
             if self.splits.held_back:
@@ -130,6 +136,7 @@ class Training:
                     stream.write(("\n".join(self.splits.held_back) + "\n").encode())
             self.save()
         write_settings(self.settings, self.folder.settings)
+        return notes
 
     def run(self, report: Callable[[Row], None], should_stop: Callable[[], bool]) -> Outcome | None:
         """All iterations that are left, and the results; None in processes that do not lead."""

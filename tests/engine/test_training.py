@@ -224,6 +224,18 @@ def test_packages_that_are_missing_are_named_before_anything_is_begun(
     assert not (tmp_path / "out").exists()
 
 
+def test_starting_weights_of_others_are_described(data: Path, tmp_path: Path) -> None:
+    """What their first layer was taken for is said, and the training keeps its own way of resizing."""
+    start = build_model(COMPACT, 3)
+    ours = {f"model.{name}": value for name, value in start.state_dict().items() if name.startswith("backbone.")}
+    ours["model.backbone.bn1.running_var"] = torch.full_like(ours["model.backbone.bn1.running_var"], 1e4)
+    torch.save(ours, tmp_path / "start.pth")
+    said: list[str] = []
+    run(make(data, init=str(tmp_path / "start.pth"), iterations=1), tmp_path / "out", note=said.append)
+    (text,) = [text for text in said if "start.pth" in text]
+    assert "backbone names; its input: BGR in 0..255 minus the mean (bgr-255)" in text
+
+
 def test_weights_to_start_from(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     start = build_model(COMPACT, 3)
