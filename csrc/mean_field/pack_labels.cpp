@@ -81,18 +81,25 @@ int64_t pack_fours(const Packing<T, T>& a, int64_t first, int64_t last, T& poiso
 #endif
 
 // Caps the points of a tile that have an infinite value beside another one. Few tiles have one, so the packing does not look. What
-// was finite and is too large for T stays infinite, which find_bad reports.
+// was finite and is too large for T stays infinite, which find_bad reports. Loops without branches, which compilers vectorise.
 template <class From, class T>
 void cap_points(const Packing<From, T>& a, int64_t first, int64_t last) {
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   if (a.largest == kInfinity) return;
   for (int64_t p = first; p < last; ++p) {
     T* row = a.out + p * a.num_labels;
-    const int64_t infinite = std::count(row, row + a.num_labels, kInfinity);
-    if (infinite == 0 || infinite == a.num_labels) continue;
+    int infinite = 0, others = 0;
     for (int64_t l = 0; l < a.num_labels; ++l) {
-      const bool was_infinite = std::isinf(a.in[p * a.point_stride + l * a.label_stride]);
-      if (row[l] != kInfinity || was_infinite) row[l] = std::min(row[l], a.largest);  // NaN stays NaN
+      infinite |= static_cast<int>(row[l] == kInfinity);
+      others |= static_cast<int>(row[l] != kInfinity);
+    }
+    if (infinite == 0 || others == 0) continue;
+    for (int64_t l = 0; l < a.num_labels; ++l) {
+      bool capped = true;
+      if constexpr (!std::is_same_v<From, T>) {
+        capped = row[l] != kInfinity || std::isinf(a.in[p * a.point_stride + l * a.label_stride]);
+      }
+      row[l] = capped && a.largest < row[l] ? a.largest : row[l];  // NaN stays NaN
     }
   }
 }
@@ -100,6 +107,9 @@ void cap_points(const Packing<From, T>& a, int64_t first, int64_t last) {
 // The first index, label by label, of a value of a tile that is not finite, or -1.
 template <class From, class T>
 int64_t find_bad(const Packing<From, T>& a, int64_t first, int64_t last) {
+  int bad = 0;
+  for (int64_t i = first * a.num_labels; i < last * a.num_labels; ++i) bad |= static_cast<int>(!(a.out[i] - a.out[i] == T(0)));
+  if (bad == 0) return -1;
   for (int64_t l = 0; l < a.num_labels; ++l) {
     for (int64_t p = first; p < last; ++p) {
       if (!std::isfinite(a.out[p * a.num_labels + l])) return l * a.num_points + p;
