@@ -20,8 +20,8 @@ def install_as_pydensecrf() -> None:
     """Make ``import pydensecrf`` and its ``densecrf``, ``utils`` and ``eigen`` reach this package.
 
     This holds in this process and in the Python processes that it starts from then on, however they are started: workers
-    of joblib (loky), of multiprocessing and of other libraries. A folder of this package is put in front of ``sys.path`` and
-    of the environment variable ``PYTHONPATH`` for them. Calling it again changes nothing. Nothing on disk is touched, and
+    of joblib (loky), of multiprocessing and of other libraries. A folder of this package is put into ``sys.path`` and in
+    front of the environment variable ``PYTHONPATH`` for them. Calling it again changes nothing. Nothing on disk is touched, and
     an installed pydensecrf is only hidden.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.machinery import PathFinder
 from types import ModuleType
 
 STUB_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stub")
@@ -29,7 +30,10 @@ def install_modules(modules: dict[str, ModuleType]) -> None:
                 "install_as_pydensecrf() before anything imports pydensecrf, at the top of the main script"
             )
     sys.modules.update(modules)
-    # multiprocessing and loky hand sys.path to their workers, other processes inherit the environment.
-    sys.path[:] = [STUB_FOLDER, *(folder for folder in sys.path if folder != STUB_FOLDER)]
+    # multiprocessing and loky hand sys.path to their workers, other processes inherit the environment. The first entry stays
+    # the script's folder, which scripts read there, unless a pydensecrf lies in it.
+    others = [folder for folder in sys.path if folder != STUB_FOLDER]
+    place = 1 if PathFinder.find_spec("pydensecrf", others[:1]) is None else 0
+    sys.path[:] = [*others[:place], STUB_FOLDER, *others[place:]]
     inherited = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder != STUB_FOLDER]
     os.environ["PYTHONPATH"] = os.pathsep.join([STUB_FOLDER, *filter(None, inherited)])
