@@ -78,7 +78,9 @@ class JobRun(Generic[J]):
 
         label: what stands before the progress bar, beside the first input.
         """
-        failures = []
+        failures: list[str] = []
+        if not self.pending:
+            return failures
         progress = click.progressbar(
             self.pending,
             label=label,

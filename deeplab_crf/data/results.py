@@ -105,10 +105,10 @@ class ResultFolder:
             self._records = _read_records(self._file)
             unknown = [path for path in unknown if self._name(path) not in self._records]
         if unknown:
-            others = f", and {len(unknown) - 1} more," if len(unknown) > 1 else ""
+            exists = "exists" if len(unknown) == 1 else f"and {len(unknown) - 1} more exist"
             raise ValueError(
-                f"{unknown[0]}{others} exists, and no record in {self.folder} says what it was made from: choose another "
-                "folder, replace it with --overwrite, or keep it with --skip-existing"
+                f"{unknown[0]} {exists} already, of unknown origin: no record in {self.folder} says what it was made from. "
+                "Choose another folder, replace it with --overwrite, or keep it with --skip-existing"
             )
 
     @contextmanager

@@ -153,7 +153,7 @@ def test_results_of_unknown_origin_are_refused(data: Path, tmp_path: Path, capsy
     out.mkdir()
     (out / "results.json").write_text("{}")
     assert evaluate(data, "--weights", weights, "-o", out) == 1
-    assert "results.json exists, and no record in" in capsys.readouterr().err
+    assert "results.json exists already, of unknown origin: no record in" in capsys.readouterr().err
     assert evaluate(data, "--weights", weights, "-o", out, "--overwrite") == 0
     assert json.loads((out / "results.json").read_text())["images"] == 3
 
@@ -175,7 +175,7 @@ def test_scores_of_two_networks_are_told_apart(data: Path, tmp_path: Path, capsy
     assert evaluate(data, "--scores", saved) == 0
     (saved / RECORDS).unlink()
     assert evaluate(data, "--weights", two, "--save-scores", saved) == 1
-    assert "val0.npz, and 2 more, exists, and no record" in capsys.readouterr().err
+    assert "val0.npz and 2 more exist already, of unknown origin" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- tune

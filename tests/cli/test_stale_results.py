@@ -141,7 +141,7 @@ def test_files_of_unknown_origin_are_refused(refine: Refine, folders: Folders) -
     (out / "b.png").write_bytes(b"drawn by hand")
     (out / "c.png").write_bytes(b"drawn by hand")
     message = refine(status=1)
-    assert f"{out / 'b.png'}, and 1 more, exists, and no record in {out} says what it was made from" in message
+    assert f"{out / 'b.png'} and 1 more exist already, of unknown origin: no record in {out} says" in message
     assert "--overwrite, or keep it with --skip-existing" in message
     assert message.count("\n") == 0
     assert sorted(path.name for path in out.iterdir()) == ["b.png", "c.png"], "nothing was begun"
