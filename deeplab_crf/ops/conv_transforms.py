@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from deeplab_crf.ops.conv_shapes import Geometry
+from deeplab_crf.ops.library import has_tangent
 
 
 def is_transformed(tensors: Sequence[Tensor | None]) -> bool:
@@ -18,12 +19,7 @@ def is_transformed(tensors: Sequence[Tensor | None]) -> bool:
         return True
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:  # which unpack_dual asks first, too
         return False
-    return any(tensor is not None and _tangent(tensor) is not None for tensor in tensors)
-
-
-def _tangent(tensor: Tensor) -> Tensor | None:
-    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
-    return tangent
+    return any(tensor is not None and has_tangent(tensor) for tensor in tensors)
 
 
 def by_operations(

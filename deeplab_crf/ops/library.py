@@ -8,11 +8,12 @@ structure) as in _native.pyi; lists have one entry a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from deeplab_crf import _native
 
@@ -82,9 +83,47 @@ def register_operator(
         if CUDA_BUILT:
             LIBRARY.impl(name, cuda, "CUDA")
     LIBRARY.impl(name, elsewhere or _no_backend(name), "CompositeExplicitAutograd")
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_ReverseModeLibrary())
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         LIBRARY.impl(name, _autocast_kernel(name, device_type, autocast or _full_precision), key)
+
+
+class _ReverseModeLibrary:
+    """What `register_autograd` takes for the library. The kernels it makes know reverse mode only, and would drop tangents: the
+    derivative would come out as 0."""
+
+    def impl(self, name: str, kernel: Callable[..., Any], key: str, **options: Any) -> None:
+        def checked(keyset: Any, *arguments: Any, **named: Any) -> Any:
+            if forward_ad._current_level >= 0 and any(map(has_tangent, _tensors((*arguments, *named.values())))):
+                raise NotImplementedError(
+                    f"{name} has no forward derivative; got a tensor with a tangent (torch.func.jvp, jacfwd or linearize, or "
+                    'torch.autograd.forward_ad). Use a backward pass, or DenseCRF(method="exact"), which has one in its logits'
+                )
+            try:
+                return kernel(keyset, *arguments, **named)
+            except RuntimeError as error:
+                if "functorch transforms" not in str(error):
+                    raise
+                raise NotImplementedError(
+                    f"{name} has no derivative within torch.func (grad, vjp, jacrev, ...). Use torch.autograd.grad or a backward "
+                    "pass, and a batch dimension in place of vmap"
+                ) from error
+
+        LIBRARY.impl(name, checked, key, **options)
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments of an operator, and those in lists."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(argument)
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Return whether a forward derivative is being taken in ``tensor``."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def no_second_derivative(name: str) -> Callable[..., Any]:
@@ -121,8 +160,7 @@ def _no_backend(name: str) -> Callable[..., Any]:
     """What runs where a device has no kernels."""
 
     def kernel(*arguments: Any) -> None:
-        tensors = (tensor for item in arguments for tensor in (item if isinstance(item, list) else [item]))
-        given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        given = list(_tensors(arguments))
         kinds = sorted({f"{tensor.device} ({tensor.layout})" for tensor in given})
         missing = any(tensor.is_cuda for tensor in given) and not CUDA_BUILT
         cure = (
