@@ -177,7 +177,8 @@ class _Plan:
         settings, unless ``existing`` says what to do.
         """
         wanted = [path for job in self._score_jobs for path in job.outputs]
-        wanted += [self.results.folder / REPORT_FILES[-1]] if self.results is not None else []
+        if self.results is not None:
+            wanted = [self.results.folder / REPORT_FILES[-1]]
         if self.existing == SKIP and wanted and all(path.exists() for path in wanted):
             click.echo(f"{wanted[-1].parent} has results, skipped")
             return True

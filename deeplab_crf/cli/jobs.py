@@ -36,13 +36,15 @@ def existing_options(command: Any) -> Any:
 
 
 def may_write(outputs: Sequence[Path], existing: str | None) -> bool:
-    """Returns whether to make a single result, whose files are ``outputs``; False, having said so, where it is to be skipped.
+    """Returns whether to make a single result, whose files are ``outputs``, the most important one last.
+
+    Says so where it is to be skipped.
 
     Raises UsageError where a file exists and neither option says what to do.
     """
     there = [path for path in outputs if os.path.lexists(path)]
-    if existing == SKIP and len(there) == len(outputs):
-        click.echo(f"{', '.join(map(str, there))} exists, skipped")
+    if existing == SKIP and outputs[-1] in there:
+        click.echo(f"{outputs[-1]} exists, skipped")
         return False
     if there and existing is None:
         raise click.UsageError(f"{there[0]} exists; --overwrite replaces it, --skip-existing keeps it")
@@ -70,7 +72,7 @@ class JobRun(Generic[J]):
     def is_done(self, job: Job) -> bool:
         """Whether the results of ``job`` are there and can stay."""
         if self._existing == SKIP:
-            return all(os.path.lexists(path) for path in job.outputs)
+            return os.path.lexists(job.outputs[-1])  # the last one: the others were written before it
         return self._existing is None and self._results.is_current(job)
 
     def run(self, work: Callable[[J], None], label: str) -> list[str]:

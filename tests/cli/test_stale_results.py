@@ -146,6 +146,7 @@ def test_files_of_unknown_origin_are_refused(refine: Refine, folders: Folders) -
     assert message.count("\n") == 0
     assert sorted(path.name for path in out.iterdir()) == ["b.png", "c.png"], "nothing was begun"
     assert refine("--skip-existing") == "3 of 3 done: 1 made, 2 skipped because they exist"
+    assert refine("--skip-existing", "--overlay") == "3 of 3 done: 3 skipped because they exist"
     assert (out / "b.png").read_bytes() == b"drawn by hand"
     assert refine("--overwrite") == "3 of 3 done: 3 made again"
     assert refine() == "3 of 3 done: 3 up to date"
