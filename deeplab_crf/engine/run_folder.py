@@ -27,7 +27,7 @@ class RunFolder:
 
     @property
     def held_back(self) -> Path:
-        """The names that `val_fraction` held back: a split's list, which a training that goes on keeps to."""
+        """The names that `val_fraction` held back, as a split's list."""
         return self.path / "val.txt"
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +24,8 @@ class Splits:
     notes: tuple[str, ...]
 
 
-def open_splits(settings: TrainSettings, world: World, names: Sequence[str] | None = None) -> Splits:
-    """The splits of a training. names: those that were held back when it began; None: it begins now.
+def open_splits(settings: TrainSettings, world: World) -> Splits:
+    """The splits of a training.
 
     Raises ValueError for data that are not there, and where labels hold fewer than two classes: nothing could be learnt, and a
     validation would find everything right.
@@ -37,7 +36,7 @@ def open_splits(settings: TrainSettings, world: World, names: Sequence[str] | No
     held: tuple[str, ...] = ()
     if settings.val_fraction:
         every = [item.name for item in train.items]
-        held = tuple(names if names is not None else held_back(every, settings.val_fraction, settings.val_seed))
+        held = tuple(held_back(every, settings.val_fraction, settings.val_seed))
         train, validation = train.only(set(every) - set(held)), train.only(held)
         notes.append(
             f"{len(held)} of the {len(every)} photographs of {settings.train_split} are held back for validation, by "

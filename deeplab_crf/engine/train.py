@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deeplab_crf.data.datasets import read_names
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.data.transforms import Augmentation
 from deeplab_crf.engine.average import make_average
@@ -76,7 +75,7 @@ def train(
         raise ValueError(
             f"batch must be a multiple of accumulate x processes, {settings.accumulate} x {world.size}; got {settings.batch}"
         )
-    training = Training(settings, RunFolder(out), world, resume=resume)
+    training = Training(settings, RunFolder(out), world)
     for text in training.splits.notes if world.leads else ():
         note(text)
     for text in training.begin(resume=resume, overwrite=overwrite):
@@ -95,11 +94,10 @@ def _check_packages(settings: TrainSettings) -> None:
 class Training:
     """A training on its way. iteration: how many are done."""
 
-    def __init__(self, settings: TrainSettings, folder: RunFolder, world: World, *, resume: bool) -> None:
+    def __init__(self, settings: TrainSettings, folder: RunFolder, world: World) -> None:
         self.settings, self.folder, self.world = settings, folder, world
         self.iteration = 0
-        kept = read_names(folder.held_back) if resume and folder.held_back.is_file() else None
-        self.splits = open_splits(settings, world, kept)
+        self.splits = open_splits(settings, world)
         self.photographs, self.validation = self.splits.train, self.splits.validation
         self.network = self._new_network()
         self.optimizer = make_optimizer(self.network, settings)
