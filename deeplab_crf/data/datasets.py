@@ -121,7 +121,7 @@ class SegmentationFolder:
         if wrong.size:
             raise ValueError(
                 f"{item.labels}: label values must be 0..{len(self.classes) - 1} or {IGNORE} (void); got "
-                f"{', '.join(map(str, wrong[:5]))}. {_remedy(wrong, len(self.classes))}"
+                f"{', '.join(map(str, wrong[:5]))}{_remedy(wrong, len(self.classes))}"
             )
 
 
@@ -146,12 +146,12 @@ def _pixels(image: StoredImage, upright: bool) -> NDArray[np.uint8]:
 
 
 def _remedy(wrong: NDArray[np.int64], classes: int) -> str:
-    """What to do about ids that are no class."""
+    """What to do about ids that are no class, where that is known."""
     if 65535 in wrong:
-        return "65535 is usually void in 16-bit label images: --map-labels 65535=255"
+        return ". 65535 is usually void in 16-bit label images: --map-labels 65535=255"
     if wrong.tolist() == [classes]:
-        return f"If the ids start at 1: --map-labels 0=255,1..{classes}=0..{classes - 1}"
-    return "--map-labels OLD=NEW replaces ids, 255 being void"
+        return f". If the ids start at 1: --map-labels 0=255,1..{classes}=0..{classes - 1}"
+    return ""
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
