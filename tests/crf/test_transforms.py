@@ -131,7 +131,7 @@ def test_vmap_gives_the_values_one_by_one_or_an_error() -> None:
     got = vmap(lambda x: bilateral_filter(x, IMAGE, 5, 20))(many)
     want = torch.stack([bilateral_filter(x, IMAGE, 5, 20) for x in many])
     torch.testing.assert_close(got, want)
-    with pytest.raises(RuntimeError, match="vmap|Batching rule"):
+    with pytest.raises(RuntimeError, match=r"vmap|Batching rule"):
         vmap(lambda x: DenseCRF(3)(x, IMAGE))(many)
 
 
