@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,7 +58,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
         ValueError: The file holds objects that could run code, which are named, or no state dict of tensors.
     """
     try:
-        with _harmless_objects():
+        with _harmless_objects(), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected pickle protocol"
+            )  # of files that are read well, or damaged
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to run the file's code
         raise ValueError(_refusal(path, str(error))) from error
@@ -87,17 +91,24 @@ def _harmless_objects() -> Iterator[None]:
         with serialization.safe_globals(stand_ins):
             yield
         return
-    before = serialization.get_safe_globals()  # torch 2.4
-    serialization.add_safe_globals(stand_ins)
+    serialization.add_safe_globals(stand_ins)  # torch 2.4
     try:
         yield
     finally:
+        others = [each for each in serialization.get_safe_globals() if each not in stand_ins]
         serialization.clear_safe_globals()
-        serialization.add_safe_globals(before)
+        serialization.add_safe_globals(others)
 
 
 def _refusal(path: Path, message: str) -> str:
     """What torch refused, and how a clean file is made of it."""
+    recipe = (
+        "Where you trust it, save its state dict alone: "
+        "stored = torch.load(PATH, map_location='cpu', weights_only=False); "
+        "torch.save(stored['state_dict'], NEW) (or another key, or stored.state_dict() of a whole network)"
+    )
+    if "Unsupported operand" in message:
+        return f"it is damaged, or saved with another pickle_protocol than 2, which could run code. {recipe}"
     refused = re.findall(r"GLOBAL ([\w.]+)", message)
     with (
         suppress(Exception),
@@ -105,11 +116,7 @@ def _refusal(path: Path, message: str) -> str:
     ):  # of the format before torch 1.6, and torch before 2.5: the first one alone
         refused = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     what = f" ({', '.join(sorted(refused)[:SHOWN])})" if refused else ""
-    return (
-        f"it is damaged, or holds more than tensors, which could run code{what}. Where you trust it, save its state dict alone: "
-        "stored = torch.load(PATH, map_location='cpu', weights_only=False); "
-        "torch.save(stored['state_dict'], NEW) (or another key, or stored.state_dict() of a whole network)"
-    )
+    return f"it is damaged, or holds more than tensors, which could run code{what}. {recipe}"
 
 
 def _inner_state_dicts(stored: object) -> dict[str, dict[Any, Any]]:

@@ -29,7 +29,7 @@ TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IN_255 = 57.0  # what a deviation of 1 is in 0..255
 
 # Answers of a filter of size 1, in units of the input: up to the first in 0..1, from the second on in 0..255.
-_ANSWER = (6.0, 24.0)
+_ANSWER = (4.0, 20.0)
 # Root mean squares of conv1's weights where batch norm tells nothing: 0.12 in torchvision, 57 times less where Caffe's networks
 # have the deviation in their weights; VGG-16 has 0.18 in Caffe, too.
 _SIZE = (0.02, 0.05)
