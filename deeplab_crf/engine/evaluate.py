@@ -195,6 +195,8 @@ class FileScores:
 
 def _label_logits(labels: NDArray[Any], count: int, confidence: float) -> NDArray[np.float32]:
     """Logits ``(count, H, W)`` of labels ``(H, W)``; the classes that are not there do not compete, as in ``refine``."""
+    if count == 1:  # nothing to decide
+        return np.zeros((1, *labels.shape), np.float32)
     own, others, _ = label_costs(count, confidence)
     logits = np.full((count, *labels.shape), -others, np.float32)
     np.put_along_axis(logits, labels[None].astype(np.int64), np.float32(-own), axis=0)

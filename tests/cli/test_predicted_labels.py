@@ -88,6 +88,24 @@ def test_the_crf_does_what_refine_does(root: Path, tmp_path: Path, options: tupl
     assert found["crf"]["matrix"] == matrix(root, refined)
 
 
+def test_maps_of_one_class_stay_as_they_are(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    ones = {f"val{i}": np.ones((40, 48), np.uint8) for i in range(2)}
+    for name, labels in ones.items():
+        Image.fromarray(labels).save(tmp_path / "maps" / f"{name}.png")
+    found = evaluate(root, tmp_path / "maps", tmp_path / "out")
+    assert found["network"]["matrix"] == found["crf"]["matrix"] == matrix(root, ones)
+
+
+def test_a_confidence_that_turns_labels_round_is_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(root, tmp_path / "maps")
+    words = ["evaluate", "--data", f"folder:{root}:val", "--scores", str(tmp_path / "maps"), "--threads", "1"]
+    assert main([*words, "--confidence", "0.2"]) == 1
+    assert "confidence must be between 1 / 3 (the number of labels) and 1" in capsys.readouterr().err
+
+
 def test_colours_and_other_ids_are_read_as_the_labels(root: Path, tmp_path: Path) -> None:
     predict(root, tmp_path / "maps")
     want = evaluate(root, tmp_path / "maps", tmp_path / "a", "--no-crf")["network"]
