@@ -17,7 +17,7 @@ from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
 from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_files import PLAIN, Size, read_labels
-from deeplab_crf.data.rasters import StoredImage, read_stored_image
+from deeplab_crf.data.rasters import StoredImage, read_header, read_stored_image
 
 IGNORE = 255
 _TURN = "Save the image with its pixels turned (PIL.ImageOps.exif_transpose), or without its EXIF"
@@ -106,6 +106,16 @@ class SegmentationFolder:
         labels = read_labels(item.labels, self.coding).ids
         self._check_values(item, labels)
         return labels.astype(np.uint8)
+
+    def check_orientations(self, indices: Iterable[int]) -> None:
+        """Raises ValueError, as reading them would, for images that EXIF turns and whose labels do not tell whether it should. Reads
+        the headers of images alone, and the labels of those that EXIF turns."""
+        for index in indices:
+            item = self.items[index]
+            header = read_header(item.image)
+            if header is not None and header.orientation != 1:
+                size = self.read_labels(index).shape
+                header.is_upright_for(lambda found, size=size: found == size, item.labels, _TURN)  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> Example:
         item = self.items[index]

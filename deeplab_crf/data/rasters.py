@@ -18,7 +18,7 @@ Pixels = NDArray[Any]
 
 _ORIENTATION = 0x0112
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SUBFILE, _BITS, _SAMPLES, _EXTRA_SAMPLES = 254, 258, 277, 338
+_SUBFILE, _BITS, _SAMPLES, _EXTRA_SAMPLES, _FORMAT = 254, 258, 277, 338, 339
 _IS_MASK = 4
 _ALPHA = (1, 2)  # associated and unassociated
 
@@ -113,6 +113,24 @@ def read_stored_image(path: Path) -> StoredImage:
         return _read_tiff(path) if _needs_tifffile(picture) else _decode(picture, path)
 
 
+def read_header(path: Path) -> StoredImage | None:
+    """Size and orientation of an image file without its pixels, which are zeros here. None where only decoding tells them."""
+    try:
+        with Image.open(path) as picture:
+            if picture.format == "TIFF":  # turned by Pillow when it is decoded
+                return None
+            pixels = np.broadcast_to(np.uint8(0), (picture.height, picture.width))
+            return StoredImage(path, pixels, _orientation(picture))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # whoever decodes it says what is wrong
+        return None
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation; 1 where there is none, or none that is known."""
+    orientation = picture.getexif().get(_ORIENTATION, 1)
+    return orientation if orientation in _TURNS else 1
+
+
 def _decode(picture: Image.Image, path: Path) -> StoredImage:
     """The pixels of an open, not yet decoded picture."""
     raw_mode = _codec_arguments(picture) if picture.format == "PNG" else None
@@ -125,11 +143,12 @@ def _decode(picture: Image.Image, path: Path) -> StoredImage:
     pixels = attempt(path, lambda: pixels_of(picture))
     if raw_mode in ("RGB;16B", "RGBA;16B"):
         pixels = pixels.astype(np.uint16) * np.uint16(256) + _low_bytes(path)
+    if picture.format == "TIFF" and pixels.dtype == np.int32 and _tiff_values(picture, _BITS, _FORMAT) == [32, 1]:
+        pixels = pixels.view(np.uint32)  # Pillow has no unsigned integers of 32 bits
     if maximum is not None:  # Pillow scales them to 65535
         pixels = np.rint(pixels * (maximum / 65535)).astype(np.uint16)
-    orientation = picture.getexif().get(_ORIENTATION, 1)
     own_range = None if maximum is None else (0.0, float(maximum))
-    return StoredImage(path, pixels, orientation if orientation in _TURNS else 1, own_range)
+    return StoredImage(path, pixels, _orientation(picture), own_range)
 
 
 def _codec_arguments(picture: Image.Image) -> Any:
@@ -191,10 +210,16 @@ def _needs_tifffile(picture: Image.Image) -> bool:
     """Whether a TIFF has bands that Pillow drops, or more bits than it keeps."""
     if picture.format != "TIFF":
         return False
-    tags = picture.tag_v2  # type: ignore[attr-defined]
-    samples, extra = tags.get(_SAMPLES, 1), tags.get(_EXTRA_SAMPLES, ())
+    (samples,) = _tiff_values(picture, _SAMPLES)
+    extra = picture.tag_v2.get(_EXTRA_SAMPLES, ())  # type: ignore[attr-defined]
     extra = extra if isinstance(extra, tuple) else (extra,)
-    return samples > 1 and (max(tags.get(_BITS, (1,))) > 8 or any(kind not in _ALPHA for kind in extra))
+    return samples > 1 and (_tiff_values(picture, _BITS)[0] > 8 or any(kind not in _ALPHA for kind in extra))
+
+
+def _tiff_values(picture: Image.Image, *tags: int) -> list[int]:
+    """The first value of each tag of a TIFF; 1, the specification's default of those that are asked for, where it is absent."""
+    values = (picture.tag_v2.get(tag, 1) for tag in tags)  # type: ignore[attr-defined]
+    return [value[0] if isinstance(value, tuple) else value for value in values]
 
 
 def _is_tiff(path: Path) -> bool:

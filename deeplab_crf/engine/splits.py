@@ -58,8 +58,9 @@ def open_splits(settings: TrainSettings, world: World) -> Splits:
 
 
 def _absent(dataset: SegmentationFolder, name: str, world: World, purpose: str) -> list[str]:
-    """A note of the classes that no pixel has. The processes share the images out among them."""
+    """A note of the classes that no pixel has. Raises ValueError for what would end the training when it is met. The processes share the images out among them."""
     share = range(world.rank, len(dataset), world.size)
+    dataset.check_orientations(share)
     counts = np.sum(world.gather(count_pixels(dataset, share, enough=len(dataset.classes))), axis=0)
     check_two_classes(dataset, name, counts, purpose)
     absent = absent_classes(dataset.classes, counts)

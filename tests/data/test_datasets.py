@@ -257,6 +257,10 @@ def test_a_photograph_that_its_exif_turns_is_taken_as_its_labels_are(tmp_path: P
     message = r"labels/train/train0\.png: fits .*images/train/train0\.png as it is stored and.*exif_transpose"
     with pytest.raises(ValueError, match=message):
         _ = open_dataset("folder", root, "train")[0]
+    with pytest.raises(ValueError, match=message):
+        open_dataset("folder", root, "train").check_orientations([0])
+    turn_by_exif(1)
+    open_dataset("folder", root, "train").check_orientations([0])
 
 
 def test_images_of_more_than_8_bits_are_named(tmp_path: Path) -> None:

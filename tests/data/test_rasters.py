@@ -94,6 +94,38 @@ def test_a_gray_map_says_its_range(tmp_path: Path, maximum: int, plain: bool) ->
     np.testing.assert_allclose(read_image(tmp_path / "x.pgm", (0, 1000)), array * 0.255, rtol=1e-5)
 
 
+def tiff(data: bytes, size: tuple[int, int], bits: list[int], *extra: tuple[int, int, int]) -> bytes:
+    """A TIFF 6.0 of one strip. extra: further entries, (tag, type, value)."""
+    rows, columns = size
+    entries = [
+        (256, 3, columns),
+        (257, 3, rows),
+        (258, 3, 180),
+        (259, 3, 1),
+        (273, 4, 200),
+        (277, 3, len(bits)),
+        *extra,
+    ]
+    entries = sorted([*entries, (279, 4, len(data))])
+    if len(bits) == 1:
+        entries = [(258, 3, bits[0]) if tag == 258 else (tag, kind, value) for tag, kind, value in entries]
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    for tag, kind, value in entries:
+        content += struct.pack("<HHII", tag, kind, len(bits) if tag == 258 else 1, value)
+    return (content + bytes(4)).ljust(180, b"\0") + struct.pack(f"<{len(bits)}H", *bits).ljust(20, b"\0") + data
+
+
+def test_unsigned_integers_of_32_bits(tmp_path: Path) -> None:
+    """Pillow reads them as signed ones."""
+    array = np.array([[0, 2**31, 2**32 - 1]], np.uint32)
+    for sample_format, wanted in ((1, np.uint32), (2, np.int32)):
+        content = tiff(array.astype("<u4").tobytes(), (1, 3), [32], (262, 3, 1), (339, 3, sample_format))
+        (tmp_path / "wide.tif").write_bytes(content)
+        stored = read_stored_image(tmp_path / "wide.tif").pixels
+        assert stored.dtype == wanted
+        np.testing.assert_array_equal(stored, array.view(wanted))
+
+
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     Image.fromarray(np.array([[1.0, np.nan, 200.0]], np.float32)).save(tmp_path / "nan.tif")
     with pytest.raises(ValueError, match=r"nan\.tif: the image must be finite"):
@@ -183,15 +215,10 @@ def test_pages_of_one_size_are_no_bands(tmp_path: Path) -> None:
 
 
 def test_without_tifffile_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is one of Pillow's tests in small: RGB of 16 bits, which Pillow reads in 8."""
-    entries = [(256, 3, 1), (257, 3, 1), (258, 3, 8), (259, 3, 1), (262, 3, 2), (273, 4, 200), (277, 3, 3), (279, 4, 6)]
-    directory = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
-    for tag, kind, value in entries:
-        count = 3 if tag == 258 else 1
-        directory += struct.pack("<HHII", tag, kind, count, 180 if tag == 258 else value)
-    content = bytearray((directory + bytes(4)).ljust(206, b"\0"))
-    content[180:186] = struct.pack("<3H", 16, 16, 16)
-    (tmp_path / "rgb.tif").write_bytes(content)
+    """Pillow reads colour of 16 bits in 8."""
+    (tmp_path / "rgb.tif").write_bytes(tiff(bytes(6), (1, 1), [16, 16, 16], (262, 3, 2)))
+    with Image.open(tmp_path / "rgb.tif") as picture:
+        assert picture.mode == "RGB"
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
     with pytest.raises(ValueError, match=r'rgb\.tif: a TIFF with several bands.*pip install "deeplab-crf\[tiff\]"'):
         read_stored_image(tmp_path / "rgb.tif")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from dataset_files import write_folder, write_pair
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
@@ -36,6 +37,18 @@ def test_plain_folders_do_not_validate_on_what_they_train_on(plain: Path, tmp_pa
         run(make(plain, val_split="val"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert open_splits(make(plain, val_split=""), ALONE).validation is None
+
+
+def test_an_image_whose_orientation_is_not_known_ends_a_training_before_it_begins(plain: Path) -> None:
+    path = plain / "images" / "p5.png"
+    picture = Image.open(path)
+    exif = picture.getexif()
+    exif[0x0112] = 3
+    picture.save(path, exif=exif)
+    with pytest.raises(
+        ValueError, match=r"p5\.png: fits .*p5\.png as it is stored and as its EXIF turns it.*exif_transpose"
+    ):
+        open_splits(make(plain, val_split=""), ALONE)
 
 
 def test_a_part_is_held_back_and_kept_when_the_training_goes_on(plain: Path, tmp_path: Path) -> None:
