@@ -108,8 +108,8 @@ class SegmentationFolder:
         return labels.astype(np.uint8)
 
     def check_orientations(self, indices: Iterable[int]) -> None:
-        """Raises ValueError, as reading them would, for images that EXIF turns and whose labels do not tell whether it should. Reads
-        the headers of images alone, and the labels of those that EXIF turns."""
+        """Raises ValueError, as reading them would, for images that EXIF turns and whose labels do not tell whether it should.
+        Reads the headers of images, and the labels of those that EXIF turns."""
         for index in indices:
             item = self.items[index]
             header = read_header(item.image)

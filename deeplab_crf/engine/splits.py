@@ -58,7 +58,10 @@ def open_splits(settings: TrainSettings, world: World) -> Splits:
 
 
 def _absent(dataset: SegmentationFolder, name: str, world: World, purpose: str) -> list[str]:
-    """A note of the classes that no pixel has. Raises ValueError for what would end the training when it is met. The processes share the images out among them."""
+    """A note of the classes that no pixel has. The processes share the images out among them.
+
+    Raises ValueError for what would end the training or make it pointless: labels, and orientations that are not known.
+    """
     share = range(world.rank, len(dataset), world.size)
     dataset.check_orientations(share)
     counts = np.sum(world.gather(count_pixels(dataset, share, enough=len(dataset.classes))), axis=0)
