@@ -109,11 +109,10 @@ class _Machine:
                 self.stack.append(argument)
             elif opcode.name in _MAKERS:
                 self.stack.append(_MAKERS[opcode.name]())
+            elif opcode.name in _STEPS:
+                getattr(self, f"_{opcode.name.lower()}")(argument)
             else:
-                step = getattr(self, f"_{opcode.name.lower()}", None)
-                if step is None:
-                    raise ValueError(f"the instruction {opcode.name}")
-                step(argument)
+                raise ValueError(f"the instruction {opcode.name}")
         raise ValueError("no end")
 
     def _pop(self, count: int) -> list[Any]:
@@ -223,6 +222,23 @@ _PUSHES = frozenset(
         "BINUNICODE",
     }
     | {"SHORT_BINUNICODE", "BINUNICODE8"}
+)
+_STEPS = frozenset(
+    {
+        "PROTO",
+        "FRAME",
+        "MARK",
+        "MEMOIZE",
+        "BINPUT",
+        "LONG_BINPUT",
+        "BINGET",
+        "LONG_BINGET",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+    }
+    | {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "BUILD", "REDUCE"}
 )
 _MAKERS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple, "EMPTY_LIST": list,

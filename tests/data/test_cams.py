@@ -194,37 +194,54 @@ def test_nothing_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "hacked").exists()
 
 
-def hostile() -> dict[str, bytes]:
-    """Pickles that take memory or time when they are loaded, and those that are damaged."""
-    bomb = b"(" * 3 + b")" + b"".join(b"\x94h" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
-    return {
-        "a place in the memo far away": b"\x80\x04}r\xff\xff\xff\x7f.",
-        "a text that is longer than the file": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
-        "a key that hashes for ever": b"\x80\x04}" + bomb + b"Ns.",
-        "an array of 8 TB": pickle.dumps(np.zeros(3), protocol=4).replace(
-            b"K\x03\x85", b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85"
-        ),
-        "an extension": b"\x80\x04\x82\x01.",
-        "many instructions": b"\x80\x04" + b"N0" * 300_000 + b".",
-        "a call of a number": b"\x80\x04K\x01)R.",
-        "no stack": b"\x80\x04R.",
-        "no end": b"\x80\x04}",
-        "nothing": b"",
-    }
+def nested(depth: int) -> bytes:
+    """A tuple that holds one tuple twice, and so on: its hash takes 2 ** depth steps."""
+    doubled = b"".join(b"\x94h" + bytes([i, ord("h"), i]) + b"\x86" for i in range(depth))
+    return b"\x80\x04})" + doubled + b"Ns."
 
 
-@pytest.mark.parametrize("name", list(hostile()))
+ARRAY = pickle.dumps(np.zeros(3), protocol=4)
+
+# Pickles that take memory or time where they are loaded as others do, and damaged ones; and what is said of them.
+HOSTILE = {
+    "a text longer than the file": (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.", "expected|exceeds"),
+    "a key that hashes for ever": (nested(60), "a dictionary with a tuple as key"),
+    "an array of 12 TB": (ARRAY.replace(b"K\x03\x85", b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85"), "cannot reshape"),
+    "an extension": (b"\x80\x04\x82\x01.", "the instruction EXT1"),
+    "a class": (b"\x80\x04cos\nsystem\n)\x81.", "the instruction NEWOBJ"),
+    "a function": (b"\x80\x04cos\nsystem\n)R.", "os.system"),
+    "many instructions": (b"\x80\x04" + b"N" * 300_000 + b".", "more than 200000 instructions"),
+    "a call of a number": (b"\x80\x04K\x01)R.", "a call of a int"),
+    "a type of objects": (ARRAY.replace(b"f8", b"V8"), "an array of 'V8'"),
+    "no stack": (b"\x80\x04R.", "an empty stack"),
+    "no end": (b"\x80\x04}", "exhausted|no end"),
+    "nothing": (b"", "exhausted|no end"),
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
 def test_hostile_pickles_are_refused_at_once(tmp_path: Path, name: str) -> None:
-    data = hostile()[name]
-    if name == "a place in the memo far away":
-        assert read_plain_pickle(data) == {}  # nothing is taken for it
-        return
-    with pytest.raises(ValueError, match=r"."):
+    data, message = HOSTILE[name]
+    with pytest.raises(ValueError, match=message):
         read_plain_pickle(data)
     boxed = save(tmp_path / "a.npy", {0: normalised(1)[0]}).read_bytes()
     (tmp_path / "a.npy").write_bytes(boxed[: boxed.index(b"\x80\x04")] + data)
     with pytest.raises(ValueError, match=r"a\.npy: cannot be read as a NumPy file"):
         read_scores(tmp_path / "a.npy")
+
+
+def test_a_place_in_the_memo_far_away_takes_no_memory() -> None:
+    """Python's own reader takes 32 GiB for it."""
+    assert read_plain_pickle(b"\x80\x04}r\xff\xff\xff\x7f.") == {}
+
+
+@pytest.mark.parametrize("size", [b"K\x03K\x03\x86", b"K\x02K\x04\x86"])
+def test_tensors_beyond_their_numbers_are_refused(size: bytes) -> None:
+    torch = pytest.importorskip("torch", reason="the file holds tensors")
+    good = pickle.dumps({"a": torch.arange(6.0).reshape(2, 3)}, protocol=3)
+    assert good.count(b"K\x02K\x03\x86") == 1
+    with pytest.raises(ValueError, match=r"a tensor of shape .* in 6 numbers"):
+        read_plain_pickle(good.replace(b"K\x02K\x03\x86", size))
 
 
 def test_damaged_pickles_are_refused() -> None:
