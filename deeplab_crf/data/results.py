@@ -80,15 +80,15 @@ class ResultFolder:
 
     def is_current(self, job: Job) -> bool:
         """True if every output of ``job`` is the file that was made from the same inputs with the same settings."""
-        records = [self._records.get(self._name(path)) for path in job.outputs]
-        if any(record is None or record.settings != self._settings for record in records):
+        names = [self._name(path) for path in job.outputs]
+        records = [self._records[name] for name in names if name in self._records]
+        if len(records) < len(names) or any(record.settings != self._settings for record in records):
             return False
         try:
-            inputs = digest_files(job.inputs)
-            return all(
-                record is not None and record.inputs == inputs and record.outputs[self._name(path)] == digest_file(path)
-                for record, path in zip(records, job.outputs, strict=True)
-            )
+            for record, name, path in zip(records, names, job.outputs, strict=True):
+                if record.outputs[name] != digest_file(path):
+                    return False
+            return {digest_files(job.inputs)} == {record.inputs for record in records}
         except OSError:  # a file is missing, or cannot be read
             return False
 
@@ -151,7 +151,7 @@ class ResultFolder:
     def _append(self, record: _Record) -> None:
         data = json.dumps(asdict(record)).encode() + b"\n"
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(self._file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             end = os.lseek(descriptor, 0, os.SEEK_END)
             if end and os.pread(descriptor, 1, end - 1) != b"\n":

@@ -204,6 +204,20 @@ def test_two_processes_in_one_folder_lose_no_records(refine: Refine, folders: Fo
     assert refine() == "63 of 63 done: 63 up to date"
 
 
+def test_two_processes_with_different_settings_leave_no_false_record(refine: Refine, folders: Folders) -> None:
+    copy_pairs(folders, 20)
+    images, labels, out = folders
+    both = [start(folders, "--iterations", "1", "--overlay"), start(folders, "--iterations", "9", "--overlay")]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    refine("--iterations", 9, "--overlay")
+    alone = out.with_name("alone")
+    assert main(["refine", str(images), str(labels), "-o", str(alone), "--iterations", "9", "--overlay"]) == 0
+    for path in alone.glob("*.png"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_run_goes_on_and_leaves_nothing(refine: Refine, folders: Folders) -> None:
     copy_pairs(folders, 100)
