@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="the networks need torch")
 
 import torch.nn.functional as F  # noqa: E402
 from model_samples import CLASSES, narrow, small_model  # noqa: E402
-from test_wrapped_weights import under_names  # noqa: E402
+from test_wrapped_weights import BLOCKS, under_names  # noqa: E402
 
 from deeplab_crf.models import (  # noqa: E402
     DeepLab,
@@ -33,7 +33,7 @@ RESNET = "v2-resnet101-aspp"
 
 def network() -> DeepLab:
     torch.manual_seed(0)
-    model = DeepLab(narrow(RESNET, blocks=(3, 4, 23, 3)), CLASSES).eval()
+    model = DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES).eval()
     with torch.no_grad():
         for layer in model.classifier.branches:
             layer.weight.mul_(100)
@@ -92,12 +92,13 @@ def test_its_networks_are_run_as_it_runs_them(height: int, width: int, fused: bo
         ("base.", converted, True, True),  # convert.py's: a network of Caffe's
         ("scale.", dict, True, True),  # the project before February 2019
         ("", dict, False, False),
+        ("base.", lambda state: dict(sorted(state.items())), False, True),  # as safetensors orders names
     ],
 )
 def test_which_of_its_files_resize_how(
     prefix: str, change: Any, corners: bool, multi_scale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variants = {RESNET: narrow(RESNET, blocks=(3, 4, 23, 3))}
+    variants = {RESNET: narrow(RESNET, blocks=BLOCKS)}
     monkeypatch.setattr(loading, "VARIANTS", variants)
     monkeypatch.setattr(table, "VARIANTS", variants)
     path, own = tmp_path / "net.pth", tmp_path / "net.safetensors"
@@ -114,8 +115,7 @@ def test_which_of_its_files_resize_how(
 
 def test_deeplabv2s_has_to_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """libs/models/__init__.py: DeepLabV2S_ResNet101_MSC is DeepLabV2's layers at the rates 3, 6, 9, 12."""
-    blocks = (3, 4, 23, 3)
-    variants = {name: narrow(name, blocks=blocks) for name in (f"{RESNET}-s", RESNET)}
+    variants = {name: narrow(name, blocks=BLOCKS) for name in (f"{RESNET}-s", RESNET)}
     monkeypatch.setattr(loading, "VARIANTS", variants)
     monkeypatch.setattr(table, "VARIANTS", variants)
     path, own = tmp_path / "net.pth", tmp_path / "net.safetensors"

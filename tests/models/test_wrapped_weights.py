@@ -23,13 +23,14 @@ from deeplab_crf.models import DeepLab, load_model, load_weights  # noqa: E402
 from deeplab_crf.models.weights import checkpoint  # noqa: E402
 
 RESNET = "v2-resnet101-aspp"
+BLOCKS = (1, 2, 3, 1)  # of the layers that the lists of names have, few
 NAMES = Path(__file__).with_name("names")
 
 
 def trained(seed: int = 1) -> DeepLab:
     """The narrow network with numbers of its own."""
     torch.manual_seed(seed)
-    model = DeepLab(narrow(RESNET, blocks=(3, 4, 23, 3)), CLASSES).eval()
+    model = DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES).eval()
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point() and "conv" not in name:
@@ -49,7 +50,7 @@ def under_names(model: DeepLab, source: str, old: str = "", new: str = "") -> di
 
 def loads(path: Path, model: DeepLab, **options: Any) -> Any:
     """Loads ``path`` into another network, which then has the numbers of ``model``; returns the report."""
-    other = DeepLab(narrow(RESNET, blocks=(3, 4, 23, 3)), CLASSES)
+    other = DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES)
     report = load_weights(other, path, **options)
     want = numbers(model)
     for name, value in numbers(other).items():
@@ -112,6 +113,16 @@ def test_a_running_mean_under_a_prefix_is_taken_before_its_weights(tmp_path: Pat
     state = under_names(trained(2), "isht7", new="model.") | under_names(model, "isht7", new="ema_model.")
     torch.save({"state_dict": state}, path)
     assert "names under ema_model (also there: model)" in loads(path, model).taken
+
+
+def test_a_prefix_that_leads_nowhere_is_left_alone(tmp_path: Path) -> None:
+    """A module called ``ema`` beside the network is not its running mean."""
+    model = trained()
+    path = tmp_path / "net.ckpt"
+    torch.save({"state_dict": under_names(model, "isht7", new="model.") | {"ema.decay": torch.ones(1)}}, path)
+    report = loads(path, model)
+    assert "names under model (also there: ema)" in report.taken
+    assert report.set_aside["ema.decay"] == "beside the network"
 
 
 def test_several_unknown_state_dicts_are_named(tmp_path: Path) -> None:
@@ -246,7 +257,7 @@ def test_branches_that_their_project_never_runs(multi: bool, tmp_path: Path) -> 
 
 def test_a_new_network_keeps_all_of_its_branches(tmp_path: Path) -> None:
     """All of them are as drawn."""
-    model = DeepLab(narrow(RESNET, blocks=(3, 4, 23, 3)), CLASSES)
+    model = DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES)
     path = tmp_path / "new.pth"
     torch.save(under_names(model, "isht7", old="Scale."), path)
     loads(path, model)
@@ -258,7 +269,7 @@ def test_kazutos_initial_weights(tmp_path: Path) -> None:
     state = {name: value for name, value in under_names(model, "kazuto1011", old="base.").items() if "aspp" not in name}
     path = tmp_path / "deeplabv1_resnet101-coco.pth"
     torch.save(state | {"fc.weight": torch.ones(91, 128, 1, 1), "fc.bias": torch.ones(91)}, path)
-    other = DeepLab(narrow(RESNET, blocks=(3, 4, 23, 3)), CLASSES)
+    other = DeepLab(narrow(RESNET, blocks=BLOCKS), CLASSES)
     report = load_weights(other, path)
     assert report.format == "kazuto1011"
     assert {"fc.weight", "fc.bias"} < set(report.set_aside)

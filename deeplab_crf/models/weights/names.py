@@ -73,7 +73,7 @@ def translate(raw: RawWeights, convention: str | None = None) -> Translation:
         result = _from_hed(raw)
         _settle_input(result, {}, "bgr-255", True, convention)
     else:
-        tensors, taken, beside = _without_prefixes(raw.tensors)
+        tensors, taken, beside = _without_prefixes(raw.tensors) or (raw.tensors, [], [])
         known = OURS if raw.metadata.get("format") == FORMAT else _known_format(tensors)
         if known is None:
             shown = ", ".join(list(raw.tensors)[:5])
@@ -82,7 +82,7 @@ def translate(raw: RawWeights, convention: str | None = None) -> Translation:
                 "them as model.state_dict() has them"
             )
         result = _from_state_dict(tensors, known)
-        result.taken = ", ".join(filter(None, (raw.taken, taken)))
+        result.taken = ", ".join(filter(None, (raw.taken, *taken)))
         result.set_aside |= dict.fromkeys(beside, "beside the network")
         _settle_input(result, _vgg_classifier(tensors), known.convention, known.certain, convention)
     return result
@@ -241,21 +241,23 @@ def _known_format(names: Iterable[str]) -> StateDictNames | None:
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model_ema.", "ema.", "model.", "net.", "network.")
 
 
-def _without_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The tensors by names of a known format where taking off `PREFIXES` gives one; what was taken off, and names beside it."""
-    left, taken, beside = dict(tensors), [], []
-    for _ in range(len(PREFIXES)):
-        found = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in left)]
-        if not found or _known_format(left) is not None:
-            break
-        prefix, *others = found
-        taken.append(
-            prefix.removesuffix(".")
-            + (f" (also there: {', '.join(o.removesuffix('.') for o in others)})" if others else "")
-        )
-        beside += [name for name in left if not name.startswith(prefix)]
-        left = {name.removeprefix(prefix): value for name, value in left.items() if name.startswith(prefix)}
-    return left, ", ".join(f"names under {each}" for each in taken), beside
+def _without_prefixes(
+    tensors: Mapping[str, Tensor], depth: int = 4
+) -> tuple[Mapping[str, Tensor], list[str], list[str]] | None:
+    """The tensors by names of a known format, once up to ``depth`` of `PREFIXES` are taken off; which ones, in words, and names
+    beside them. None where no format comes of it."""
+    if _known_format(tensors) is not None:
+        return tensors, [], []
+    found = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors)]
+    for prefix in found if depth else ():
+        within = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        inner = _without_prefixes(within, depth - 1)
+        if inner is not None:
+            left, taken, beside = inner
+            others = ", ".join(other.rstrip(".") for other in found if other != prefix)
+            words = f"names under {prefix.rstrip('.')}" + (f" (also there: {others})" if others else "")
+            return left, [words, *taken], [*(name for name in tensors if not name.startswith(prefix)), *beside]
+    return None
 
 
 def _vgg_classifier(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -291,13 +293,12 @@ def _from_state_dict(tensors: Mapping[str, Tensor], known: StateDictNames) -> Tr
 
 def _kazuto_resizing(result: Translation, tensors: Mapping[str, Tensor]) -> None:
     """How the network was trained: since February 2019 the project resizes with align_corners=False, before (names under
-    ``scale.``) with True. Files that its convert.py makes of Caffe's are Caffe's networks: it writes a batch norm's mean before its
-    weight, as none of torch's own is."""
-    places = {name: place for place, name in enumerate(tensors)}
-    weight = next((name for name in places if name.endswith("layer1.conv1.bn.weight")), "")
-    converted = places.get(f"{weight.removesuffix('weight')}running_mean", len(places)) < places.get(weight, -1)
-    result.align_corners = converted or any(name.startswith("scale.") for name in places)
-    if not any(name.startswith(("base.", "scale.")) for name in places):
+    ``scale.``) with True. Files that its convert.py makes of Caffe's are Caffe's networks: it writes the blobs of BatchNorm before
+    those of Scale; torch has weight and bias first, and safetensors the order of the alphabet."""
+    first = [name.rsplit(".", 1)[1] for name in tensors if re.search(r"layer1\.conv1\.bn\.\w+$", name)]
+    converted = [part for part in first if part != COUNTER] == ["running_mean", "running_var", "weight", "bias"]
+    result.align_corners = converted or any(name.startswith("scale.") for name in tensors)
+    if not any(name.startswith(("base.", "scale.")) for name in tensors):
         result.multi_scale = False
 
 
