@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "conv/cpu/kernels.h"
+#include "conv/denormals.h"
 #include "support/parallel.h"
 
 namespace deeplab_crf::conv {
@@ -102,7 +103,8 @@ void pack_direct_weights(const Shape& shape, const float* weight, const int64_t*
         weight + first * strides[0] + tap / shape.columns.kernel * strides[2] + tap % shape.columns.kernel * strides[3];
     float* to = packed + task * shape.channels * width;
     for (int64_t c = 0; c < shape.channels; ++c) {
-      for (int64_t k = 0; k < width; ++k) to[c * width + k] = k < used ? from[k * strides[0] + c * strides[1]] : 0.0f;
+      for (int64_t k = 0; k < width; ++k)
+        to[c * width + k] = k < used ? flush_denormal(from[k * strides[0] + c * strides[1]]) : 0.0f;
     }
   });
 }

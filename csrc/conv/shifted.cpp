@@ -4,6 +4,7 @@
 #include <map>
 
 #include "conv/cpu/kernels.h"
+#include "conv/denormals.h"
 #include "support/parallel.h"
 
 namespace deeplab_crf::conv {
@@ -89,7 +90,7 @@ void ShiftedSum::pack_panel(const TapRow& row, int64_t panel, float* to) const {
           sum += branch.weight[k * strides[0] + c * strides[1] + tap.ky * strides[2] + tap.kx * strides[3]];
         }
       }
-      to[c * width] = sum;
+      to[c * width] = flush_denormal(sum);
     }
   }
 }

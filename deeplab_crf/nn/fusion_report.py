@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 
 @dataclass
 class FusionReport:
-    """Names are those of the network's modules.
+    """Names are those of the network's modules; "" is the network.
 
-    folded: BatchNorms that are part of a convolution now, name of the convolution -> name of the BatchNorm. replaced: convolution
-    -> what was merged into it ("bias", "residual", "relu"). sums: sums of parallel convolutions that are one module now. left:
-    convolution -> why it is torch's still. untraced: modules whose forward torch.fx cannot follow -> its error, or what it would
-    leave out; their children were looked at one by one.
+    Attributes:
+        folded: BatchNorms that are part of a convolution now: name of the convolution -> name of the BatchNorm.
+        replaced: Convolutions that were replaced -> what was merged into them ("bias", "residual", "relu").
+        sums: Sums of parallel convolutions that are one module now.
+        left: Convolutions that are still torch's -> the reason.
+        untraced: Modules whose forward torch.fx cannot follow -> its error, or what it would leave
+            out. Their children were looked at one by one.
+        layout: Modules whose code depends on how tensors lie in memory, as Tensor.view does. Because
+            of them the weights are not laid out channels_last, unless that works on the example.
+        difference: The largest difference from the network's output on the example, over the
+            largest value; None without an example.
     """
 
     folded: dict[str, str] = field(default_factory=dict)
@@ -20,6 +27,15 @@ class FusionReport:
     sums: list[list[str]] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     untraced: dict[str, str] = field(default_factory=dict)
+    layout: list[str] = field(default_factory=list)
+    difference: float | None = None
+
+    def add(self, other: FusionReport) -> None:
+        """Adds what was done to a part of the network."""
+        self.folded |= other.folded
+        self.replaced |= other.replaced
+        self.left |= other.left
+        self.sums += other.sums
 
     def __str__(self) -> str:
         merged = [what for parts in self.replaced.values() for what in parts]
@@ -30,4 +46,9 @@ class FusionReport:
         ]
         lines += [f"left: {name}: {reason}" for name, reason in self.left.items()]
         lines += [f"not traced: {name or 'the network'}: {error}" for name, error in self.untraced.items()]
+        if self.layout:
+            names = ", ".join(name or "the network" for name in self.layout)
+            lines.append(f"depends on how tensors lie in memory: {names}")
+        if self.difference is not None:
+            lines.append(f"largest difference on the example: {self.difference:.1e} of the largest value")
         return "\n".join(lines)

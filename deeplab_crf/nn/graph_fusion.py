@@ -10,8 +10,10 @@ from torch import Tensor, fx, nn
 
 from deeplab_crf.nn.fusion_report import FusionReport
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
+from deeplab_crf.nn.reparametrized import is_hooked, plain_convolution
 from deeplab_crf.ops.conv_algorithms import among_ours
 from deeplab_crf.ops.conv_shapes import result_dtype
+from deeplab_crf.ops.conv_weights import flush_denormals
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ADDING_METHODS = ("add", "add_")
@@ -22,6 +24,7 @@ IN_PLACE_OPERATORS = (
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
     operator.iand, operator.ior, operator.ixor,
 )  # fmt: skip
+_RESHAPES = {"view": "reshape", "view_as": "reshape_as"}
 # With less, the registers of our kernels stay empty.
 _FEWEST_CHANNELS = 16
 # Filters up to which branches over one input are summed in one pass.
@@ -53,19 +56,32 @@ class _Merged(DilatedConv2d):
         return residual.dtype == result_dtype(x) and tuple(residual.shape) == (*x.shape[:-3], filters, *size)
 
 
-def fuse_graph(traced: fx.GraphModule, prefix: str, report: FusionReport) -> None:
-    """Rewrites the graph and recompiles it. prefix: of the names in the report."""
+def fuse_graph(traced: fx.GraphModule, prefix: str, report: FusionReport) -> dict[str, str]:
+    """Rewrites the graph and recompiles it.
+
+    Args:
+        traced: A network that was followed.
+        prefix: Begins the names in the report.
+        report: Is told what was done.
+
+    Returns:
+        The names of the modules that were added, each with that of the (first) convolution that it stands for.
+    """
     fusion = _Fusion(traced, prefix, report)
     fusion.sum_branches()
     fusion.merge_convolutions()
+    fusion.allow_any_layout()
     traced.delete_all_unused_submodules()
     traced.recompile()
+    return fusion.added
 
 
 class _Fusion:
     def __init__(self, traced: fx.GraphModule, prefix: str, report: FusionReport) -> None:
         self.traced, self.prefix, self.report = traced, prefix, report
-        self.modules = dict(traced.named_modules(remove_duplicate=False))
+        modules = traced.named_modules(remove_duplicate=False)
+        self.modules = {name: plain_convolution(module) or module for name, module in modules}
+        self.added: dict[str, str] = {}
         # Modules that are called twice become one module again.
         self.folded: dict[tuple[str, str | None], tuple[nn.Parameter, nn.Parameter | None]] = {}
         self.made: dict[tuple[Any, ...], str] = {}
@@ -117,7 +133,7 @@ class _Fusion:
         summed = ASPPSum(1, 1, [conv.dilation[0] for conv in convolutions], bias=False)
         summed.weights = nn.ParameterList([conv.weight for conv in convolutions])
         summed.biases = nn.ParameterList([conv.bias for conv in convolutions if conv.bias is not None])
-        name = self._add_module("_".join(names), summed.train(first.training))
+        name = self._add_module(names, summed.train(first.training))
         self._replace([*leaves, *_additions(node)], name, (leaves[0].args[0],))
         self.report.sums.append([self.prefix + name for name in names])
 
@@ -231,6 +247,18 @@ class _Fusion:
         in_place = node.target in IN_PLACE_OPERATORS or (named.endswith("_") and not named.endswith("__"))
         return in_place or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
 
+    # Views.
+
+    def allow_any_layout(self) -> None:
+        """Makes reshape of view, which copies where channels_last does not allow a view. Values that are written to afterwards
+        keep the view: a copy would not see it."""
+        written: set[fx.Node | None] = set()
+        for node in reversed(self.traced.graph.nodes):
+            is_view = node.op == "call_method" and node.target in _RESHAPES and not _is_of_type(node)
+            if is_view and not self._memory(node) & written:
+                node.target = _RESHAPES[str(node.target)]
+            written = written.union(*map(self._memory, self._written(node)))
+
     # Modules.
 
     def _parameters(self, node: fx.Node, norm: fx.Node | None) -> tuple[nn.Parameter, nn.Parameter | None]:
@@ -251,7 +279,7 @@ class _Fusion:
             )
             module.weight, module.bias = self._parameters(node, norm)
             module.in_place = in_place
-            self.made[key] = self._add_module(str(node.target), module.train(conv.training))
+            self.made[key] = self._add_module([str(node.target)], module.train(conv.training))
         return self.made[key]
 
     def _folded_convolution(self, node: fx.Node, norm: fx.Node) -> str:
@@ -260,19 +288,20 @@ class _Fusion:
             # The same module with other parameters: any groups and padding, and subclasses, stay what they are.
             conv: Any = self.modules[key[0]]
             module = conv.__class__.__new__(conv.__class__)
-            module.__dict__ = {**conv.__dict__, "_parameters": dict(conv._parameters)}
+            module.__dict__ = {**conv.__dict__, "_parameters": dict(conv._parameters), "_modules": {}}
             module.weight, module.bias = self._parameters(node, norm)
-            self.made[key] = self._add_module(key[0], module)
+            self.made[key] = self._add_module([key[0]], module)
         return self.made[key]
 
-    def _add_module(self, name: str, module: nn.Module) -> str:
-        # Beside the other modules of the network, so that the old one stays for other callers.
-        flat = f"fused_{name.replace('.', '_')}"
+    def _add_module(self, names: list[str], module: nn.Module) -> str:
+        # Beside the other modules of the network, so that the old ones stay for other callers.
+        flat = f"fused_{'_'.join(names).replace('.', '_')}"
         count = 0
         while (unique := f"{flat}_{count}" if count else flat) in self.modules:
             count += 1
         self.traced.add_module(unique, module)
         self.modules[unique] = module
+        self.added[unique] = names[0]
         return unique
 
     def _replace(self, chain: list[fx.Node], module: str, arguments: tuple[Any, ...]) -> None:
@@ -285,10 +314,9 @@ class _Fusion:
             self.traced.graph.erase_node(node)
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module is more than its class's forward."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" in vars(module) or any(getattr(module, name, None) for name in hooks)
+def _is_of_type(view: fx.Node) -> bool:
+    """Whether Tensor.view is given a dtype instead of a size."""
+    return any(isinstance(argument, torch.dtype) for argument in (*view.args, *view.kwargs.values()))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -368,4 +396,5 @@ def _fold(conv: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
         weight = conv.weight.double() * scale[:, None, None, None]
         kind = conv.weight.dtype
         grad = conv.weight.requires_grad
-        return nn.Parameter(weight.to(kind), requires_grad=grad), nn.Parameter(bias.to(kind), requires_grad=grad)
+        weight = flush_denormals(weight.to(kind))
+        return nn.Parameter(weight, requires_grad=grad), nn.Parameter(bias.to(kind), requires_grad=grad)

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "conv/cpu/kernels.h"
+#include "conv/denormals.h"
 #include "support/simd.h"
 
 namespace deeplab_crf::DEEPLAB_CRF_ISA {
@@ -201,6 +202,12 @@ bool transform_output(const conv::Shape& shape, const conv::TileMatrices& matric
   return first_lane(across_lanes<kLanes / 2>(finite, Sum{})) == 0;
 }
 
+P flush_denormals(P value) {
+  const P bound = P::broadcast(conv::kSmallestNormal);
+  const P magnitude{value.v < P::zero().v ? -value.v : value.v};
+  return P{magnitude.v < bound.v ? P::zero().v : value.v};
+}
+
 void transform_weights(const conv::Shape& shape, const float* weight, const int64_t* strides, int64_t panel, int64_t panel_width,
                        float* u, int64_t matrix_stride) {
   for (int64_t k = panel * panel_width; k < (panel + 1) * panel_width; k += kLanes) {
@@ -220,8 +227,9 @@ void transform_weights(const conv::Shape& shape, const float* weight, const int6
       float* to = u + (panel * shape.channels + c) * panel_width + k - panel * panel_width;
       for (int i = 0; i < kMaxPoints; ++i) {
         apply<kWeights, conv::kTaps>([&](int x) DEEPLAB_CRF_INLINE_LAMBDA { return half[i][x]; },
-                                     [&](int j, P value)
-                                         DEEPLAB_CRF_INLINE_LAMBDA { value.store(to + (i * kMaxPoints + j) * matrix_stride); },
+                                     [&](int j, P value) DEEPLAB_CRF_INLINE_LAMBDA {
+                                       flush_denormals(value).store(to + (i * kMaxPoints + j) * matrix_stride);
+                                     },
                                      Sequence<kMaxPoints>{});
       }
     }
