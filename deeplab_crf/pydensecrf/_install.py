@@ -10,8 +10,6 @@ from types import ModuleType
 STUB_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stub")
 """A folder for ``sys.path`` that holds a package pydensecrf, which installs the drop-in when it is imported."""
 
-_STUB = os.path.join(STUB_FOLDER, "pydensecrf", "__init__.py")
-
 
 def install_modules(modules: dict[str, ModuleType]) -> None:
     """Make imports of pydensecrf give ``modules``, by their names, here and in processes started from now on.
@@ -21,10 +19,9 @@ def install_modules(modules: dict[str, ModuleType]) -> None:
     """
     for name, module in list(sys.modules.items()):
         foreign = name.partition(".")[0] == "pydensecrf" and module is not modules.get(name)
-        origin = getattr(module, "__file__", None) or "an unknown place"
-        if (
-            foreign and module is not None and origin != _STUB
-        ):  # None blocks an import; there is nothing behind it to keep
+        is_stub = getattr(module, "stands_for", None) == __package__
+        if foreign and not is_stub and module is not None:  # None blocks an import; there is nothing behind it to keep
+            origin = getattr(module, "__file__", None) or "an unknown place"
             raise RuntimeError(
                 f"install_as_pydensecrf: {name} is already imported, from {origin}. Restart the process and call "
                 "install_as_pydensecrf() before anything imports pydensecrf, at the top of the main script"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from deeplab_crf.pydensecrf._install import STUB_FOLDER
+
 WORKER = """
 import pydensecrf.densecrf as dcrf
 from pydensecrf.utils import unary_from_labels
@@ -134,6 +136,13 @@ import pydensecrf.densecrf
 """
     done = run(plain, "-c", script, str(plain.parent / "installed"))
     assert done.returncode == 0, done.stderr
+
+
+def test_the_stub_is_known_by_another_path(plain: Path) -> None:
+    (plain / "link").symlink_to(STUB_FOLDER)
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import pydensecrf, pydensecrf.utils as u; print(u.__name__)"
+    done = run(plain, "-c", script, str(plain / "link"))
+    assert (done.returncode, done.stdout) == (0, "deeplab_crf.pydensecrf.utils\n"), done.stderr
 
 
 def test_a_script_sees_what_python_shows_it(plain: Path) -> None:

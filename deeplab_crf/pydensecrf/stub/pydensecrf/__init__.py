@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 
+stands_for = "deeplab_crf.pydensecrf"
+
 try:
     from deeplab_crf.pydensecrf import install_as_pydensecrf
 except ImportError as error:
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     raise ImportError(
-        f"pydensecrf stands for deeplab_crf.pydensecrf, because {folder} is on the path, but that cannot be imported "
+        f"pydensecrf stands for {stands_for}, because {folder} is on the path, but that cannot be imported "
         f"({error}). Install deeplab-crf in this environment, or take the folder out of PYTHONPATH"
     ) from error
 
