@@ -30,7 +30,7 @@ from deeplab_crf.crf.points import gather_points, grid_positions, kernel_feature
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
 from deeplab_crf.ops.lattice import build_lattice, check_header, normalisation
 from deeplab_crf.ops.layout import logits_error, pack_energies, unpack_scores
-from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, mean_field
+from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, Updates, mean_field
 from deeplab_crf.ops.terms import check_finite
 from deeplab_crf.presets import get_preset
 
@@ -240,8 +240,7 @@ class DenseCRF(nn.Module):
                 terms,
                 self.iterations,
                 order=problem.order,
-                damping=self.damping,
-                tolerance=self.tolerance,
+                updates=Updates(self.damping, self.tolerance),
                 gradients=self.gradients,
             )
         # In inference a view that costs nothing; in training a copy, because nll_loss cannot differentiate that memory format.

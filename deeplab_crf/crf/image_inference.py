@@ -42,7 +42,7 @@ from deeplab_crf.kernels import Gaussian, Kernel, PairwiseKernel
 from deeplab_crf.ops.features import scaled_features
 from deeplab_crf.ops.lattice import build_lattice, normalisation
 from deeplab_crf.ops.layout import pack_energies
-from deeplab_crf.ops.mean_field import PairwiseTerm, mean_field
+from deeplab_crf.ops.mean_field import PairwiseTerm, Updates, mean_field
 
 _ARRAY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64, torch.uint8: np.uint8}
 
@@ -77,8 +77,7 @@ def refine_tensors(image: Any, scores: Mapping[str, Any], what: Refinement, devi
             _terms(colours, unary, size, what, target),
             int(what.model.iterations),
             order=walked_grid(size, unary, target.dtype).order,
-            damping=float(what.damping),
-            tolerance=float(what.tolerance),
+            updates=Updates(float(what.damping), float(what.tolerance)),
             log_output=False,
         )
         probabilities = q.transpose(1, 2).reshape(len(q), -1, *size)  # a view

@@ -19,7 +19,7 @@ from deeplab_crf.ops.mean_field_gradient import mean_field_backward, save_for_gr
 from deeplab_crf.ops.tensors import check_like, check_shape, type_suffix
 from deeplab_crf.ops.terms import Settings, TermTensors
 
-# Of what is damped only probabilities are at hand, and those below 1e-30 or so are 0.
+# Of what is damped, and of a start, only probabilities are at hand, and those below 1e-30 or so are 0.
 _SMALLEST_PROBABILITY = 1e-30
 
 GRADIENTS = ("store", "recompute", "implicit")
@@ -38,6 +38,20 @@ class PairwiseTerm(NamedTuple):
     compatibility: Tensor
 
 
+class Updates(NamedTuple):
+    """How an update is done and when an image stops.
+
+    damping in [0, 1): ``Q <- (1 - damping) new + damping old``. tolerance: an image stops after the iteration in which none of its
+    probabilities moved by more; 0 does them all.
+    """
+
+    damping: float = 0.0
+    tolerance: float = 0.0
+
+
+PLAIN_UPDATES = Updates()
+
+
 def mean_field(
     unary: Tensor,
     terms: Sequence[PairwiseTerm],
@@ -45,17 +59,15 @@ def mean_field(
     *,
     order: Tensor | None = None,
     start: Tensor | None = None,
-    damping: float = 0.0,
-    tolerance: float = 0.0,
+    updates: Updates = PLAIN_UPDATES,
     log_output: bool = True,
     gradients: str = "store",
 ) -> Tensor:
     """``Q <- softmax(-U - sum_m C_m K_m Q)`` from ``start`` or ``Q = softmax(-U)``, all points of an image at once.
 
     unary: energies U ``(B, N, L)``. order: int32 ``(N,)``, the row of ``unary`` that each point of the lattices stands for, or
-    None. start: a Q ``(B, N, L)``, its rows as those of ``unary``. damping in [0, 1): ``Q <- (1 - damping) new + damping old``.
-    tolerance: an image stops after the iteration in which none of its probabilities moved by more. Returns log Q (taken from the
-    energies, so it does not underflow), or Q, ``(B, N, L)``.
+    None. start: a Q ``(B, N, L)``, its rows as those of ``unary``. updates: damping and tolerance. Returns log Q (taken from the
+    energies, so it does not underflow; from Q with damping, and from a start without iterations), or Q, ``(B, N, L)``.
 
     gradients: how the backward pass, where one is needed, comes by the Q of every iteration, T of them:
       "store": kept in the forward pass. Memory T·B·N·L.
@@ -70,18 +82,20 @@ def mean_field(
     differentiable = [unary, start, *tensors.weights, *tensors.norms_in, *tensors.norms_out, *tensors.compatibilities]
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)):
         gradients = "none"
+    damping, tolerance = updates
+    from_energies = damping == 0 and (iterations > 0 or start is None)
     stretch = max(1, iterations)
     if gradients == "recompute":
         stretch = max(1, math.ceil(math.sqrt(iterations)))
     result = start
     for done in range(0, max(1, iterations), stretch):
         steps = min(stretch, iterations - done)
-        log = log_output and done + steps == iterations and damping == 0
+        log = log_output and done + steps == iterations and from_energies
         result, _ = torch.ops.deeplab_crf.mean_field(
             unary, *tensors, order, result, steps, damping, tolerance, log, gradients
         )
     assert result is not None  # the loop runs once at least
-    if log_output and damping > 0:
+    if log_output and not from_energies:
         return result.clamp_min(_SMALLEST_PROBABILITY).log()
     return result
 
@@ -132,6 +146,8 @@ def _mean_field(
         check_like(start, unary, "start", "unary")
         check_shape(start, unary.shape, "start")
     _check_damping(damping, tolerance, log_output)
+    if log_output and start is not None and iterations == 0:
+        raise ValueError("log_output must be False with a start and no iteration, which leaves it as it is; got True")
     tensors = TermTensors(rows, weights, structures, norms_in, norms_out, compatibilities)
     check_terms(kernels, unary, "unary", tensors)
     settings = Settings(iterations, damping, tolerance, log_output, keep_trace=gradients == "store")

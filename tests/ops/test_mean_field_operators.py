@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from devices import Device  # noqa: E402
 
 from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
 from deeplab_crf.ops.lattice import Lattice, build_lattice, normalisation  # noqa: E402
-from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, mean_field  # noqa: E402
+from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, Updates, mean_field  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -162,7 +163,7 @@ def test_implicit_gradients_are_those_of_the_fixed_point(damping: float) -> None
     results = []
     for gradients, iterations in (("implicit", 200), ("store", 200)):
         leaves = [UNARY.clone().requires_grad_(), *_differentiable(terms)]
-        options = {"damping": damping, "tolerance": 1e-14} if gradients == "implicit" else {}
+        options = {"updates": Updates(damping, 1e-14)} if gradients == "implicit" else {}
         out = mean_field(
             leaves[0], _with(terms, tuple(leaves[1:])), iterations, order=ORDER, gradients=gradients, **options
         )
@@ -314,12 +315,12 @@ ERRORS = [
     ),
     (lambda: _call(unary=_required())(), ValueError, 'gradients must be "store", "recompute" or "implicit"'),
     (
-        lambda: mean_field(_required(), _terms(), 2, damping=0.5),
+        lambda: mean_field(_required(), _terms(), 2, updates=Updates(damping=0.5)),
         ValueError,
         'gradients must be "implicit" with damping',
     ),
     (
-        lambda: mean_field(_required(), _terms(), 2, tolerance=0.5, gradients="recompute"),
+        lambda: mean_field(_required(), _terms(), 2, updates=Updates(tolerance=0.5), gradients="recompute"),
         ValueError,
         "with damping or a tolerance; got 'recompute' with damping=0.0, tolerance=0.5. Set both to 0",
     ),
@@ -342,3 +343,24 @@ def test_errors(call: Any, kind: type[Exception], message: str) -> None:
 def test_compatibilities_must_be_finite() -> None:
     with pytest.raises(ValueError, match="compatibilities must be finite"):
         _call(compatibilities=[UNARY[0, 0] / 0] * 2)()
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_a_start_without_iterations_is_the_result(damping: float) -> None:
+    """log Q or Q, and its derivative."""
+    start = crf_samples.normal(B, N, L, seed=7).softmax(-1).requires_grad_()
+    updates = Updates(damping)
+    gradients = "none" if damping else "store"
+    with torch.set_grad_enabled(gradients == "store"):
+        q = mean_field(UNARY, _terms(), 0, start=start, updates=updates, log_output=False)
+        log_q = mean_field(UNARY, _terms(), 0, start=start, updates=updates)
+    torch.testing.assert_close(q, start)
+    torch.testing.assert_close(log_q, start.log())
+    if gradients == "store":
+        weights = crf_samples.normal(B, N, L, seed=8)
+        (got,) = torch.autograd.grad((log_q * weights).sum(), start)
+        torch.testing.assert_close(got, weights / start)
+
+
+def test_the_public_function_has_few_parameters() -> None:
+    assert len(inspect.signature(mean_field).parameters) <= 8
