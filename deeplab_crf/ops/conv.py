@@ -202,6 +202,8 @@ def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool
         _native.winograd_weights_size(shape),
         lambda out: _native.winograd_transform(shape, address(weight), weight.stride(), address(out), call.threads),
     )
+    if transformed is None:
+        return False
     # Not from torch: what its allocator gives back to the system and takes again costs more to clear than to use.
     with borrowed_parts([4 * _native.winograd_workspace_size(shape)]) as (workspace,):
         return _native.winograd(
@@ -215,14 +217,17 @@ def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool
         )
 
 
-def _direct(weight: Tensor, call: _Native, shape: Shape, relu: bool) -> None:
+def _direct(weight: Tensor, call: _Native, shape: Shape, relu: bool) -> bool:
     packed = packed_weights(
         [weight],
         "direct",
         _native.direct_weights_size(shape),
         lambda out: _native.direct_pack(shape, address(weight), weight.stride(), address(out), call.threads),
     )
+    if packed is None:
+        return False
     _native.direct(shape, address(call.x), address(packed), call.epilogue(relu), address(call.out), call.threads)
+    return True
 
 
 def _choose(shape: Shape, policy: str, x: Tensor) -> str:
@@ -246,13 +251,13 @@ def _conv_cpu(
         algorithm = _choose(shape, policy, x)
         if algorithm == "direct":
             call = _Native(x, weight, bias, residual, output_shape(shape))
-            _direct(weight, call, shape, relu)
-            return call.result()
+            if _direct(weight, call, shape, relu):
+                return call.result()
         if algorithm == "winograd":
             call = _Native(x, weight, bias, residual, output_shape(shape))
             if _winograd(x, weight, call, shape, relu):
                 return call.result()
-            # Not all finite: one infinite or NaN input spoils the whole tile. Torch says what is and what is not.
+            # Not all finite, here and above: one infinite or NaN input spoils the whole tile. Torch says what is and what is not.
     return _by_torch(x, weight, bias, residual, geometry, relu)
 
 
@@ -372,7 +377,9 @@ def _sum_cpu(
         ]
         inside = sum(map(_native.direct_products, shapes))
         if choose_sum(shapes[0], inside, _native.shifted_products(shapes[0], branches), policy) == "shifted":
-            return _shifted(x, weights, biases, rates, (shapes[0], branches))
+            result = _shifted(x, weights, biases, rates, (shapes[0], branches))
+            if result is not None:
+                return result
     return _branch_by_branch(x, weights, biases, geometries, policy)
 
 
@@ -382,7 +389,7 @@ def _shifted(
     biases: Sequence[Tensor],
     rates: Sequence[int],
     problem: tuple[Shape, list[Any]],
-) -> Tensor:
+) -> Tensor | None:
     bias = torch.stack(list(biases)).sum(dim=0) if biases else None
     call = _Native(x, weights[0], bias, None, output_shape(problem[0]))
     packed = packed_weights(
@@ -391,6 +398,8 @@ def _shifted(
         _native.shifted_weights_size(*problem),
         lambda out: _native.shifted_pack(*problem, address(out), call.threads),
     )
+    if packed is None:
+        return None
     _native.shifted_sum(
         *problem, address(call.x), address(packed), call.epilogue(False), address(call.out), call.threads
     )

@@ -23,15 +23,20 @@ _lock = ForkSafeLock()
 _packed: Any = WeakTensorKeyDictionary()  # has no annotations
 
 
-def packed_weights(weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]) -> Tensor:
-    """``pack(out)``, which fills ``size`` floats from ``weights``; or what it filled before. layout: what else it depends on."""
+def packed_weights(
+    weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]
+) -> Tensor | None:
+    """``pack(out)``, which fills ``size`` floats from ``weights``; or what it filled before. layout: what else it depends on.
+
+    None if a number is not finite: the kernels leave out taps beyond the border, where torch multiplies zeros and gets NaN."""
 
     def make() -> Tensor:
         out = torch.empty(size)
         pack(out)
-        return out
+        return out if bool(torch.isfinite(out).all()) else out.new_empty(0)
 
-    return _kept(weights, layout, [_fingerprint(weight) for weight in weights], make)
+    packed = _kept(weights, layout, [_fingerprint(weight) for weight in weights], make)
+    return packed if packed.numel() else None
 
 
 def packed_on_device(

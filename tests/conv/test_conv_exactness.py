@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the operators need torch")
@@ -317,3 +319,21 @@ def test_sums_keep_one_set_of_weights_beside_a_first_one() -> None:
         for second, padding in ((seconds[0], (2, 2)), (flat, (0, 8))):
             want = expected(x, first, padding=1) + expected(x, second, padding=padding, dilation=2)
             assert error(aspp_sum(x, [first, second], None, [1, 2]), want) < 1e-5
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("dilation", [1, 3, 6])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "auto"])
+def test_weights_that_are_not_finite_spoil_what_they_spoil_in_torch(
+    algorithm: str, dilation: int, number: float
+) -> None:
+    """Beyond the border too, where they meet the zeros of the padding."""
+    x, weight = torch.rand(1, 3, 4, 5), torch.rand(2, 3, 3, 3)
+    for _ in range(2):  # packed, and kept
+        weight[0, 0, 0, 0] = number
+        with torch.no_grad(), conv_algorithm(algorithm):
+            got = dilated_conv2d(x, weight, padding=dilation, dilation=dilation)
+            summed = aspp_sum(x, [weight, weight], None, [dilation, 1])
+        want = torch.conv2d(x, weight, None, 1, dilation, dilation)
+        torch.testing.assert_close(got, want, equal_nan=True)
+        torch.testing.assert_close(summed, want + torch.conv2d(x, weight, None, 1, 1), equal_nan=True)
