@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from numbers import Complex, Real
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
+Item = TypeVar("Item")
 # What an int of the native modules holds.
 LARGEST_INT = 2**31 - 1
 
@@ -49,8 +51,9 @@ def real_number(value: object, name: str) -> float:
         TypeError: If it is no real number.
         ValueError: If it is too large for a float.
     """
-    number = isinstance(value, Real) or not isinstance(value, Complex)
-    if number and not isinstance(value, bool | str | bytes | bytearray) and getattr(value, "shape", ()) == ():
+    single = getattr(value, "shape", ()) == () and not getattr(value, "mask", False)  # numpy.ma.masked counts as NaN
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    if single and kind in "iuf" and not isinstance(value, bool | str | bytes | bytearray):
         try:
             return float(value)  # type: ignore[arg-type]
         except OverflowError:
@@ -58,6 +61,32 @@ def real_number(value: object, name: str) -> float:
         except (TypeError, ValueError):
             pass
     raise TypeError(f"{name} must be a real number; got {shown(value)}")
+
+
+def choice(value: str, choices: Sequence[str], name: str) -> str:
+    """Return ``value`` if it is one of ``choices``, else raise ValueError."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
+    return value
+
+
+def items_of(values: Iterable[Item], name: str, what: str) -> tuple[Item, ...]:
+    """Return the items of a sequence.
+
+    Args:
+        values: The sequence; a text is none.
+        name: The argument's name, for the error.
+        what: The items in words, for the error.
+
+    Raises:
+        TypeError: If ``values`` is no sequence.
+    """
+    try:
+        if not isinstance(values, str | bytes):
+            return tuple(values)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be a sequence of {what}; got {shown(values)}")
 
 
 def shown(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from deeplab_crf.checks import shown
 from deeplab_crf.core.info import cuda_info
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def find_device(device: str | torch.device) -> torch.device | None:
     Raises ValueError for other names and for numbers of devices that are not there, ImportError where torch is missing, and
     RuntimeError where CUDA was not built or offers no device; each says what to do.
     """
-    name = str(device)
+    name = shown(device) if isinstance(device, int) else str(device)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f'device must be "cpu", "cuda" or "cuda:N"; got {name!r}')
     if name == "cpu":

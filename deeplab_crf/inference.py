@@ -86,7 +86,7 @@ def dense_crf(
         raise ValueError(
             f"device must be that of the tensors, {home}, or None; got {str(device)!r}. Move them with .to()"
         )
-    where = find_device(home or device or "cpu")
+    where = find_device(home or ("cpu" if device is None else device))
     if where is None:
         return refine_arrays(image, scores, what)
     from deeplab_crf.crf.image_inference import refine_tensors  # here: needs torch

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deeplab_crf.checks import real_number, shown
+from deeplab_crf.checks import choice, real_number, shown
 from deeplab_crf.core.arrays import FloatArray, as_real_array
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
@@ -32,9 +32,7 @@ Width: TypeAlias = float | Sequence[float]
 
 def check_normalization(value: str, name: str = "normalization") -> str:
     """Return ``value`` if it names a normalisation, else raise ValueError."""
-    if value not in NORMALIZATIONS:
-        raise ValueError(f"{name} must be one of {', '.join(NORMALIZATIONS)}; got {value!r}")
-    return value
+    return choice(value, NORMALIZATIONS, name)
 
 
 def _widths(value: Width, name: str, count: int | None) -> tuple[float, ...]:

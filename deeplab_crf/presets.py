@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from deeplab_crf.checks import whole_number
+from deeplab_crf.checks import items_of, shown, whole_number
 from deeplab_crf.data.files import atomic_write
 from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, Width, check_normalization
 
@@ -111,7 +111,7 @@ def get_preset(name: str | os.PathLike[str]) -> Preset:
         return PRESETS[name]
     if isinstance(name, os.PathLike) or (isinstance(name, str) and (name.endswith(".toml") or os.path.dirname(name))):
         return load_preset(name)
-    raise ValueError(f"preset must be one of {', '.join(PRESETS)}, or a file that ends in .toml; got {name!r}")
+    raise ValueError(f"preset must be one of {', '.join(PRESETS)}, or a file that ends in .toml; got {shown(name)}")
 
 
 def choose_model(
@@ -124,7 +124,9 @@ def choose_model(
     base = get_preset("pydensecrf" if preset is None else preset)
     return replace(
         base,
-        kernels=base.kernels if kernels is None else tuple(kernels),
+        kernels=base.kernels
+        if kernels is None
+        else items_of(kernels, "kernels", "Gaussian, Bilateral or PairwiseKernel"),
         iterations=base.iterations if iterations is None else iterations,
         normalization=base.normalization if normalization is None else normalization,
     )

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from deeplab_crf.checks import shown
+
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 
 SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -14,7 +16,10 @@ SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 def check_dtype(dtype: DTypeLike, name: str = "dtype") -> np.dtype[Any]:
     """The dtype the engine computes in. Raises ValueError unless it is float32 or float64."""
-    resolved = np.dtype(dtype)
+    try:
+        resolved = np.dtype(dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be float32 or float64; got {shown(dtype)}") from None
     if resolved not in SUPPORTED_DTYPES:
         raise ValueError(f"{name} must be float32 or float64; got {resolved}")
     return resolved

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from deeplab_crf.checks import shown, whole_number
+from deeplab_crf.checks import items_of, shown, whole_number
 from deeplab_crf.core.arrays import FloatArray, as_real_array, check_dtype
 from deeplab_crf.core.image_points import ImagePoints
 from deeplab_crf.core.image_range import BYTES, ImageRange, check_image_range, map_to_bytes, resolve_image_range
@@ -80,7 +80,7 @@ class ImageCRF:
         self.mean_field = MeanField(
             self.height * self.width, num_labels, dtype=self._dtype, threads=threads, order=self._points.order
         )
-        for kernel in kernels:
+        for kernel in items_of(kernels, "kernels", "Gaussian, Bilateral or PairwiseKernel"):
             self.mean_field.add_kernel(
                 self._features(kernel, pixels),
                 kernel.compatibility,
@@ -172,9 +172,10 @@ def features_first(features: Any, height: int, width: int) -> Any:
 
 def _check_shape(shape: Sequence[int] | None) -> tuple[int, int]:
     """``shape`` as (H, W), at least one pixel and no more than the engine can number."""
-    if not isinstance(shape, Sequence | np.ndarray) or len(shape) != 2:
+    sizes = items_of(shape, "shape", "two whole numbers (H, W)")  # type: ignore[arg-type]
+    if len(sizes) != 2:
         raise ValueError(f"shape must be (H, W); got {shown(shape)}")
-    height, width = (whole_number(size, "shape", 1) for size in shape)
+    height, width = (whole_number(size, "shape", 1) for size in sizes)
     whole_number(height * width, "shape's number of pixels", 1)
     return height, width
 

@@ -56,7 +56,9 @@ class LabelOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers, and make them plain ones: a NumPy ``ignore_label`` of 8 bits would compare by its own type's rules."""
-        real_number(self.confidence, "confidence")
+        confidence = real_number(self.confidence, "confidence")
+        if not isinstance(self.confidence, np.floating):
+            object.__setattr__(self, "confidence", confidence)
         for name, least, most in (("num_labels", 1, LARGEST_INT), ("ignore_label", -(2**63), 2**63 - 1)):
             value = getattr(self, name)
             if value is not None:

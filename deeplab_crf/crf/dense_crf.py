@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.checks import real_number, whole_number
+from deeplab_crf.checks import choice, items_of, real_number, whole_number
 from deeplab_crf.core.dense_crf import colour_widths
 from deeplab_crf.core.image_range import BYTES, ImageRange, check_image_range, map_to_bytes
 from deeplab_crf.core.mean_field import check_steps
@@ -130,8 +130,8 @@ class DenseCRF(nn.Module):
     ) -> None:
         super().__init__()
         check_normalization(normalization)
-        _check_choice(method, METHODS, "method")
-        _check_choice(gradients, GRADIENTS, "gradients")
+        choice(method, METHODS, "method")
+        choice(gradients, GRADIENTS, "gradients")
         for name, value, least in (
             ("num_classes", 1 if num_classes is None else num_classes, 1),
             ("spatial_dims", spatial_dims, 1),
@@ -160,7 +160,7 @@ class DenseCRF(nn.Module):
         self, kernels: tuple[Gaussian | Bilateral, ...], compatibility: str, trainable: Collection[str]
     ) -> None:
         """Registers the numbers of the model: those that train as parameters, the others as buffers."""
-        chosen = {trainable} if isinstance(trainable, str) else set(trainable)
+        chosen = set([trainable] if isinstance(trainable, str) else items_of(trainable, "trainable", "names"))
         if not chosen <= set(TRAINABLE):
             raise ValueError(
                 f"trainable must hold any of {', '.join(TRAINABLE)}; got {sorted(chosen - set(TRAINABLE))}"
@@ -315,8 +315,11 @@ class DenseCRF(nn.Module):
         watched = self._may_wait(logits) or (not torch.compiler.is_compiling() and torch.is_anomaly_enabled())
         unary = _exact_energies(flat) if exact else pack_energies(flat, check=watched)
         compatibilities = self._compatibilities(dtype)
-        if logits.is_cuda and self._may_wait(logits) and not torch.compiler.is_compiling():
-            check_finite(compatibilities)  # on the CPU the operator does
+        # On the CPU the operators look at what they are given, with the lattice.
+        if (exact or logits.is_cuda) and self._may_wait(logits) and not torch.compiler.is_compiling():
+            check_finite(compatibilities)
+            if exact:
+                _check_features(features)
         still = not (exact or points) and given is None and mask is None and self.max_vertices is None
         keys = self._keys(logits, dtype) if still and may_keep(logits) else (None,) * len(features)
         return CRFProblem(
@@ -405,17 +408,21 @@ def _exact_energies(flat: Tensor) -> Tensor:
     return unary
 
 
+def _check_features(features: Sequence[Tensor]) -> None:
+    """Raise ValueError for NaN and inf, as the lattice's builder does."""
+    if not all(bool(torch.isfinite(each).all()) for each in features):
+        raise ValueError(
+            "features must be finite; got NaN or inf. Check image and spacing for NaN or inf, and the standard deviations that "
+            "divide them"
+        )
+
+
 def _rounded(log_widths: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{width:.6g}") for width in log_widths.detach().exp().tolist())
 
 
-def _check_choice(value: str, choices: Sequence[str], name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
 def _check_spacing_values(spacing: Sequence[float], axes: int) -> tuple[float, ...]:
-    values = tuple(real_number(value, "spacing") for value in spacing)
+    values = tuple(real_number(value, "spacing") for value in items_of(spacing, "spacing", "numbers"))
     if len(values) != axes or not all(0 < value < float("inf") for value in values):
         raise ValueError(
             f"spacing must hold {axes} positive finite numbers (x, y{', z' if axes == 3 else ''}); got {spacing!r}"

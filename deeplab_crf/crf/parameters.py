@@ -8,17 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeplab_crf.kernels import Bilateral, Gaussian, Kernel
+from deeplab_crf.checks import choice, items_of
+from deeplab_crf.core.arrays import as_real_array
+from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_strength
 
 COMPATIBILITIES = ("potts", "diagonal", "matrix")
 
 
 def check_kernels(kernels: Sequence[Kernel]) -> tuple[Gaussian | Bilateral, ...]:
     """The kernels, if there is one and each speaks of positions and colours that the layer sees."""
-    if not kernels:
+    given = items_of(kernels, "kernels", "Gaussian or Bilateral")
+    if not given:
         raise ValueError("kernels must hold at least one Gaussian or Bilateral; got none")
     chosen = []
-    for kernel in kernels:
+    for kernel in given:
         if not isinstance(kernel, Gaussian | Bilateral):
             raise TypeError(
                 f"kernels must be Gaussian or Bilateral; got {type(kernel).__name__}. Give features of your own as points "
@@ -30,14 +33,13 @@ def check_kernels(kernels: Sequence[Kernel]) -> tuple[Gaussian | Bilateral, ...]
 
 def initial_weights(kernels: Sequence[Gaussian | Bilateral]) -> Tensor:
     """The kernels' weights, float32 ``(M,)``."""
-    return torch.tensor([kernel.weight for kernel in kernels], dtype=torch.float32)
+    return torch.tensor([float(kernel.weight) for kernel in kernels], dtype=torch.float32)
 
 
 def initial_compatibility(kernels: Sequence[Gaussian | Bilateral], kind: str, num_classes: int | None) -> Tensor | None:
     """Agreement A between labels, so that a kernel adds ``-weight * A @ K Q``: None for Potts, float32 ``(M, L)`` or ``(M, L, L)``
     else. Ones, or the identity, are Potts; a kernel's own ``compat``, whose sign is that of an energy, is ``-A``."""
-    if kind not in COMPATIBILITIES:
-        raise ValueError(f"compatibility must be one of {', '.join(COMPATIBILITIES)}; got {kind!r}")
+    choice(kind, COMPATIBILITIES, "compatibility")
     if kind == "potts":
         for kernel in kernels:
             if kernel.compat is not None:
@@ -54,7 +56,9 @@ def _agreement(kernel: Gaussian | Bilateral, kind: str, labels: int) -> Tensor:
     diagonal = kind == "diagonal"
     if kernel.compat is None:
         return torch.ones(labels) if diagonal else torch.eye(labels)
-    compat = -torch.from_numpy(np.array(kernel.compat, np.float32))
+    given = as_real_array(kernel.compat, "compat").astype(np.float64)
+    check_strength(given, "compat")
+    compat = -torch.from_numpy(given.astype(np.float32))
     if tuple(compat.shape) == (labels,):
         return compat if diagonal else torch.diag(compat)
     if tuple(compat.shape) == (labels, labels) and not diagonal:

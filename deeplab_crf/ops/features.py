@@ -33,14 +33,15 @@ def _scale(positions: Tensor, values: Tensor | None, index: Tensor | None, width
     out = empty_rows(_shape(positions, values), positions.dtype)
     result, scales = out.numpy(), widths.numpy()
     axes = positions.shape[1]
-    np.divide(positions.numpy(), scales[:axes, None], out=result[:, :axes])
-    if values is not None:
-        given, chosen = values.numpy(), slice(None) if index is None else index.numpy()
-        for image in range(len(given)):
-            for channel in range(given.shape[1]):
-                row = result[image, axes + channel]
-                row[:] = given[image, channel][chosen]
-                row /= scales[axes + channel]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the lattice refuses what is not finite
+        np.divide(positions.numpy(), scales[:axes, None], out=result[:, :axes])
+        if values is not None:
+            given, chosen = values.numpy(), slice(None) if index is None else index.numpy()
+            for image in range(len(given)):
+                for channel in range(given.shape[1]):
+                    row = result[image, axes + channel]
+                    row[:] = given[image, channel][chosen]
+                    row /= scales[axes + channel]
     return out
 
 

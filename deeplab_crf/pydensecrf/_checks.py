@@ -83,6 +83,7 @@ def widths(
     The numbers come back as they are: NumPy rounds a division by ``float`` and one by ``numpy.float64`` differently,
     and a feature's last bit decides which lattice vertices exist.
     """
+    refuse_masked(value, name)
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, Number):
@@ -97,9 +98,9 @@ def widths(
     values = (*values[:count], *(1,) * (count - len(values)))
     for width in values:
         try:
-            number = float(width)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must hold real numbers; got {width!r}") from None
+            number = checks.real_number(float(width) if isinstance(width, bool) else width, name)
+        except TypeError:
+            raise TypeError(f"{name} must hold real numbers; got {shown(width)}") from None
         # Positive as float32 too: the features are computed in it.
         if not (0.0 < number <= _FLOAT32_MAX and np.float32(number) > 0):
             raise ValueError(f"{name} must be positive and finite (standard deviations); got {value!r}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deeplab_crf.checks import real_number
 from deeplab_crf.pydensecrf._checks import check_finite, real_array, whole_number, widths
 
 __all__ = [
@@ -185,9 +186,10 @@ def _label_rows(labels: ArrayLike, count: int, zero_unsure: bool) -> tuple[NDArr
 
 
 def _fraction(value: float, name: str) -> float:
-    if isinstance(value, str) or not 0.0 < float(value) <= 1.0:
+    number = real_number(value, name)
+    if not 0.0 < number <= 1.0:
         raise ValueError(f"{name} must be above 0 and at most 1; got {value!r}")
-    return float(value)
+    return number
 
 
 def _deprecated(old: str, new: str) -> None:
