@@ -53,7 +53,7 @@ def attempt(path: Path, action: Callable[[], T]) -> T:
         raise ValueError(
             f"{path}: cannot be read as an image ({error}). Cut it into tiles; in Python, PIL.Image.MAX_IMAGE_PIXELS is the limit"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError) as error:  # TypeError: a TIFF without dimensions
         reason = "not a picture, or damaged" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deeplab_crf.data.images import LOSSY_FORMATS, LabelImage, open_picture
+from deeplab_crf.data.images import LOSSY_FORMATS, LabelImage, attempt, open_picture
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_colors import COLOUR_TABLES, ColorTable
 
@@ -44,7 +44,7 @@ def read_labels(
             raise ValueError(
                 f"{path}: {picture.format} changes pixel values, so it cannot carry class ids; save labels as PNG"
             )
-        pages = getattr(picture, "n_frames", 1)
+        pages = attempt(path, lambda: getattr(picture, "n_frames", 1))
         if pages > 1:
             raise ValueError(f"{path}: labels must be one image; this file has {pages} pages")
         check_size((picture.height, picture.width))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ _ORIENTATION = 0x0112
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUBFILE, _BITS, _SAMPLES, _EXTRA_SAMPLES, _FORMAT = 254, 258, 277, 338, 339
 _IS_MASK = 4
+_MOST_PAGES = 1000
 _ALPHA = (1, 2)  # associated and unassociated
 
 # How the stored pixels are turned for each orientation of EXIF.
@@ -126,8 +129,11 @@ def read_header(path: Path) -> StoredImage | None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's orientation; 1 where there is none, or none that is known."""
-    orientation = picture.getexif().get(_ORIENTATION, 1)
+    """EXIF's orientation; 1 where there is none, or none that is known, or where EXIF is damaged."""
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return 1
     return orientation if orientation in _TURNS else 1
 
 
@@ -188,16 +194,22 @@ def pixels_of(picture: Image.Image) -> Pixels:
 
 def _check_pages(picture: Image.Image, path: Path) -> None:
     """Raises ValueError for a TIFF with several pages of the same size: reading the first alone would lose bands or slices."""
-    if picture.format != "TIFF" or not getattr(picture, "is_animated", False):
+    if picture.format != "TIFF":
         return
-    size, count = picture.size, 1
-    for page in range(1, picture.n_frames):  # type: ignore[attr-defined]
-        attempt(path, lambda page=page: picture.seek(page))  # type: ignore[misc]
-        tags = picture.tag_v2  # type: ignore[attr-defined]
-        count += picture.size == size and not tags.get(_SUBFILE, 0) & _IS_MASK
-    picture.seek(0)
+    size = picture.size
+    count = attempt(path, lambda: _pages_alike(picture))
     if count > 1:
         raise _several_pages(path, count, size[1], size[0])
+
+
+def _pages_alike(picture: Image.Image) -> int:
+    """How many pages of a TIFF have the size of the first one and are no masks."""
+    size, count = picture.size, 1
+    for page in range(1, getattr(picture, "n_frames", 1)):
+        picture.seek(page)
+        count += picture.size == size and not _tiff_values(picture, _SUBFILE)[0] & _IS_MASK
+    picture.seek(0)
+    return count
 
 
 def _several_pages(path: Path, count: int, height: int, width: int) -> ValueError:
@@ -217,9 +229,10 @@ def _needs_tifffile(picture: Image.Image) -> bool:
 
 
 def _tiff_values(picture: Image.Image, *tags: int) -> list[int]:
-    """The first value of each tag of a TIFF; 1, the specification's default of those that are asked for, where it is absent."""
+    """The first value of each tag of a TIFF; 1, the specification's default of most, where there is no whole number."""
     values = (picture.tag_v2.get(tag, 1) for tag in tags)  # type: ignore[attr-defined]
-    return [value[0] if isinstance(value, tuple) else value for value in values]
+    firsts = (value[0] if isinstance(value, tuple) and value else value for value in values)
+    return [first if isinstance(first, int) else 1 for first in firsts]
 
 
 def _is_tiff(path: Path) -> bool:
@@ -241,7 +254,8 @@ def _read_tiff(path: Path) -> StoredImage:
             pixel_count = page.imagewidth * page.imagelength
             if Image.MAX_IMAGE_PIXELS is not None and pixel_count > 2 * Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"it has {pixel_count} pixels, more than {2 * Image.MAX_IMAGE_PIXELS}")
-            alike = sum(other.shape == page.shape and not other.subfiletype & _IS_MASK for other in file.pages)
+            pages = islice(file.pages, _MOST_PAGES)  # those of a damaged file may go round in circles
+            alike = sum(other.shape == page.shape and not other.subfiletype & _IS_MASK for other in pages)
             pixels, axes = page.asarray(), page.axes
             alphas = sum(kind in _ALPHA for kind in page.extrasamples)
             orientation = page.tags.valueof(274, 1)

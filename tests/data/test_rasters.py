@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from deeplab_crf.data.images import as_rgb
+from deeplab_crf.data.label_files import read_labels
 from deeplab_crf.data.rasters import StoredImage, read_image, read_stored_image
 
 DEEP = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
@@ -186,6 +187,38 @@ def test_a_damaged_tiff_is_named(tmp_path: Path, cut: int) -> None:
     (tmp_path / "bands.tif").write_bytes(whole[:cut])
     with pytest.raises(ValueError, match=r"bands\.tif: cannot be read as"):
         read_stored_image(tmp_path / "bands.tif")
+
+
+def test_pages_that_go_round_in_circles_end(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="TIFF with several bands needs tifffile")
+    bands = np.dstack([BYTES, BYTES[:, :, :1]])
+    tifffile.imwrite(tmp_path / "circle.tif", bands, photometric="rgb", extrasamples=["unspecified"])
+    content = bytearray((tmp_path / "circle.tif").read_bytes())
+    link = 10 + 12 * struct.unpack("<H", content[8:10])[0]
+    content[link : link + 4] = struct.pack("<I", 8)  # the next page is the first
+    (tmp_path / "circle.tif").write_bytes(content)
+    with pytest.raises(ValueError, match=r"circle\.tif: (holds \d+ pages of 5 x 7|cannot be read as)"):
+        read_stored_image(tmp_path / "circle.tif")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_page_without_dimensions_is_named(tmp_path: Path) -> None:
+    """Pillow raises TypeError for it, when pages are counted."""
+    whole = tiff(bytes(3), (1, 3), [8], (262, 3, 1))
+    second = len(whole)
+    link = 10 + 12 * struct.unpack("<H", whole[8:10])[0]
+    content = whole[:link] + struct.pack("<I", second) + whole[link + 4 :] + struct.pack("<HHHIII", 1, 262, 3, 1, 1, 0)
+    (tmp_path / "pages.tif").write_bytes(content)
+    for read in (read_stored_image, read_labels):
+        with pytest.raises(ValueError, match=r"pages\.tif: cannot be read as an image"):
+            read(tmp_path / "pages.tif")
+
+
+def test_a_damaged_exif_does_not_matter(tmp_path: Path) -> None:
+    Image.fromarray(BYTES).save(tmp_path / "exif.png", exif=b"Exif\0\0M\3\0*\0\0\0\x08")
+    stored = read_stored_image(tmp_path / "exif.png")
+    assert stored.orientation == 1
+    np.testing.assert_array_equal(stored.pixels, BYTES)
 
 
 def test_a_tiff_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
