@@ -68,6 +68,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
+def whole_graphs() -> Iterator[None]:
+    """Lets torch.compile take operators whose result sizes depend on values into one graph, as users of torch before 2.10 have to
+    set it for ``fullgraph=True`` (docs/training.md)."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        yield
+
+
+@pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The device to run on, a `Device` of tests/devices.py."""
     from devices import running_on

@@ -17,6 +17,16 @@ from torch.autograd import forward_ad
 
 from deeplab_crf import _native
 
+# The oldest version that the suite passes on (docs/development.md): torch.compile and torch.export of DenseCRF fail on 2.5.1, and
+# plain inference on 2.4.1.
+OLDEST_TORCH = (2, 6)
+
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+    raise ImportError(
+        f"deeplab_crf needs torch {'.'.join(map(str, OLDEST_TORCH))} or later; found {torch.__version__}. Update it: "
+        'pip install --upgrade "deeplab-crf[torch]". The NumPy API and the drop-in for pydensecrf need no torch'
+    )
+
 _untyped: Any = torch.library  # Library has no annotations
 LIBRARY: Any = _untyped.Library("deeplab_crf", "DEF")
 

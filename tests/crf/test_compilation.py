@@ -17,7 +17,7 @@ L, SIZE = 4, (18, 21)
 BACKEND = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
 
 pytestmark = [
-    pytest.mark.usefixtures("device"),
+    pytest.mark.usefixtures("device", "whole_graphs"),
     pytest.mark.filterwarnings("ignore"),  # torch's own, which differ from version to version
 ]
 

@@ -349,6 +349,7 @@ def test_training_of_the_network_alone_lowers_the_papers_loss() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.usefixtures("whole_graphs")
 @pytest.mark.filterwarnings("ignore")  # of torch's own, which differ from version to version
 @pytest.mark.parametrize("name", ["v2-compact-aspp", "v1-vgg16-msc-largefov"])
 def test_compiles_whole(name: str) -> None:
