@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -28,6 +28,13 @@ def device_names(config: pytest.Config) -> list[object]:
     if torch.cuda.is_available() or "cuda" in config.option.markexpr.split():
         names.append(pytest.param("cuda", marks=pytest.mark.cuda))
     return names
+
+
+def opcheck(operator: Any, arguments: tuple[Any, ...], **options: Any) -> None:
+    """`torch.library.opcheck` without the warning that its own harness gives from torch 2.14 on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        torch.library.opcheck(operator, arguments, **options)
 
 
 class Device(NamedTuple):

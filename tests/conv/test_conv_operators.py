@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the operators need torch")
 
 from conv_samples import Sizes, error, expected, tensors  # noqa: E402
+from devices import opcheck  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d, set_conv_algorithm  # noqa: E402
@@ -68,11 +69,11 @@ def test_opcheck(algorithm: str) -> None:
     x, weight, bias = _leaves(*tensors(SMALL))
     residual = torch.randn(2, 4, 5, 6, requires_grad=True)
     geometry = ([1, 1], [2, 2], [2, 2])
-    torch.library.opcheck(OPS.dilated_conv2d, (x, weight, bias, residual, *geometry, False, algorithm))
+    opcheck(OPS.dilated_conv2d, (x, weight, bias, residual, *geometry, False, algorithm))
     last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
-    torch.library.opcheck(OPS.dilated_conv2d, (last, weight, None, None, *geometry, False, algorithm))
-    torch.library.opcheck(OPS.aspp_sum, (x, [weight, weight.detach()], [bias, bias.detach()], [1, 2], algorithm))
-    torch.library.opcheck(OPS.aspp_sum, (last, [weight], [], [3], algorithm))
+    opcheck(OPS.dilated_conv2d, (last, weight, None, None, *geometry, False, algorithm))
+    opcheck(OPS.aspp_sum, (x, [weight, weight.detach()], [bias, bias.detach()], [1, 2], algorithm))
+    opcheck(OPS.aspp_sum, (last, [weight], [], [3], algorithm))
 
 
 class _Network(torch.nn.Module):

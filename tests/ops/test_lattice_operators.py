@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="the operators need torch")
 import crf_samples  # noqa: E402
 import samples  # noqa: E402
 from crf_samples import here  # noqa: E402
-from devices import Device  # noqa: E402
+from devices import Device, opcheck  # noqa: E402
 
 from deeplab_crf import PermutohedralLattice  # noqa: E402
 from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
@@ -143,19 +143,19 @@ def test_opcheck(dtype: torch.dtype) -> None:
     rows, weights, structure = (tensor.detach() for tensor in build_lattice(features))
     weights.requires_grad_()
     lattice = (rows, weights, structure)
-    torch.library.opcheck(OPS.pack_energies.default, (logits,))
-    torch.library.opcheck(OPS.unpack_scores.default, (values,))
-    torch.library.opcheck(OPS.lattice_build.default, (features.detach(),))
+    opcheck(OPS.pack_energies.default, (logits,))
+    opcheck(OPS.unpack_scores.default, (values,))
+    opcheck(OPS.lattice_build.default, (features.detach(),))
     # Its AOT test adds up all results, which an integer first does not allow: tests/crf/test_compilation.py compiles gradients.
     others = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(OPS.lattice_build.default, (features,), test_utils=others)
+    opcheck(OPS.lattice_build.default, (features,), test_utils=others)
     for mask, root in ((None, True), (torch.ones(2, 9, dtype=dtype), False)):
-        torch.library.opcheck(OPS.lattice_norm.default, (*lattice, mask, root))
-    torch.library.opcheck(OPS.lattice_build_backward.default, (weights.detach(), features.detach()))
-    torch.library.opcheck(OPS.lattice_filter.default, (values, *lattice))
-    torch.library.opcheck(OPS.lattice_filter.default, (values, *lattice, True))
+        opcheck(OPS.lattice_norm.default, (*lattice, mask, root))
+    opcheck(OPS.lattice_build_backward.default, (weights.detach(), features.detach()))
+    opcheck(OPS.lattice_filter.default, (values, *lattice))
+    opcheck(OPS.lattice_filter.default, (values, *lattice, True))
     arguments = (values.detach(), values.detach(), rows, weights.detach(), structure, False)
-    torch.library.opcheck(OPS.lattice_filter_weights_backward.default, arguments)
+    opcheck(OPS.lattice_filter_weights_backward.default, arguments)
 
 
 def test_autocast_computes_in_single_precision(device: Device) -> None:
@@ -233,8 +233,8 @@ def test_scaled_features(batch: int) -> None:
     leaves = tuple(leaf.requires_grad_() for leaf in (positions, values, widths))
     for index in (pixels, None):
         assert torch.autograd.gradcheck(lambda p, v, w, index=index: scaled_features(p, v, index, w), leaves)
-        torch.library.opcheck(OPS.scaled_features.default, (positions, values, index, widths))
-    torch.library.opcheck(OPS.scaled_features.default, (positions, None, None, widths[:2].detach()))
+        opcheck(OPS.scaled_features.default, (positions, values, index, widths))
+    opcheck(OPS.scaled_features.default, (positions, None, None, widths[:2].detach()))
 
 
 def _lattice() -> tuple[Any, ...]:

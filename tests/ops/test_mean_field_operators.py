@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="the operators need torch")
 import crf_samples  # noqa: E402
 import samples  # noqa: E402
 from crf_samples import unrolled_mean_field  # noqa: E402
-from devices import Device  # noqa: E402
+from devices import Device, opcheck  # noqa: E402
 
 from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
 from deeplab_crf.ops.lattice import Lattice, build_lattice, normalisation  # noqa: E402
@@ -251,7 +251,7 @@ def test_opcheck(gradients: str) -> None:
         for tensor in (*tensors[1], *tensors[3], *tensors[4], *tensors[5]):
             tensor.requires_grad_()
     arguments = (leaves, *tensors, ORDER, None, 3, 0.0, 0.0, True, gradients)
-    torch.library.opcheck(OPS.mean_field.default, arguments)
+    opcheck(OPS.mean_field.default, arguments)
 
 
 def test_opcheck_of_the_gradient() -> None:
@@ -259,7 +259,7 @@ def test_opcheck_of_the_gradient() -> None:
     out, trace = OPS.mean_field(UNARY, *tensors, ORDER, None, 3, 0.0, 0.0, True, "store")
     needed = [True, False, True, False, False, True, False, True]
     arguments = (out, out, trace, *tensors, ORDER, 3, 0.0, True, False, False, needed)
-    torch.library.opcheck(OPS.mean_field_backward.default, arguments)
+    opcheck(OPS.mean_field_backward.default, arguments)
 
 
 def test_autocast_computes_in_single_precision(device: Device) -> None:
