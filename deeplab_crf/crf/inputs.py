@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deeplab_crf.checks import shown
 from deeplab_crf.core.energies import LARGEST_ENERGY
 from deeplab_crf.core.image_range import ARGUMENT, ImageRange, resolve_image_range
 
@@ -136,7 +137,12 @@ def check_mask(mask: Tensor, logits: Tensor) -> None:
 
 def check_spacing(spacing: Tensor | Sequence[float], axes: int, logits: Tensor) -> Tensor:
     """``spacing`` as a tensor ``(axes,)`` or ``(B, axes)`` on the device of ``logits``. Raises ValueError for another shape."""
-    given = torch.as_tensor(spacing, device=logits.device)
+    try:
+        given = torch.as_tensor(spacing, device=logits.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"spacing must hold {axes} numbers; got {shown(spacing)} ({error})") from error
+    if given.is_complex():
+        raise TypeError(f"spacing must hold real numbers; got {given.dtype}")
     if tuple(given.shape) not in ((axes,), (logits.shape[0], axes)):
         raise ValueError(
             f"spacing must hold {axes} numbers (x, y{', z' if axes == 3 else ''}), or one row of them an image; "

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deeplab_crf.checks import real_number
 from deeplab_crf.core.image_range import ImageRange, check_image_range, map_to_bytes
 from deeplab_crf.core.scores import PROBABILITY_SLACK
 from deeplab_crf.crf.inputs import check_device, check_tensor, extremes, image_units, may_read
@@ -38,13 +39,13 @@ class DenseCRFLoss(nn.Module):
         image_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        Bilateral(sigma_xy, sigma_rgb, weight)  # refuses widths and weights that are none
-        if not 0 < scale_factor <= 1:
+        self.weight = _plain_number(weight, "weight")
+        self.sigma_rgb = _plain_number(sigma_rgb, "sigma_rgb")
+        self.sigma_xy = _plain_number(sigma_xy, "sigma_xy")
+        self.scale_factor = _plain_number(scale_factor, "scale_factor")
+        Bilateral(self.sigma_xy, self.sigma_rgb, self.weight)  # refuses widths and weights that are none
+        if not 0 < self.scale_factor <= 1:
             raise ValueError(f"scale_factor must be in (0, 1]; got {scale_factor!r}")
-        self.weight = weight
-        self.sigma_rgb = sigma_rgb
-        self.sigma_xy = sigma_xy
-        self.scale_factor = scale_factor
         self.image_range = check_image_range(image_range)
         self._values_checked = False
 
@@ -118,3 +119,9 @@ class DenseCRFLoss(nn.Module):
                     f"probabilities must be in 0..1; got {low:.4g}..{high:.4g}. Give torch.softmax(logits, dim=1)"
                 )
         return image_units(image, self.image_range, (self.sigma_rgb,), may_wait=first)
+
+
+def _plain_number(value: float, name: str) -> float:
+    """Return ``value``, an int as an int, so that the module's repr shows what was given."""
+    number = real_number(value, name)
+    return value if isinstance(value, int) else number

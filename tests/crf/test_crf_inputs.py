@@ -14,7 +14,7 @@ import samples  # noqa: E402
 from crf_samples import here  # noqa: E402
 from devices import Device  # noqa: E402
 
-from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, DenseCRFLoss, Gaussian, PairwiseKernel  # noqa: E402
 from deeplab_crf.crf.diagnosis import diagnose, entropy, map_labels, marginals  # noqa: E402
 from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter  # noqa: E402
 
@@ -328,3 +328,21 @@ def test_arrays_are_refused_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=f"{name} must be on the device of values, .*; got meta"):
             call()
+
+
+@pytest.mark.parametrize("odd", [3.0, "ab", {}, (1.0, "a"), (1.0, None), (10**400, 1.0), (1j, 1.0), (1.0,) * 3])
+def test_an_odd_spacing_is_named(odd: object) -> None:
+    scores, image = torch.zeros(1, 3, 4, 5), torch.full((1, 3, 4, 5), 100.0)
+    for call in (
+        lambda: DenseCRF(3, spacing=odd),  # type: ignore[arg-type]
+        lambda: DenseCRF(3)(scores, image, spacing=odd),
+    ):
+        with pytest.raises((ValueError, TypeError), match=r"^spacing must"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["weight", "sigma_rgb", "sigma_xy", "scale_factor"])
+@pytest.mark.parametrize("odd", [True, "3", None, 10**400, [1, 2]], ids=lambda value: type(value).__name__)
+def test_odd_numbers_of_the_loss_are_named(name: str, odd: object) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{name} must"):
+        DenseCRFLoss(**{name: odd})  # type: ignore[arg-type]
