@@ -53,8 +53,9 @@ def attempt(path: Path, action: Callable[[], T]) -> T:
         raise ValueError(
             f"{path}: cannot be read as an image ({error}). Cut it into tiles; in Python, PIL.Image.MAX_IMAGE_PIXELS is the limit"
         ) from error
-    except (OSError, SyntaxError, ValueError, TypeError) as error:  # TypeError: a TIFF without dimensions
-        reason = "not a picture, or damaged" if isinstance(error, UnidentifiedImageError) else str(error)
+    except Exception as error:  # Pillow raises nearly anything for damaged files, KeyError and TypeError among them
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not a picture, or damaged" if unknown else str(error) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
 
 
