@@ -33,7 +33,7 @@ from deeplab_crf.ops.conv_weights import packed_weights
 from deeplab_crf.ops.cpu.layout import empty_rows
 from deeplab_crf.ops.cuda import conv as on_cuda
 from deeplab_crf.ops.library import register_operator
-from deeplab_crf.ops.tensors import address
+from deeplab_crf.ops.tensors import address, alias, check_unchanged
 from deeplab_crf.workspace import borrowed_parts
 
 ACTIVATIONS = (None, "relu")
@@ -131,8 +131,10 @@ def _by_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, geometry: Geometry, relu: bool
 ) -> Tensor:
     out = torch.conv2d(x, weight, bias, *geometry)
-    if residual is not None and relu and _lie_alike(out, residual):
-        _native.add_relu(address(out), address(residual), out.numel(), torch.get_num_threads())
+    other = None if residual is None else residual.detach()
+    if other is not None and relu and _lie_alike(out, other):
+        other = alias(other, "residual")
+        _native.add_relu(address(out), address(other), out.numel(), torch.get_num_threads())
         return out.contiguous(memory_format=result_format(x, weight))
     if residual is not None:
         out += residual
@@ -145,7 +147,7 @@ def _lie_alike(out: Tensor, residual: Tensor) -> bool:
     """Whether a native pass can go through both as they lie."""
     native = out.dtype == torch.float32 and out.device.type == "cpu"
     dense = out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)
-    return native and dense and out.stride() == residual.stride()
+    return native and dense and out.stride() == residual.stride() and out.shape == residual.shape
 
 
 # Bytes from which glibc asks the system anew for each result, and pages are worth being huge.
@@ -195,8 +197,9 @@ def _channels_last(values: Tensor, threads: int) -> Tensor:
     return out
 
 
-def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool) -> bool:
+def _winograd(owner: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool) -> bool:
     transformed = packed_weights(
+        owner,
         [weight],
         "winograd",
         _native.winograd_weights_size(shape),
@@ -217,8 +220,9 @@ def _winograd(x: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool
         )
 
 
-def _direct(weight: Tensor, call: _Native, shape: Shape, relu: bool) -> bool:
+def _direct(owner: Tensor, weight: Tensor, call: _Native, shape: Shape, relu: bool) -> bool:
     packed = packed_weights(
+        owner,
         [weight],
         "direct",
         _native.direct_weights_size(shape),
@@ -249,15 +253,17 @@ def _conv_cpu(
     shape = _check(x, weight, bias, residual, geometry)
     if x.dtype == torch.float32:
         algorithm = _choose(shape, policy, x)
-        if algorithm == "direct":
+        if algorithm != "torch":
+            owner = weight
+            x, weight = alias(x, "input"), alias(weight, "weight")
+            bias = None if bias is None else alias(bias, "bias")
+            residual = None if residual is None else alias(residual, "residual")
+            check_unchanged(_check(x, weight, bias, residual, geometry), shape)
             call = _Native(x, weight, bias, residual, output_shape(shape))
-            if _direct(weight, call, shape, relu):
+            compute = _direct if algorithm == "direct" else _winograd
+            if compute(owner, weight, call, shape, relu):
                 return call.result()
-        if algorithm == "winograd":
-            call = _Native(x, weight, bias, residual, output_shape(shape))
-            if _winograd(x, weight, call, shape, relu):
-                return call.result()
-            # Not all finite, here and above: one infinite or NaN input spoils the whole tile. Torch says what is and what is not.
+            # Not all finite: one infinite or NaN input spoils the whole tile. Torch says what is and what is not.
     return _by_torch(x, weight, bias, residual, geometry, relu)
 
 
@@ -370,20 +376,23 @@ def _check_sum(
 def _sum_cpu(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
 ) -> Tensor:
-    geometries, shapes = _check_sum(x, weights, biases, rates)
-    if x.dtype == torch.float32 and x.numel() > 0:
-        branches = [
-            (address(weight), weight.stride(), *shape[3:]) for weight, shape in zip(weights, shapes, strict=True)
-        ]
-        inside = sum(map(_native.direct_products, shapes))
-        if choose_sum(shapes[0], inside, _native.shifted_products(shapes[0], branches), policy) == "shifted":
-            result = _shifted(x, weights, biases, rates, (shapes[0], branches))
-            if result is not None:
-                return result
+    if x.dtype != torch.float32 or x.numel() == 0:
+        geometries, _ = _check_sum(x, weights, biases, rates)
+        return _branch_by_branch(x, weights, biases, geometries, policy)
+    image, taps = alias(x, "input"), [alias(weight, "weight") for weight in weights]
+    shifts = [alias(bias, "bias") for bias in biases]
+    geometries, shapes = _check_sum(image, taps, shifts, rates)
+    branches = [(address(weight), weight.stride(), *shape[3:]) for weight, shape in zip(taps, shapes, strict=True)]
+    inside = sum(map(_native.direct_products, shapes))
+    if choose_sum(shapes[0], inside, _native.shifted_products(shapes[0], branches), policy) == "shifted":
+        result = _shifted(weights[0], image, taps, shifts, rates, (shapes[0], branches))
+        if result is not None:
+            return result
     return _branch_by_branch(x, weights, biases, geometries, policy)
 
 
 def _shifted(
+    owner: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -393,6 +402,7 @@ def _shifted(
     bias = torch.stack(list(biases)).sum(dim=0) if biases else None
     call = _Native(x, weights[0], bias, None, output_shape(problem[0]))
     packed = packed_weights(
+        owner,
         weights,
         ("shifted", *rates, *((tuple(weight.shape), weight.stride()) for weight in weights)),
         _native.shifted_weights_size(*problem),

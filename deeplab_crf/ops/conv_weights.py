@@ -24,18 +24,28 @@ _packed: Any = WeakTensorKeyDictionary()  # has no annotations
 
 
 def packed_weights(
-    weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]
+    owner: Tensor, weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]
 ) -> Tensor | None:
-    """``pack(out)``, which fills ``size`` floats from ``weights``; or what it filled before. layout: what else it depends on.
+    """Packs weights for the kernels on the CPU, or returns what was packed before.
 
-    None if a number is not finite: the kernels leave out taps beyond the border, where torch multiplies zeros and gets NaN."""
+    Args:
+        owner: The first weight as the caller has it; what is packed lives as long as it does.
+        weights: Aliases of all weights, which no other thread can give other sizes.
+        layout: What else the packed weights depend on.
+        size: The number of floats.
+        pack: Fills them from ``weights``.
+
+    Returns:
+        The packed weights. None if a number is not finite: the kernels leave out taps beyond the
+        border, where torch multiplies zeros and gets NaN.
+    """
 
     def make() -> Tensor:
         out = torch.empty(size)
         pack(out)
         return out if bool(torch.isfinite(out).all()) else out.new_empty(0)
 
-    packed = _kept(weights, layout, [_fingerprint(weight) for weight in weights], make)
+    packed = _kept(owner, layout, lambda: [_fingerprint(weight) for weight in weights], make)
     return packed if packed.numel() else None
 
 
@@ -44,22 +54,25 @@ def packed_on_device(
 ) -> Tensor:
     """``make()``, a tensor made from ``weights`` on a CUDA device; or what it made before on the same stream. Another stream would
     have to wait for this one: there it is made again."""
-    return _kept(weights, layout, [_version(weight, queue) for weight in weights], make)
+    return _kept(weights[0], layout, lambda: [_version(weight, queue) for weight in weights], make)
 
 
-def _kept(weights: Sequence[Tensor], layout: Hashable, marks: Sequence[Hashable], make: Callable[[], Tensor]) -> Tensor:
-    """marks: of each weight, what changes with its numbers; None: it is not known whether they have changed."""
+def _kept(
+    owner: Tensor, layout: Hashable, find_marks: Callable[[], list[Hashable]], make: Callable[[], Tensor]
+) -> Tensor:
+    """find_marks: of each weight, what changes with its numbers; None: it is not known whether they have changed."""
+    marks = find_marks()
     keep = None not in marks
     if keep:
         with _lock:
-            found = _packed.get(weights[0], {}).get(layout)
+            found = _packed.get(owner, {}).get(layout)
         if found is not None and found[0] == marks:
             kept: Tensor = found[1]
             return kept
     out = make()
-    if keep:
+    if keep and find_marks() == marks:  # else another thread wrote to the weights meanwhile
         with _lock:
-            _packed.setdefault(weights[0], {})[layout] = (marks, out)
+            _packed.setdefault(owner, {})[layout] = (marks, out)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,3 +48,23 @@ def check_device(tensor: Tensor, model: Tensor, name: str, model_name: str) -> N
         raise ValueError(
             f"{name} must be on the device of {model_name}, {model.device}; got {tensor.device}. Move it with .to()"
         )
+
+
+def alias(tensor: Tensor, name: str) -> Tensor:
+    """The same numbers in a tensor that no other thread can resize or give other numbers through ``.data``. Raises RuntimeError
+    where its memory was freed."""
+    same = tensor.detach()
+    last = same.storage_offset() + sum((n - 1) * s for n, s in zip(same.shape, same.stride(), strict=True))
+    held = same.untyped_storage().nbytes()
+    if same.numel() and (last + 1) * same.element_size() > held:
+        raise RuntimeError(
+            f"expected {name} to have memory for its size, {list(same.shape)}, but its storage has {held} bytes: it was "
+            "freed or made smaller"
+        )
+    return same
+
+
+def check_unchanged(found: Any, expected: Any) -> None:
+    """Raises RuntimeError unless the aliases have the sizes that an algorithm was chosen for."""
+    if found != expected:
+        raise RuntimeError("expected tensors that keep their sizes, but another thread changed one during the call")

@@ -127,6 +127,19 @@ def test_weights_are_kept_until_they_change(monkeypatch: pytest.MonkeyPatch, dev
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("algorithm", ["winograd", "shifted"])
+def test_weights_whose_numbers_are_read_otherwise(algorithm: str) -> None:
+    """The same memory and version, another shape."""
+    weight = torch.nn.Parameter(here(torch.randn(16, 8, 3, 3)), requires_grad=False)
+    with conv_algorithm(algorithm):
+        for channels, filters in ((8, 16), (16, 8)):
+            weight.data = weight.data.view(filters, channels, 3, 3)
+            x = here(torch.randn(1, channels, 9, 9))
+            want = expected(x, weight, padding=2, dilation=2)
+            assert error(aspp_sum(x, [weight], None, [2]), want) < 1e-4
+            assert error(dilated_conv2d(x, weight, padding=2, dilation=2), want) < 1e-4
+
+
 def test_a_small_workspace_is_used_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = (here(tensor) for tensor in tensors(Sizes(3, 9, 21, 14, 19)))
     with conv_algorithm("winograd"):
