@@ -14,7 +14,7 @@ _locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 class ForkSafeLock:
     """A `threading.Lock` for ``with``, open in every forked child.
 
-    The thread that held it does not exist there, so nobody would ever release it. What it guards must be whole between any two
+    The thread that held it does not exist there, so it would never be released. What it guards must be whole between any two
     steps of Python, as a dictionary or a name is.
     """
 

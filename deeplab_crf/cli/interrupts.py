@@ -12,7 +12,7 @@ from typing import Any
 
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 
-_usual: Any = signal.default_int_handler  # what Ctrl-C means where nobody has given it another meaning
+_usual: Any = signal.default_int_handler  # what Ctrl-C means where it has no other meaning
 
 
 def leave_while_importing(status: int, text: str) -> None:

@@ -141,7 +141,7 @@ def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
         )
     low, high = int(known.min()), int(known.max())
     if low < 0:
-        raise ValueError(f"labels must be >= 0; got {low}. Set ignore_label for pixels that nobody is sure about")
+        raise ValueError(f"labels must be >= 0; got {low}. Set ignore_label for unlabelled pixels")
     if high >= MOST_GUESSED_LABELS:
         raise ValueError(
             f"num_labels must be given where labels go beyond {MOST_GUESSED_LABELS - 1}; got a label of {high}, which would mean "
@@ -173,7 +173,7 @@ def unsure_pixels(labels: Any, num_labels: int, options: LabelOptions) -> Any:
     wrong = ~unsure & ((labels < 0) | (labels >= num_labels))
     if wrong.any():
         first = int(labels[wrong][0])
-        hint = "Set num_labels, or ignore_label for pixels that nobody is sure about" if first != 65535 else VOID_HINT
+        hint = "Set num_labels, or ignore_label for unlabelled pixels" if first != 65535 else VOID_HINT
         raise ValueError(
             f"labels must be in 0..{num_labels - 1}, or ignore_label = {options.ignore_label}; got {first}. {hint}"
         )

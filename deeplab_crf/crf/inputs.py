@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deeplab_crf.checks import shown
 from deeplab_crf.core.energies import LARGEST_ENERGY
-from deeplab_crf.core.image_range import ARGUMENT, ImageRange, resolve_image_range
+from deeplab_crf.core.image_range import ImageRange, resolve_image_range
 
 # What torch compares; uint16 to uint64 and floats of 8 bits it only converts.
 _COMPARED = (
@@ -195,11 +195,10 @@ def image_units(
     *,
     may_wait: bool = False,
     name: str = "image",
-    remedy: str = ARGUMENT,
 ) -> ImageRange:
     """The image's values of black and white by the rule of `resolve_image_range`.
 
     widths: of the colours. may_wait: as in `may_read`, without which the values are taken as they are.
     """
     read = (lambda: extremes(image)) if may_read(image, may_wait) else None
-    return resolve_image_range(image_range, image.dtype, read, widths=widths, name=name, remedy=remedy)
+    return resolve_image_range(image_range, image.dtype, read, widths=widths, name=name)

@@ -24,7 +24,7 @@ from deeplab_crf.data.plain_pickle import read_plain_pickle
 KEYED_BACKGROUND, DICT_BACKGROUND = "constant:0.15", "power:4"
 _MOST_CLASSES = 4096
 _ROUNDING = 1e-2  # SEAM's maps go a little below 0
-_SUM_TOLERANCE = 5e-3
+SUM_TOLERANCE = 5e-3  # float16 probabilities of a few hundred classes add up to 1 within this
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def read_cams(path: Path, stored: StoredArray, background: str | None = None) ->
     order = np.argsort(classes)
     if classes.min(initial=0) < 0 or len(np.unique(classes)) != len(classes):
         raise ValueError(f"{path}: classes must be different and at least 0; got {classes.tolist()}")
-    if not keyed and 0 in classes and len(classes) > 1 and bool(np.all(np.abs(maps.sum(axis=0) - 1) <= _SUM_TOLERANCE)):
+    if not keyed and 0 in classes and len(classes) > 1 and bool(np.all(np.abs(maps.sum(axis=0) - 1) <= SUM_TOLERANCE)):
         return ClassMaps(maps[order], classes[order])  # after a CRF, the background among them
     rule, number = parse_background(background or (KEYED_BACKGROUND if keyed else DICT_BACKGROUND))
     if rule == "constant":

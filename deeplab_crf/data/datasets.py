@@ -85,8 +85,8 @@ class SegmentationFolder:
             ):
                 if matching_name(name) not in found:
                     bare = matching_name(Path(name).stem)
-                    cure = "lists hold names without suffix" if bare in found else _known(suffixes)
-                    raise ValueError(f"{folder}: no {kind} called {name!r} ({cure})")
+                    hint = "lists hold names without suffix" if bare in found else _known(suffixes)
+                    raise ValueError(f"{folder}: no {kind} called {name!r} ({hint})")
         found_names = [matching_name(name) for name in chosen]
         self.items = tuple(Item(pictures[name].stem, pictures[name], ids[name]) for name in found_names)
 

@@ -69,12 +69,12 @@ class StoredImage:
         return upright or not stored
 
     def values(
-        self, image_range: ImageRange | None = None, *, upright: bool = True, remedy: str = OPTION
+        self, image_range: ImageRange | None = None, *, upright: bool = True
     ) -> NDArray[np.uint8] | NDArray[np.float32]:
         """The image in 0..255, the units of the colour widths: uint8 where it is stored so, else float32.
 
         image_range: the values of black and white; None: as the file, its dtype or its values tell. upright: turned and mirrored as
-        EXIF says. remedy: see `resolve_image_range`. Raises ValueError naming the file where the range is not clear.
+        EXIF says. Raises ValueError naming the file where the range is not clear.
         """
         turn = _TURNS.get(self.orientation) if upright else None
         pixels = self.pixels if turn is None else np.ascontiguousarray(turn(self.pixels))
@@ -83,7 +83,7 @@ class StoredImage:
             pixels.dtype,
             lambda: (float(pixels.min()), float(pixels.max())),
             name=f"{self.path}: the image",
-            remedy=remedy,
+            remedy=OPTION,
         )
         if pixels.dtype == np.uint8 and units == BYTES:
             return pixels

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deeplab_crf.core.energies import capped_scores
-from deeplab_crf.data.cams import ClassMaps, read_cams
+from deeplab_crf.data.cams import SUM_TOLERANCE, ClassMaps, read_cams
 from deeplab_crf.data.files import ARRAY_SUFFIXES
 from deeplab_crf.data.images import LabelImage
 from deeplab_crf.data.label_coding import LabelCoding
@@ -31,7 +31,6 @@ _KEY_KINDS = {
 }
 UNSURE = -1
 MOST_CLASSES = 1024  # of scores in a file, unless num_labels says more: memory is taken for no more
-_SUM_TOLERANCE = 5e-3  # float16 probabilities of a few hundred classes add up to 1 within this
 
 
 @dataclass(frozen=True)
@@ -233,9 +232,9 @@ def _guess_kind(path: Path, values: NDArray[np.floating]) -> str:
         numbers = values.astype(np.float32, copy=False)
         if float(numbers.min()) >= 0 and _adds_up(numbers):
             return "probabilities"
-        if float(numbers.max()) <= _SUM_TOLERANCE and _adds_up(np.exp(numbers)):
+        if float(numbers.max()) <= SUM_TOLERANCE and _adds_up(np.exp(numbers)):
             return "logits"
-        if float(numbers.min()) >= -_SUM_TOLERANCE and _adds_up(np.exp(-numbers)):
+        if float(numbers.min()) >= -SUM_TOLERANCE and _adds_up(np.exp(-numbers)):
             return "unary"
     raise ValueError(
         f"{path}: cannot tell what these scores are (range {values.min():.4g}..{values.max():.4g}): "
@@ -245,7 +244,7 @@ def _guess_kind(path: Path, values: NDArray[np.floating]) -> str:
 
 
 def _adds_up(probabilities: NDArray[np.floating]) -> bool:
-    return bool(np.all(np.abs(probabilities.sum(axis=0, dtype=np.float32) - 1) <= _SUM_TOLERANCE))
+    return bool(np.all(np.abs(probabilities.sum(axis=0, dtype=np.float32) - 1) <= SUM_TOLERANCE))
 
 
 def _two_classes(path: Path, foreground: NDArray[np.floating], kind: str) -> NDArray[np.floating]:
@@ -259,7 +258,7 @@ def _two_classes(path: Path, foreground: NDArray[np.floating], kind: str) -> NDA
 
 
 def _check_range(path: Path, values: NDArray[np.floating]) -> None:
-    if float(values.min()) < 0 or float(values.max()) > 1 + _SUM_TOLERANCE:
+    if float(values.min()) < 0 or float(values.max()) > 1 + SUM_TOLERANCE:
         raise ValueError(
             f"{path}: probabilities must lie in 0..1; got {values.min():.4g}..{values.max():.4g}. Divide those in 0..255 by 255"
         )

@@ -59,7 +59,7 @@ def _total_of_channels(values: Tensor) -> Tensor:
 def shared_batch_norm(network: nn.Module) -> Iterator[None]:
     """Within the block, each batch norm of ``network`` that is in training mode is a `SharedBatchNorm2d`; frozen ones stay.
 
-    The class alone changes, so that parameters, buffers and hooks stay what they are, and nobody outside sees another network.
+    The class alone changes, so that parameters, buffers and hooks stay what they are, and other code sees the same network.
     """
     norms = [module for module in network.modules() if type(module) is nn.BatchNorm2d and module.training]
     try:

@@ -68,7 +68,7 @@ class Variant:
 
     name: how it is called here. msc_channels > 0: branches of so many channels on the image and on pool1..pool4 (V1's
     multi-scale features). multi_scale: whether the released network sees its input at scales 1, 0.75 and 0.5. crf: the preset of
-    its CRF. taken_for: the variant with the same layers that a file is taken for where nobody says which one it is.
+    its CRF. taken_for: the variant with the same layers that a file is taken for where it is not said which one it is.
     """
 
     name: str

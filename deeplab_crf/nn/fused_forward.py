@@ -58,8 +58,8 @@ def is_fused(module: nn.Module) -> bool:
 def give_forward(module: nn.Module, traced: fx.GraphModule, added: dict[str, str]) -> list[tuple[nn.Module, str]]:
     """Lets a module run a graph that was made from it.
 
-    The modules that were added to the graph are put into the convolutions that they stand for, as ``fused``: nobody goes through
-    the children of a convolution, and moving, saving and setting the mode reach them there.
+    The modules that were added to the graph are put into the convolutions that they stand for, as ``fused``: no network goes
+    through the children of a convolution, and moving, saving and setting the mode reach them there.
 
     Args:
         module: Gets the attribute ``forward``.

@@ -38,7 +38,7 @@ def main(module, attribute, action):
     with lock:  # the parent's lock works on
         pass
     action()
-    print("exit status", os.waitstatus_to_exitcode(status))
+    print(module, attribute, os.waitstatus_to_exitcode(status), flush=True)
 """
 
 NUMPY_ACTION = """
@@ -65,25 +65,24 @@ def action():
 """
 
 
-@pytest.mark.parametrize("module", ["deeplab_crf.workspace", "deeplab_crf.core.threads"])
-def test_a_child_takes_a_lock_that_was_held_at_the_fork(module: str) -> None:
-    done = samples.run_python(f"{HELD}{NUMPY_ACTION}\nmain({module!r}, '_lock', action)")
-    assert done.stdout.strip() == "exit status 0", done.stdout + done.stderr
+NUMPY_LOCKS = [("deeplab_crf.workspace", "_lock"), ("deeplab_crf.core.threads", "_lock")]
+TORCH_LOCKS = [
+    ("deeplab_crf.workspace", "_lock"),
+    ("deeplab_crf.crf.kept_lattices", "_lock"),
+    ("deeplab_crf.ops.conv_weights", "_lock"),
+    ("deeplab_crf.crf.points", "_keeping"),
+]
 
 
 @pytest.mark.parametrize(
-    ("module", "attribute"),
-    [
-        ("deeplab_crf.workspace", "_lock"),
-        ("deeplab_crf.crf.kept_lattices", "_lock"),
-        ("deeplab_crf.ops.conv_weights", "_lock"),
-        ("deeplab_crf.crf.points", "_keeping"),
-    ],
+    ("action", "locks"), [(NUMPY_ACTION, NUMPY_LOCKS), (TORCH_ACTION, TORCH_LOCKS)], ids=["numpy", "torch"]
 )
-def test_a_child_takes_a_lock_of_the_torch_api_that_was_held_at_the_fork(module: str, attribute: str) -> None:
-    pytest.importorskip("torch")
-    done = samples.run_python(f"{HELD}{TORCH_ACTION}\nmain({module!r}, {attribute!r}, action)")
-    assert done.stdout.strip() == "exit status 0", done.stdout + done.stderr
+def test_a_child_takes_a_lock_that_was_held_at_the_fork(action: str, locks: list[tuple[str, str]]) -> None:
+    if action == TORCH_ACTION:
+        pytest.importorskip("torch")
+    calls = [f"main({module!r}, {attribute!r}, action)" for module, attribute in locks]
+    done = samples.run_python("\n".join([HELD, action, *calls]))
+    assert done.stdout.splitlines() == [f"{module} {attribute} 0" for module, attribute in locks], done.stderr
 
 
 def test_a_thread_may_fork_while_it_holds_the_lock_itself() -> None:

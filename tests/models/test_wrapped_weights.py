@@ -145,12 +145,7 @@ def test_wrappers_have_an_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("new_format", [True, False])
-@pytest.mark.parametrize("has_context", [True, False])
-def test_harmless_objects_beside_tensors(
-    has_context: bool, new_format: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not has_context:  # torch 2.4
-        monkeypatch.delattr(torch.serialization, "safe_globals", raising=False)
+def test_harmless_objects_beside_tensors(new_format: bool, tmp_path: Path) -> None:
     model = trained()
     path = tmp_path / "net.pth"
     beside = {

@@ -59,9 +59,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """
     try:
         with _harmless_objects(), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected pickle protocol"
-            )  # of files that are read well, or damaged
+            # Files of another protocol are read well, or refused below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to run the file's code
         raise ValueError(_refusal(path, str(error))) from error
@@ -82,22 +81,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
 @contextmanager
 def _harmless_objects() -> Iterator[None]:
     """While it lasts, torch reads objects of `_HARMLESS` as `_Ignored`."""
-    serialization: Any = torch.serialization
-    stand_ins = []
+    stand_ins: list[Any] = []
     for name in _HARMLESS:
         module, _, kind = name.rpartition(".")
         stand_ins.append(type(kind, (_Ignored,), {"__module__": module, "__qualname__": kind}))
-    if hasattr(serialization, "safe_globals"):
-        with serialization.safe_globals(stand_ins):
-            yield
-        return
-    serialization.add_safe_globals(stand_ins)  # torch 2.4
-    try:
+    with torch.serialization.safe_globals(stand_ins):
         yield
-    finally:
-        others = [each for each in serialization.get_safe_globals() if each not in stand_ins]
-        serialization.clear_safe_globals()
-        serialization.add_safe_globals(others)
 
 
 def _refusal(path: Path, message: str) -> str:
@@ -113,7 +102,7 @@ def _refusal(path: Path, message: str) -> str:
     with (
         suppress(Exception),
         _harmless_objects(),
-    ):  # of the format before torch 1.6, and torch before 2.5: the first one alone
+    ):  # fails for files of the format before torch 1.6: the first name stays
         refused = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     what = f" ({', '.join(sorted(refused)[:SHOWN])})" if refused else ""
     return f"it is damaged, or holds more than tensors, which could run code{what}. {recipe}"
