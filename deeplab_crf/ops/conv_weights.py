@@ -41,7 +41,7 @@ def packed_weights(
     """
 
     def make() -> Tensor:
-        out = torch.empty(size)
+        out = torch.zeros(size)  # some layouts leave places between panels as they are
         pack(out)
         return out if bool(torch.isfinite(out).all()) else out.new_empty(0)
 

@@ -337,3 +337,19 @@ def test_weights_that_are_not_finite_spoil_what_they_spoil_in_torch(
         want = torch.conv2d(x, weight, None, 1, dilation, dilation)
         torch.testing.assert_close(got, want, equal_nan=True)
         torch.testing.assert_close(summed, want + torch.conv2d(x, weight, None, 1, 1), equal_nan=True)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "shifted"])
+def test_what_memory_held_before_weights_are_packed_is_not_taken_for_weights(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Panels of filters are wider than 20 filters: a NaN between them must not send the call to torch."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
+    for slow in ("_by_torch", "_branch_by_branch"):
+        monkeypatch.setattr(f"deeplab_crf.ops.conv.{slow}", lambda *_: pytest.fail("torch computed it"))
+    x, weight, _ = tensors(Sizes(1, 20, 19, 9, 10))
+    with torch.no_grad(), conv_algorithm(algorithm):
+        summed = algorithm == "shifted"
+        got = aspp_sum(x, [weight], None, [1]) if summed else dilated_conv2d(x, weight, padding=1)
+    assert error(got, expected(x, weight, padding=1)) < 1e-4
