@@ -12,7 +12,14 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from deeplab_crf.checks import items_of, shown, whole_number
 from deeplab_crf.core.arrays import FloatArray, as_real_array, check_dtype
 from deeplab_crf.core.image_points import ImagePoints
-from deeplab_crf.core.image_range import BYTES, ImageRange, check_image_range, map_to_bytes, resolve_image_range
+from deeplab_crf.core.image_range import (
+    BYTES,
+    ImageRange,
+    check_image_range,
+    is_whole,
+    map_to_bytes,
+    resolve_image_range,
+)
 from deeplab_crf.core.mean_field import MeanField, MeanFieldResult
 from deeplab_crf.core.scores import (
     LabelOptions,
@@ -68,6 +75,7 @@ class ImageCRF:
         check_normalization(normalization)
         self._dtype = check_dtype(dtype)
         self._threads = None if threads is None else check_threads(threads)
+        chosen = items_of(kernels, "kernels", "Gaussian, Bilateral or PairwiseKernel")
         pixels = None if image is None else _check_image(image)
         if pixels is None and shape is None:
             raise ValueError("image must be given, or shape=(H, W) if no kernel looks at colours; got neither")
@@ -75,12 +83,12 @@ class ImageCRF:
         if shape is not None:
             check_image_size((self.height, self.width), _check_shape(shape))
         if pixels is not None:
-            pixels = _in_bytes(pixels, range_of_array(pixels, image_range, kernels), self._dtype)
+            pixels = _in_bytes(pixels, range_of_array(pixels, image_range, chosen), self._dtype)
         self._points = ImagePoints(self.height, self.width, self._dtype, threads)
         self.mean_field = MeanField(
             self.height * self.width, num_labels, dtype=self._dtype, threads=threads, order=self._points.order
         )
-        for kernel in items_of(kernels, "kernels", "Gaussian, Bilateral or PairwiseKernel"):
+        for kernel in chosen:
             self.mean_field.add_kernel(
                 self._features(kernel, pixels),
                 kernel.compatibility,
@@ -202,7 +210,11 @@ def range_of_array(
     if not widths or image.size == 0:
         return check_image_range(image_range)
     return resolve_image_range(
-        image_range, image.dtype, lambda: (float(image.min()), float(image.max())), widths=widths
+        image_range,
+        image.dtype,
+        lambda: (float(image.min()), float(image.max())),
+        widths=widths,
+        whole=lambda: is_whole(image),
     )
 
 
@@ -210,7 +222,8 @@ def _in_bytes(image: NDArray[Any], image_range: ImageRange | None, dtype: np.dty
     """The image in the units of the colour widths, 0..255."""
     if image_range is None or image_range == BYTES:
         return image
-    scaled: NDArray[Any] = map_to_bytes(image.astype(dtype), image_range)
+    with np.errstate(over="ignore", invalid="ignore"):  # the lattice refuses what is not finite
+        scaled: NDArray[Any] = map_to_bytes(image.astype(dtype), image_range)
     return scaled
 
 

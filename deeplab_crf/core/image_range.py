@@ -66,18 +66,28 @@ class UnclearRange:
         return f"got {self.dtype} with values in {self.low:.6g}..{self.high:.6g}"
 
 
+def is_whole(values: Any) -> bool:
+    """Whether all of the floats, an array's or a tensor's, are whole numbers."""
+    return bool((values == values.round()).all())
+
+
 def unclear_range(
-    dtype: object, extremes: Callable[[], tuple[float, float]] | None, widths: Iterable[float] = ()
+    dtype: object,
+    extremes: Callable[[], tuple[float, float]] | None,
+    widths: Iterable[float] = (),
+    *,
+    whole: Callable[[], bool] | None = None,
 ) -> UnclearRange | None:
     """What is unclear about the units of an image, or None where dtype and values leave no doubt.
 
     uint8 is 0..255, and bool is 0..1. Any other image is taken to be in 0..255 if its values say so: integers that lie within it
-    and are not all 0 or 1, floats that leave it by no more than interpolation does and are not all within 4 of 0. Where all
-    values are equal, the range does not matter. A colour width below 1 or above 255 is in the image's own units, so the values
-    are taken as they are.
+    and are not all 0 or 1, floats that leave it by no more than interpolation does and are not all within 4 of 0. Floats closer
+    to 0 are judged as integers if they are whole numbers, as those of a dark image of bytes are. Where all values are equal, the
+    range does not matter. A colour width below 1 or above 255 is in the image's own units, so the values are taken as they are.
 
     dtype: NumPy's or torch's. extremes: returns the smallest and largest value; None where values must not be read, and then
-    there is no doubt. widths: the colour widths of the kernels.
+    there is no doubt. widths: the colour widths of the kernels. whole: returns whether all values are whole numbers; called for
+    dark floats alone. None: they are not.
     """
     name = str(dtype).removeprefix("torch.")
     if name in ("uint8", "bool") or extremes is None or any(not 1 <= width <= 255 for width in widths):
@@ -87,6 +97,8 @@ def unclear_range(
         return None
     if "float" in name or "double" in name:
         dark, slack = max(abs(low), abs(high)) < _SMALLEST_PEAK, _SLACK
+        if dark and low >= 0 and high > 1 and whole is not None and whole():
+            dark = False
     else:
         dark, slack = high <= 1, 0.0
     if not dark and -slack <= low and high <= BYTES[1] + slack:
@@ -100,6 +112,7 @@ def resolve_image_range(
     extremes: Callable[[], tuple[float, float]] | None,
     *,
     widths: Iterable[float] = (),
+    whole: Callable[[], bool] | None = None,
     name: str = "image",
     remedy: str = ARGUMENT,
 ) -> ImageRange:
@@ -111,7 +124,7 @@ def resolve_image_range(
     given = check_image_range(image_range)
     if given is not None:
         return given
-    doubt = unclear_range(dtype, extremes, widths)
+    doubt = unclear_range(dtype, extremes, widths, whole=whole)
     if doubt is not None:
         scaled, kept = remedy.format(*doubt.likely), remedy.format(0, 255)
         sixteen = remedy.format(0, 65535)

@@ -282,7 +282,7 @@ class DenseCRF(nn.Module):
     ) -> CRFProblem:
         """What `forward` hands to the engine, for diagnosis and inference of one's own. Arguments and errors as there."""
         self._check(logits, image, mask)
-        units = self._image_units(logits, image, image_range)
+        units = self._image_units(logits, image, mask, image_range)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         flat = logits.to(dtype).flatten(2)
         shape = logits.shape[2:]
@@ -369,17 +369,19 @@ class DenseCRF(nn.Module):
                 "Move the layer with .to(logits.device)"
             )
 
-    def _image_units(self, logits: Tensor, image: Tensor | None, image_range: Sequence[float] | None) -> ImageRange:
+    def _image_units(
+        self, logits: Tensor, image: Tensor | None, mask: Tensor | None, image_range: Sequence[float] | None
+    ) -> ImageRange:
         """The image's values of black and white."""
         if image is None or not any(self.bilateral):
             return BYTES
-        channels = image if logits.ndim > 3 else image[..., self.spatial_dims :]
+        channels = image if logits.ndim > 3 else image[..., self.spatial_dims :].transpose(1, 2)
         given = self.image_range if image_range is None else image_range
         first = not (image.is_cpu or self._range_checked or torch.compiler.is_compiling()) and self._may_wait(logits)
         if first and image.dtype != torch.uint8:
             self._range_checked = True
         # Widths that are learned do not change what the image's values mean.
-        return image_units(channels, given, self._initial_srgb, may_wait=first)
+        return image_units(channels, given, self._initial_srgb, inside=mask, may_wait=first)
 
     def extra_repr(self) -> str:
         """The settings, and the kernels with their current numbers."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from deeplab_crf.checks import whole_number
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.exact import compatible, updated
-from deeplab_crf.crf.inputs import check_tensor, check_two_labels
+from deeplab_crf.crf.inputs import check_floats, check_tensor, check_two_labels
 from deeplab_crf.crf.messages import exact_messages, lattice_messages, walked_unary
 
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 def marginals(logits: Tensor) -> Tensor:
     """The probabilities Q of a layer's refined logits ``(B, L, ...)``, or softmax of any logits; same shape.
 
-    Raises TypeError for what is no tensor and ValueError for a single label, as `entropy` and `map_labels` do.
+    Raises TypeError for what is no tensor of floats and ValueError for a single label, as `entropy` and `map_labels` do, which
+    takes integers too.
     """
     _check_logits(logits)
+    check_floats(logits, "logits")
     return torch.softmax(logits, dim=1)
 
 
@@ -32,6 +35,7 @@ def entropy(logits: Tensor) -> Tensor:
     Mean field underestimates it: the marginals of a fully factorised approximation are too sure of themselves.
     """
     _check_logits(logits)
+    check_floats(logits, "logits")
     log_q = torch.log_softmax(logits, dim=1)
     # A label that a pixel cannot have adds 0, not 0 * -inf.
     return -(log_q.exp() * log_q.clamp(min=torch.finfo(log_q.dtype).min)).sum(dim=1)
@@ -91,13 +95,14 @@ def diagnose(
     logits, image, mask: as in `DenseCRF.forward`. iterations: None takes the layer's; more of them show whether it has converged.
     The layer's tolerance is not heeded. Costs one filter a kernel and iteration, and one more for the energy of the result.
     """
+    count = crf.iterations if iterations is None else whole_number(iterations, "iterations")
     problem = crf.problem(logits, image, mask)
     messages = exact_messages(problem) if crf.method == "exact" else lattice_messages(problem)
     unary = walked_unary(problem)
     inside = torch.ones_like(unary[..., 0], dtype=torch.bool) if problem.mask is None else problem.mask
     log_q, pairwise = torch.log_softmax(-unary, dim=-1), torch.zeros_like(unary)
     terms, changes, moves = [], [], []
-    for iteration in range((crf.iterations if iterations is None else iterations) + 1):
+    for iteration in range(count + 1):
         if iteration:
             before, log_q = log_q, updated(unary, pairwise, log_q, crf.damping)
             changes.append(_mean(before.argmax(-1) != log_q.argmax(-1), inside))

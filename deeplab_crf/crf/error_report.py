@@ -70,6 +70,8 @@ def _setting_error(name: str, crf: DenseCRF, logits: Tensor, image: Tensor | Non
     lattice, exact = copy.deepcopy(crf), copy.deepcopy(crf)
     lattice.method, exact.method = "lattice", "exact"
     problem = lattice.problem(logits, image, mask)
+    if mask is not None and not mask.any():
+        raise ValueError("mask must be True for at least one pixel, or there is nothing to compare; got none")
     start = torch.softmax(-walked_unary(problem), dim=-1)
     if problem.mask is not None:
         start = start * problem.mask[..., None]

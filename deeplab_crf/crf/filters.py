@@ -5,11 +5,13 @@ Adams, Baek, Davis (Eurographics 2010); joint bilateral upsampling after Kopf et
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deeplab_crf.crf.inputs import check_device, check_tensor
+from deeplab_crf.crf.inputs import check_device, check_floats, check_tensor, extremes, may_read
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features
 from deeplab_crf.kernels import Bilateral, Width
 from deeplab_crf.ops.lattice import NORM_EPSILON, build_lattice, normalisation
@@ -19,13 +21,16 @@ def permutohedral_filter(values: Tensor, features: Tensor, *, normalization: str
     """``out_i ~ sum_j exp(-|f_i - f_j|^2 / 2) values_j`` by the permutohedral lattice, normalised.
 
     values: ``(N, C)`` or ``(B, N, C)``. features: ``(N, d)`` or ``(B, N, d)``, divided by their standard deviations, d from 1 to
-    32. Both floating point; float64 computes in double, everything else in float32. normalization: "none", "before", "after"
+    32. values: floating point; float64 computes in double, everything else in float32. normalization: "none", "before", "after"
     (weighted averages) or "symmetric". Differentiable in values (twice) and features. Returns the shape and dtype of ``values``.
 
     Raises ValueError for other shapes, NaN or inf in features, and features beyond 2^30 lattice units.
     """
     check_tensor(values, "values")
     check_tensor(features, "features")
+    check_floats(values, "values")
+    if features.is_complex():
+        raise TypeError(f"features must hold real numbers; got {features.dtype}")
     if values.ndim not in (2, 3) or features.ndim != values.ndim or features.shape[:-1] != values.shape[:-1]:
         raise ValueError(
             "values and features must have shapes (N, C) and (N, d), or (B, N, C) and (B, N, d); "
@@ -79,8 +84,11 @@ def _check_maps(values: Tensor, guide: Tensor, known: Tensor | None) -> None:
     check_tensor(known, "known", optional=True)
     for tensor, name in ((values, "values"), (guide, "guide")):
         check_tensor(tensor, name)
+        if tensor.is_complex():
+            raise TypeError(f"{name} must hold real numbers; got {tensor.dtype}")
         if tensor.ndim != 4 or tensor.numel() == 0:
             raise ValueError(f"{name} must have shape (B, C, H, W), none of them 0; got {tuple(tensor.shape)}")
+    check_floats(values, "values")
     if len(guide) != len(values):
         raise ValueError(f"guide must hold the {len(values)} images of values; got {len(guide)}")
     for given, name in ((guide, "guide"), (known, "known")):
@@ -88,6 +96,10 @@ def _check_maps(values: Tensor, guide: Tensor, known: Tensor | None) -> None:
             check_device(given, name, values, "values")
     if known is not None and known.shape != (len(values), *values.shape[2:]):
         raise ValueError(f"known must have shape {(len(values), *values.shape[2:])}; got {tuple(known.shape)}")
+    if known is not None and may_read(known, may_wait=False):
+        low, high = extremes(known)
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(f"known must hold finite weights >= 0; got values in {low:g}..{high:g}")
 
 
 def _cell_features(colours: Tensor, cells: torch.Size, widths: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from deeplab_crf.core.dense_crf import (
     features_first,
 )
 from deeplab_crf.core.energies import energy_error
-from deeplab_crf.core.image_range import BYTES, map_to_bytes, resolve_image_range
+from deeplab_crf.core.image_range import BYTES, is_whole, map_to_bytes, resolve_image_range
 from deeplab_crf.core.mean_field import check_compat, check_steps, not_finite
 from deeplab_crf.core.scores import (
     LARGEST_TABLE,
@@ -158,7 +158,9 @@ def _colours(images: Tensor | NDArray[Any], size: tuple[int, int], what: Refinem
         raise ValueError("image must be finite; got NaN or inf")
     widths = colour_widths(what.model.kernels)
     if widths:
-        image_range = resolve_image_range(what.image_range, images.dtype, lambda: extremes(tensor), widths=widths)
+        image_range = resolve_image_range(
+            what.image_range, images.dtype, lambda: extremes(tensor), widths=widths, whole=lambda: is_whole(tensor)
+        )
         tensor = map_to_bytes(tensor, image_range)
     return tensor.reshape(len(tensor), size[0] * size[1], -1).transpose(1, 2)
 

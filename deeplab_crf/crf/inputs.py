@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from deeplab_crf.checks import shown
 from deeplab_crf.core.energies import LARGEST_ENERGY
-from deeplab_crf.core.image_range import ImageRange, resolve_image_range
+from deeplab_crf.core.image_range import ImageRange, is_whole, resolve_image_range
 
 # What torch compares; uint16 to uint64 and floats of 8 bits it only converts.
 _COMPARED = (
@@ -34,6 +35,12 @@ def check_tensor(value: object, name: str, *, optional: bool = False) -> None:
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}. Convert it with torch.as_tensor")
 
 
+def check_floats(value: Tensor, name: str) -> None:
+    """Raises TypeError unless the tensor holds floats."""
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point; got {value.dtype}. Convert it with .float()")
+
+
 def check_device(value: Tensor, name: str, other: Tensor, other_name: str) -> None:
     """Raises ValueError unless ``value`` is on the device of ``other``."""
     if value.device != other.device:
@@ -48,8 +55,7 @@ def check_scores(logits: Tensor, expected: LayerShape) -> None:
         raise TypeError(
             f"logits must be a torch.Tensor; got {type(logits).__name__}. Use deeplab_crf.dense_crf for NumPy arrays"
         )
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point; got {logits.dtype}")
+    check_floats(logits, "logits")
     grid = "(B, L, H, W)" if expected.spatial_dims == 2 else "(B, L, D, H, W)"
     if logits.ndim not in (3, 2 + expected.spatial_dims) or (logits.ndim != 3 and expected.spatial_dims not in (2, 3)):
         hint = ""
@@ -174,7 +180,9 @@ def accepted_energies(energies: Tensor) -> tuple[Tensor, tuple[int, int, int] | 
 
 
 def extremes(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value; waits for the device."""
+    """The smallest and the largest value, NaN where there are none; waits for the device."""
+    if values.numel() == 0:
+        return math.nan, math.nan
     low, high = torch.aminmax(values.detach() if values.dtype in _COMPARED else values.detach().float())
     return float(low), float(high)
 
@@ -193,12 +201,25 @@ def image_units(
     image_range: Sequence[float] | None,
     widths: Sequence[float],
     *,
+    inside: Tensor | None = None,
     may_wait: bool = False,
     name: str = "image",
 ) -> ImageRange:
     """The image's values of black and white by the rule of `resolve_image_range`.
 
-    widths: of the colours. may_wait: as in `may_read`, without which the values are taken as they are.
+    image: ``(B, channels, ...)``. widths: of the colours. inside: ``(B, ...)``, bool or weights; pixels where it is False or 0,
+    such as padding, tell nothing. may_wait: as in `may_read`, without which the values are taken as they are.
     """
-    read = (lambda: extremes(image)) if may_read(image, may_wait) else None
-    return resolve_image_range(image_range, image.dtype, read, widths=widths, name=name)
+
+    def counted() -> Tensor:
+        return image if inside is None else image.movedim(1, -1)[inside > 0]
+
+    readable = may_read(image, may_wait) and (inside is None or may_read(inside, may_wait))
+    return resolve_image_range(
+        image_range,
+        image.dtype,
+        (lambda: extremes(counted())) if readable else None,
+        widths=widths,
+        whole=lambda: is_whole(counted()),
+        name=name,
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deeplab_crf.checks import real_number
 from deeplab_crf.core.image_range import ImageRange, check_image_range, map_to_bytes
 from deeplab_crf.core.scores import PROBABILITY_SLACK
-from deeplab_crf.crf.inputs import check_device, check_tensor, extremes, image_units, may_read
+from deeplab_crf.crf.inputs import check_device, check_floats, check_tensor, extremes, image_units, may_read
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, tile_walk
 from deeplab_crf.kernels import Bilateral
 from deeplab_crf.ops.lattice import build_lattice
@@ -90,13 +90,16 @@ class DenseCRFLoss(nn.Module):
         """Raises for what is wrong; returns the image's values of black and white."""
         for name, tensor in (("probabilities", probabilities), ("image", image), ("roi", roi)):
             check_tensor(tensor, name, optional=name == "roi")
-        if not probabilities.is_floating_point():
-            raise TypeError(f"probabilities must be floating point; got {probabilities.dtype}")
+        check_floats(probabilities, "probabilities")
         if probabilities.ndim != 4 or probabilities.numel() == 0:
             raise ValueError(
                 f"probabilities must have shape (B, C, H, W), none of them 0; got {tuple(probabilities.shape)}"
             )
         batch, _, *size = probabilities.shape
+        if min(size) * self.scale_factor < 1:
+            raise ValueError(
+                f"scale_factor must leave a pixel of maps of {size[0]} x {size[1]} (H x W); got {self.scale_factor}"
+            )
         if image.ndim != 4 or len(image) != batch or list(image.shape[2:]) != size:
             raise ValueError(
                 f"image must have shape ({batch}, channels, {size[0]}, {size[1]}); got {tuple(image.shape)}"
@@ -106,9 +109,9 @@ class DenseCRFLoss(nn.Module):
         for name, tensor in (("image", image), ("roi", roi)):
             if tensor is not None:
                 check_device(tensor, name, probabilities, "probabilities")
-        return self._check_values(probabilities, image)
+        return self._check_values(probabilities, image, roi)
 
-    def _check_values(self, probabilities: Tensor, image: Tensor) -> ImageRange:
+    def _check_values(self, probabilities: Tensor, image: Tensor, roi: Tensor | None) -> ImageRange:
         first = not (self._values_checked or torch.compiler.is_compiling())
         if first and not probabilities.is_cpu:
             self._values_checked = True
@@ -118,7 +121,7 @@ class DenseCRFLoss(nn.Module):
                 raise ValueError(
                     f"probabilities must be in 0..1; got {low:.4g}..{high:.4g}. Give torch.softmax(logits, dim=1)"
                 )
-        return image_units(image, self.image_range, (self.sigma_rgb,), may_wait=first)
+        return image_units(image, self.image_range, (self.sigma_rgb,), inside=roi, may_wait=first)
 
 
 def _plain_number(value: float, name: str) -> float:

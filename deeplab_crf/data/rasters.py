@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from deeplab_crf.core.image_range import BYTES, OPTION, ImageRange, map_to_bytes, resolve_image_range
+from deeplab_crf.core.image_range import BYTES, OPTION, ImageRange, is_whole, map_to_bytes, resolve_image_range
 from deeplab_crf.data.images import attempt
 
 Pixels = NDArray[Any]
@@ -82,6 +82,7 @@ class StoredImage:
             image_range or self.image_range,
             pixels.dtype,
             lambda: (float(pixels.min()), float(pixels.max())),
+            whole=lambda: is_whole(pixels),
             name=f"{self.path}: the image",
             remedy=OPTION,
         )

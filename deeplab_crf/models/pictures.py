@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from deeplab_crf.core.image_range import map_to_bytes, resolve_image_range
+from deeplab_crf.core.image_range import is_whole, map_to_bytes, resolve_image_range
 from deeplab_crf.crf.inputs import extremes
 from deeplab_crf.data.rasters import pixels_of
 
@@ -72,6 +72,8 @@ def _checked(image: Tensor, name: str, image_range: Sequence[float] | None) -> T
     values = image.float()
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{name} must be finite; got NaN or inf")
-    units = resolve_image_range(image_range, image.dtype, lambda: extremes(values), name=name)
+    units = resolve_image_range(
+        image_range, image.dtype, lambda: extremes(values), whole=lambda: is_whole(values), name=name
+    )
     mapped: Tensor = map_to_bytes(values, units)
     return mapped

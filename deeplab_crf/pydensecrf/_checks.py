@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deeplab_crf import checks
 from deeplab_crf.checks import shown
 from deeplab_crf.core.arrays import refuse_masked
-from deeplab_crf.core.image_range import unclear_range
+from deeplab_crf.core.image_range import is_whole, unclear_range
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -48,7 +48,9 @@ def check_finite(array: NDArray[Any], name: str) -> None:
 
 def check_units(image: NDArray[Any], name: str, colour_widths: Iterable[float]) -> None:
     """Raise ValueError where it is not clear that the image's values are in 0..255, as those of uint8 are."""
-    doubt = unclear_range(image.dtype, lambda: (float(image.min()), float(image.max())), colour_widths)
+    doubt = unclear_range(
+        image.dtype, lambda: (float(image.min()), float(image.max())), colour_widths, whole=lambda: is_whole(image)
+    )
     if doubt is None:
         return
     low, high = doubt.likely

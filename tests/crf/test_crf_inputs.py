@@ -183,6 +183,25 @@ def test_an_image_in_the_wrong_range_is_refused(image: torch.Tensor, message: st
             crf(LOGITS, image)
 
 
+@pytest.mark.parametrize("method", ["lattice", "exact"])
+@pytest.mark.parametrize("padding", [1e4, -1000.0, 255.0, float("nan"), float("inf")])
+def test_pixels_outside_the_mask_do_not_tell_the_range(padding: float, method: str) -> None:
+    """Padding neither makes an image unclear nor hides that it is in 0..1."""
+    logits, image, mask = here(LOGITS), here(IMAGE), here(torch.ones(2, 6, 7, dtype=torch.bool))
+    mask[:, :, 5:] = False
+    padded = image.masked_fill(~mask[:, None], padding)
+    crf = DenseCRF(4, method=method)
+    torch.testing.assert_close(crf(logits, padded, mask), crf(logits, image, mask), rtol=0, atol=0)
+    points = torch.cat([here(torch.zeros(2, 42, 2)), padded.flatten(2).transpose(1, 2)], dim=2)
+    assert torch.isfinite(crf(logits.flatten(2), points, mask.flatten(1))).all()
+    dark, dark_points = padded / 255, torch.cat([points[..., :2], points[..., 2:] / 255], dim=2)
+    for arguments in ((logits, dark, mask), (logits.flatten(2), dark_points, mask.flatten(1))):
+        with pytest.raises(ValueError, match=r"image must be in 0\.\.255.*with values in 0\.\d+\.\.0\.\d+"):
+            DenseCRF(4, method=method)(*arguments)
+    nothing = torch.zeros_like(mask)
+    torch.testing.assert_close(crf(logits, padded / 255, nothing), torch.log_softmax(logits, dim=1))
+
+
 def test_a_given_range_is_mapped_to_0_255() -> None:
     want = DenseCRF(4)(LOGITS, IMAGE)
     for image, given in (
@@ -346,3 +365,13 @@ def test_an_odd_spacing_is_named(odd: object) -> None:
 def test_odd_numbers_of_the_loss_are_named(name: str, odd: object) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^{name} must"):
         DenseCRFLoss(**{name: odd})  # type: ignore[arg-type]
+
+
+def test_scores_that_are_no_floats_and_numbers_that_are_none() -> None:
+    for call, value in ((marginals, LOGITS.long()), (entropy, LOGITS.byte()), (entropy, LOGITS.to(torch.complex64))):
+        with pytest.raises(TypeError, match=r"logits must be floating point; got torch\."):
+            call(value)
+    assert torch.equal(map_labels((LOGITS * 10).long()), (LOGITS * 10).long().argmax(1))
+    for iterations in (-1, 2**31, 1.5, "3", True):
+        with pytest.raises(ValueError, match="iterations must be a whole number"):
+            diagnose(DenseCRF(4), LOGITS, IMAGE, iterations=iterations)  # type: ignore[arg-type]

@@ -157,6 +157,13 @@ def test_report_leaves_masked_pixels_out() -> None:
     assert got.mean_error == pytest.approx(np.abs(exact.run(5) - lattice.run(5)).mean(), rel=1e-6)
 
 
+def test_report_of_no_pixels() -> None:
+    logits, image = scores(1)
+    mask = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    with pytest.raises(ValueError, match="mask must be True for at least one pixel"):
+        error_report({"": DenseCRF(kernels=KERNELS)}, logits, image, mask)
+
+
 def test_report_as_a_table() -> None:
     lines = str(error_report({"mine": DenseCRF(kernels=KERNELS)}, *scores(1))).splitlines()
     assert lines[0].split() == ["setting", "kernel", "message", "mean", "|dQ|", "max", "|dQ|", "labels", "equal"]

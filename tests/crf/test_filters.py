@@ -212,3 +212,22 @@ def test_bilateral_filter_of_wrong_arguments(change: dict[str, Any], message: st
     arguments = {"values": maps(), "guide": guide(), "sxy": 5.0, "srgb": 20.0}
     with pytest.raises(ValueError, match=message):
         bilateral_filter(**{**arguments, **change})
+
+
+@pytest.mark.cpu_only  # elsewhere weights are not read
+def test_what_the_filters_do_not_compute_with() -> None:
+    """Integers would be rounded towards zero on the way out, complex numbers lose their imaginary part."""
+    values, picture = maps(), guide()
+    points, features = values.flatten(2)[0].T, picture.flatten(2)[0].T / 20
+    for name, call in (
+        ("values must be floating point", lambda: bilateral_filter(values.int(), picture, 5.0, 20.0)),
+        ("guide must hold real numbers", lambda: bilateral_filter(values, picture + 1j, 5.0, 20.0)),
+        ("values must be floating point", lambda: permutohedral_filter(points.int(), features)),
+        ("features must hold real numbers", lambda: permutohedral_filter(points, features + 1j)),
+    ):
+        with pytest.raises(TypeError, match=f"{name}; got torch."):
+            call()
+    for weight in (-0.5, float("nan"), float("inf")):
+        known = here(torch.ones(1, *values.shape[2:])).index_fill(1, here(torch.tensor([1])), weight)
+        with pytest.raises(ValueError, match="known must hold finite weights >= 0; got values in"):
+            bilateral_filter(values, picture, 5.0, 20.0, known=known)

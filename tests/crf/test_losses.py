@@ -162,6 +162,24 @@ def test_the_range_of_the_image() -> None:
     assert kept.item() != pytest.approx(want.item(), rel=1e-2)
 
 
+def test_pixels_outside_the_roi_do_not_tell_the_range() -> None:
+    probabilities, image, roi = inputs()
+    roi = torch.ones_like(roi)
+    roi[:, :, 9:] = 0
+    loss = DenseCRFLoss(**{**SETTINGS, "scale_factor": 1.0})
+    want = loss(probabilities, image, roi)
+    for inside in (roi, roi.bool()):
+        got = loss(probabilities, image.masked_fill(roi[:, None] == 0, -1000.0), inside)
+        assert got.item() == pytest.approx(want.item(), rel=0.05)
+    with pytest.raises(ValueError, match=r"image must be in 0\.\.255"):
+        DenseCRFLoss(**SETTINGS)(probabilities, (image / 255).masked_fill(roi[:, None] == 0, 255.0), roi)
+
+
+def test_a_scale_that_leaves_no_pixel() -> None:
+    with pytest.raises(ValueError, match=r"scale_factor must leave a pixel of maps of 12 x 15 \(H x W\); got 0.05"):
+        DenseCRFLoss(scale_factor=0.05)(*inputs())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

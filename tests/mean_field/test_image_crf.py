@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import samples
@@ -80,3 +82,9 @@ def test_bad_arguments() -> None:
         ImageCRF(None, LABELS, shape=(HEIGHT, WIDTH), kernels=(Bilateral(),))
     with pytest.raises(ValueError, match=r"image.*24 x 31.*23 x 31"):
         ImageCRF(IMAGE, LABELS, shape=(24, 31))
+
+
+@pytest.mark.parametrize("kernels", [None, 3, "ab", Bilateral()])
+def test_kernels_that_are_no_sequence(kernels: Any) -> None:
+    with pytest.raises(TypeError, match="kernels must be a sequence of Gaussian, Bilateral or PairwiseKernel; got"):
+        ImageCRF(IMAGE, LABELS, kernels=kernels)

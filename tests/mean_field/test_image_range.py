@@ -70,6 +70,8 @@ def test_an_unclear_range_is_refused(name: str) -> None:
         drop_in(image)
 
 
+DARK = IMAGE // 50
+
 CLEAR = {
     "uint16 below 256": IMAGE.astype(np.uint16),
     "int16": IMAGE.astype(np.int16),
@@ -84,6 +86,17 @@ CLEAR = {
 def test_values_in_0_255_are_taken_as_they_are(name: str) -> None:
     np.testing.assert_array_equal(dense_crf(CLEAR[name], unary=UNARY), dense_crf(IMAGE, unary=UNARY))
     np.testing.assert_array_equal(drop_in(CLEAR[name]), drop_in(IMAGE))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_dark_image_of_bytes_may_come_as_floats(dtype: Any) -> None:
+    """A loop over frames must not end at a dark one. Floats that are whole numbers are bytes, as integers are."""
+    assert 1 < DARK.max() < 4
+    np.testing.assert_array_equal(dense_crf(DARK.astype(dtype), unary=UNARY), dense_crf(DARK, unary=UNARY))
+    np.testing.assert_array_equal(drop_in(DARK.astype(dtype)), drop_in(DARK))
+    for unclear in (DARK.astype(dtype) * dtype(0.5), DARK.astype(dtype) - 1, (DARK % 2).astype(dtype)):
+        with pytest.raises(ValueError, match=r"image must be in 0\.\.255"):
+            dense_crf(unclear, unary=UNARY)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +186,9 @@ def test_the_rule_reads_values_only_where_it_must() -> None:
     assert unclear_range(np.dtype(np.float32), None) is None
     assert unclear_range(np.dtype(np.float32), unread, (0.5,)) is None
     assert check_image_range((np.float32(0), 10)) == (0.0, 10.0)
+
+
+def test_an_image_beyond_the_floats_is_an_error_not_a_warning() -> None:
+    for image_range in ((0, 1), (0, 1e-300)):
+        with pytest.raises(ValueError, match=r"features must be finite.*Check the image"):
+            dense_crf(FLOATS.astype(np.float64) * 1e300, unary=UNARY, image_range=image_range)
