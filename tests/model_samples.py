@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from numpy.typing import NDArray
 
+from deeplab_crf.models import variants as table
 from deeplab_crf.models.deeplab import DeepLab
 from deeplab_crf.models.variants import ResNet, Variant, get_variant
 
@@ -23,6 +28,17 @@ def narrow(name: str, blocks: tuple[int, int, int, int] = (1, 2, 2, 1), **change
         trunk = replace(variant.trunk, channels=2)
     head = replace(variant.head, channels=5) if variant.head.channels else variant.head
     return replace(variant, trunk=trunk, head=head, msc_channels=5 if variant.msc_channels else 0, **changes)
+
+
+@contextmanager
+def narrow_variants() -> Iterator[None]:
+    """Every variant has a few channels within the block. Torch's number of threads is restored at its end."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
+        patch.setattr("deeplab_crf.models.weights.load.VARIANTS", table.VARIANTS)
+        yield
+    torch.set_num_threads(before)
 
 
 def small_model(name: str = "v2-compact-aspp", classes: int = CLASSES, multi_scale: bool | None = None) -> DeepLab:

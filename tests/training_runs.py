@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from model_samples import narrow
 
 from deeplab_crf.engine.settings import TrainSettings
 from deeplab_crf.engine.train import Outcome, train
-from deeplab_crf.models import variants as table
 
 # Batch norm and no dropout; frozen batch norm, no dropout and three scales; dropout.
 COMPACT, FROZEN, DROPOUT = "v2-compact-largefov", "v2-resnet50-largefov", "v2-vgg16-largefov"
-
-
-@contextmanager
-def narrow_variants() -> Iterator[None]:
-    """Every variant with a few channels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
-        yield
 
 
 def make(root: Path, **changes: Any) -> TrainSettings:

@@ -12,13 +12,12 @@ from samples import run_python
 
 torch = pytest.importorskip("torch", reason="the networks need torch")
 
-from model_samples import narrow, small_model  # noqa: E402
+from model_samples import narrow_variants, small_model  # noqa: E402
 from tune_samples import write_tuning  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.devices import torch_device  # noqa: E402
 from deeplab_crf.models import save_weights  # noqa: E402
-from deeplab_crf.models import variants as table  # noqa: E402
 
 # As torch 2.13 words it: on CUDA, on the CPU, in cuBLAS; and NumPy, and our native code.
 ERRORS = (
@@ -36,13 +35,9 @@ ERRORS = (
 
 
 @pytest.fixture(autouse=True)
-def _narrow_variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every variant with a few channels."""
-    monkeypatch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
-    monkeypatch.setattr("deeplab_crf.models.weights.load.VARIANTS", table.VARIANTS)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _small_networks() -> Iterator[None]:
+    with narrow_variants():
+        yield
 
 
 @pytest.fixture

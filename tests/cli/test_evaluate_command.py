@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from samples import run_python
 
 torch = pytest.importorskip("torch", reason="the networks need torch")
 
-from model_samples import narrow, small_model  # noqa: E402
+from model_samples import narrow_variants, small_model  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.datasets import held_back, open_dataset  # noqa: E402
@@ -22,20 +23,15 @@ from deeplab_crf.data.results import RECORDS  # noqa: E402
 from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
-from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
 COUNT = 3
 
 
 @pytest.fixture(autouse=True)
-def _narrow_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every variant with a few channels."""
-    monkeypatch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
-    monkeypatch.setattr("deeplab_crf.models.weights.load.VARIANTS", table.VARIANTS)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _small_networks() -> Iterator[None]:
+    with narrow_variants():
+        yield
 
 
 @pytest.fixture

@@ -133,7 +133,8 @@ def test_train(tmp_path: Path, how: str, options: tuple[str, ...]) -> None:
     pytest.importorskip("torch", reason="training needs torch")
     load_file = pytest.importorskip("safetensors.torch", reason="training needs safetensors").load_file
     from dataset_files import write_folder
-    from training_runs import COMPACT, narrow_variants
+    from model_samples import narrow_variants
+    from training_runs import COMPACT
 
     root = write_folder(tmp_path / "data", train=2, val=1)
     words = ["train", "--model", COMPACT, "--data", "folder", "--root", str(root), "--iterations", "1", "--batch", "2"]

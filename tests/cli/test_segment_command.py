@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from samples import photo, run_python
 torch = pytest.importorskip("torch", reason="the networks need torch")
 
 from caffe_files import V1_FILE, net  # noqa: E402
-from model_samples import narrow, small_model  # noqa: E402
+from model_samples import narrow_variants, small_model  # noqa: E402
 from slow_network import vgg_weights  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
@@ -29,7 +30,6 @@ from deeplab_crf.models import (  # noqa: E402
     load_weights,
     save_weights,
 )
-from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
 HEIGHT, WIDTH = 24, 32
@@ -37,14 +37,10 @@ NAME = "v2-compact-aspp"
 
 
 @pytest.fixture(autouse=True)
-def _narrow_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every variant with a few channels, and one thread."""
-    monkeypatch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
-    monkeypatch.setattr("deeplab_crf.models.weights.load.VARIANTS", table.VARIANTS)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _small_networks() -> Iterator[None]:
+    with narrow_variants():
+        torch.set_num_threads(1)
+        yield
 
 
 @pytest.fixture

@@ -14,14 +14,13 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the networks need torch")
 
-from model_samples import narrow, small_model  # noqa: E402
+from model_samples import narrow_variants, small_model  # noqa: E402
 from tune_samples import write_tuning  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.results import RECORDS  # noqa: E402
 from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import load_model, save_weights  # noqa: E402
-from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
 GRID = (
@@ -32,12 +31,9 @@ Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def _narrow_variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
-    monkeypatch.setattr("deeplab_crf.models.weights.load.VARIANTS", table.VARIANTS)
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _small_networks() -> Iterator[None]:
+    with narrow_variants():
+        yield
 
 
 @pytest.fixture

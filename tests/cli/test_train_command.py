@@ -13,7 +13,8 @@ from samples import run_python
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
-from training_runs import COMPACT, assert_same_state, narrow_variants, stored  # noqa: E402
+from model_samples import narrow_variants  # noqa: E402
+from training_runs import COMPACT, assert_same_state, stored  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.engine.settings import make_settings, read_values  # noqa: E402
@@ -32,10 +33,8 @@ scales = [0.5, 1]
 
 @pytest.fixture(autouse=True)
 def _small_networks() -> Any:
-    before = torch.get_num_threads()
     with narrow_variants():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

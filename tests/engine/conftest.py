@@ -13,7 +13,7 @@ from dataset_files import write_folder
 def small_networks() -> Iterator[None]:
     """Every variant with a few channels, and one thread."""
     torch = pytest.importorskip("torch", reason="training needs torch")
-    from training_runs import narrow_variants
+    from model_samples import narrow_variants
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -32,7 +32,8 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from test_distributed import THREE_SCALES, VALIDATED, norm_of_a_share
-from training_runs import make, narrow_variants
+from model_samples import narrow_variants
+from training_runs import make
 from deeplab_crf.engine.train import train
 
 data, out = map(Path, sys.argv[3:])

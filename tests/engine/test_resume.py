@@ -25,7 +25,8 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from training_runs import make, narrow_variants, run
+from model_samples import narrow_variants
+from training_runs import make, run
 
 replace, written = os.replace, []
 def die_at_the_third(source, target):

@@ -15,6 +15,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
+from model_samples import narrow_variants  # noqa: E402
 from training_runs import assert_same_state, make, run, stored  # noqa: E402
 
 from deeplab_crf.data import files  # noqa: E402
@@ -92,10 +93,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(data: Path, tmp_path: Path, monkey
     assert not list(out.glob(".*"))
     assert stored(out)["iteration"] == 2
     monkeypatch.undo()
-    with pytest.MonkeyPatch.context() as patch:
-        from training_runs import narrow, table
-
-        patch.setattr(table, "VARIANTS", {name: narrow(name) for name in table.VARIANTS})
+    with narrow_variants():
         run(make(data), out, resume=True)
         run(make(data), tmp_path / "whole")
     assert_same_state(tmp_path / "whole", out)
