@@ -123,6 +123,15 @@ DENSE_CRF: dict[str, Case] = {
         lambda crf: crf(unary=np.zeros((1, LABELS, 5, 6, 10))),
         "unary must.*volumes.*spatial_dims=3",
     ),
+    "channels first": (
+        lambda crf: crf(np.moveaxis(IMAGE, -1, 0), unary=SCORES),
+        r"image must have the scores' size 6 x 10 .*got 3 x 6\. Move its channels last, as in np\.moveaxis\(image, 0, -1\)",
+    ),
+    "labels last": (
+        lambda crf: crf(unary=np.moveaxis(SCORES, 0, -1)),
+        r"image must have the scores' size 10 x 4 .*got 6 x 10\. If .* np\.moveaxis\(scores, -1, 0\)",
+    ),
+    "an image on its side": (lambda crf: crf(IMAGE.swapaxes(0, 1), unary=SCORES), r"got 10 x 6$"),
     "confidence of chance": (
         lambda crf: crf(labels=HARD, confidence=0.25),
         r"confidence must be between 1 / 4 \(the number of labels\) and 1, both excluded; got 0\.25",

@@ -41,7 +41,7 @@ def as_real_array(values: ArrayLike, name: str) -> NDArray[Any]:
     refuse_masked(values, name)
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, of a tensor that requires gradients
         raise TypeError(f"{name} must be an array of numbers; got {type(values).__name__} ({error})") from error
     if array.dtype.kind not in "buif":
         raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}")

@@ -81,7 +81,7 @@ class ImageCRF:
             raise ValueError("image must be given, or shape=(H, W) if no kernel looks at colours; got neither")
         self.height, self.width = pixels.shape[:2] if pixels is not None else _check_shape(shape)
         if shape is not None:
-            check_image_size((self.height, self.width), _check_shape(shape))
+            check_image_size(pixels.shape if pixels is not None else (self.height, self.width), _check_shape(shape))
         if pixels is not None:
             pixels = _in_bytes(pixels, range_of_array(pixels, image_range, chosen), self._dtype)
         self._points = ImagePoints(self.height, self.width, self._dtype, threads)
@@ -146,12 +146,18 @@ def check_image_shape(shape: Sequence[int]) -> None:
         )
 
 
-def check_image_size(size: Sequence[int], wanted: Sequence[int]) -> None:
-    """Raises ValueError unless the image's size (H, W) is that of the scores."""
-    if tuple(size) != tuple(wanted):
-        raise ValueError(
-            f"image must have the scores' size {wanted[0]} x {wanted[1]} (H x W); got {size[0]} x {size[1]}"
-        )
+def check_image_size(image: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raises ValueError unless an image of the shape ``(H, W)`` or ``(H, W, channels)`` has the scores' size ``wanted`` (H, W)."""
+    if tuple(image[:2]) == tuple(wanted):
+        return
+    cure = ""
+    if tuple(image[1:]) == tuple(wanted):
+        cure = ". Move its channels last, as in np.moveaxis(image, 0, -1)"
+    elif image[1] == wanted[0] and image[0] != wanted[1]:
+        cure = ". If the scores end with their labels, move these first, as in np.moveaxis(scores, -1, 0)"
+    raise ValueError(
+        f"image must have the scores' size {wanted[0]} x {wanted[1]} (H x W); got {image[0]} x {image[1]}{cure}"
+    )
 
 
 def check_kernel(kernel: Kernel, has_image: bool) -> None:

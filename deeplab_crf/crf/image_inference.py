@@ -149,7 +149,7 @@ def _capped_energies(source: str, flat: Tensor, given: Any, what: Refinement) ->
 def _colours(images: Tensor | NDArray[Any], size: tuple[int, int], what: Refinement, target: _Target) -> Tensor:
     """Images ``(B, H, W)`` or ``(B, H, W, channels)`` as ``(B, channels, N)`` in 0..255 on the device; bytes stay bytes."""
     check_image_shape(images.shape[1:])
-    check_image_size(images.shape[1:3], size)
+    check_image_size(images.shape[1:], size)
     bytes_given = images.dtype in (np.dtype(np.uint8), torch.uint8)
     if bytes_given and what.image_range in (None, BYTES):
         target = target._replace(dtype=torch.uint8)

@@ -10,7 +10,7 @@ import pytest
 import samples
 from numpy.typing import NDArray
 
-from deeplab_crf import Bilateral, Gaussian, PairwiseKernel, dense_crf
+from deeplab_crf import Bilateral, Gaussian, ImageCRF, PairwiseKernel, dense_crf
 from deeplab_crf.presets import PRESETS, get_preset
 
 HEIGHT, WIDTH, LABELS = 23, 31, 5
@@ -215,3 +215,17 @@ def test_same_bits_for_any_number_of_threads() -> None:
     want = dense_crf(image, unary=unary, threads=1)
     for threads in (2, 3, 7, None):
         np.testing.assert_array_equal(dense_crf(image, unary=unary, threads=threads), want)
+
+
+def test_tensors_that_numpy_does_not_take_are_named() -> None:
+    """A network's output requires gradients; torch's own error names no argument."""
+    torch = pytest.importorskip("torch", reason="the tensors are torch's")
+    logits = torch.zeros(3, 4, 5, requires_grad=True)
+    for call in (
+        lambda: dense_crf(np.zeros((4, 5, 3), np.uint8), logits=logits),
+        lambda: ImageCRF(np.zeros((4, 5, 3), np.uint8), 3).infer(logits=logits),
+    ):
+        with pytest.raises(TypeError, match=r"logits must be an array of numbers; got Tensor .*detach\(\)"):
+            call()
+    with pytest.raises(TypeError, match="image must be an array of numbers; got Tensor"):
+        dense_crf(logits[0], logits=logits.detach())
