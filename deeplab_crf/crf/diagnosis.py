@@ -49,6 +49,8 @@ def map_labels(logits: Tensor) -> Tensor:
 
 def _check_logits(logits: Tensor) -> None:
     check_tensor(logits, "logits")
+    if logits.is_complex() or logits.dtype == torch.bool:
+        raise TypeError(f"logits must hold real numbers; got {logits.dtype}")
     check_two_labels(logits)
 
 

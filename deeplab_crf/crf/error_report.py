@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deeplab_crf.checks import shown
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.messages import exact_messages, lattice_messages, walked_unary
 
@@ -63,6 +64,8 @@ def error_report(
     crfs: layers by the names of their settings, ``{"80/13": DenseCRF(...), ...}``. logits, image, mask: as in `DenseCRF.forward`.
     The exact mode visits all pairs of pixels: with 10,000 of them it takes a second or so a kernel and iteration.
     """
+    if not isinstance(crfs, Mapping) or not all(isinstance(crf, DenseCRF) for crf in crfs.values()):
+        raise TypeError(f'crfs must be layers by name, such as {{"80/13": DenseCRF()}}; got {shown(crfs)}')
     return ErrorReport(tuple(_setting_error(name, crf, logits, image, mask) for name, crf in crfs.items()))
 
 

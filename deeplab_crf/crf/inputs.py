@@ -142,9 +142,12 @@ def check_mask(mask: Tensor, logits: Tensor) -> None:
 
 
 def check_spacing(spacing: Tensor | Sequence[float], axes: int, logits: Tensor) -> Tensor:
-    """``spacing`` as a tensor ``(axes,)`` or ``(B, axes)`` on the device of ``logits``. Raises ValueError for another shape."""
+    """``spacing`` as a tensor ``(axes,)`` or ``(B, axes)`` on the device of ``logits``.
+
+    Raises ValueError for another shape, and for numbers on the CPU that are not positive and finite.
+    """
     try:
-        given = torch.as_tensor(spacing, device=logits.device)
+        given = torch.as_tensor(spacing)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"spacing must hold {axes} numbers; got {shown(spacing)} ({error})") from error
     if given.is_complex():
@@ -154,7 +157,11 @@ def check_spacing(spacing: Tensor | Sequence[float], axes: int, logits: Tensor) 
             f"spacing must hold {axes} numbers (x, y{', z' if axes == 3 else ''}), or one row of them an image; "
             f"got shape {tuple(given.shape)}"
         )
-    return given
+    if may_read(given, may_wait=False):
+        low, high = extremes(given)
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"spacing must hold {axes} positive finite numbers; got values in {low:g}..{high:g}")
+    return given.to(logits.device)
 
 
 def accepted_energies(energies: Tensor) -> tuple[Tensor, tuple[int, int, int] | None]:

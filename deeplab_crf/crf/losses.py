@@ -59,9 +59,9 @@ class DenseCRFLoss(nn.Module):
         probabilities: ``(B, C, H, W)``, a softmax's. image: ``(B, channels, H, W)``, any dtype, in 0..255 or in image_range. roi:
         ``(B, H, W)``, bool or weights in 0..1, 0 where pixels are to be left out (padding).
 
-        Raises TypeError for what is no tensor; ValueError for other shapes and devices, for NaN and inf in the image, for
-        probabilities outside 0..1 (logits), and for an image whose range is not clear. The last two are found on the CPU, and on
-        other devices in the first call alone.
+        Raises TypeError for what is no tensor of real numbers; ValueError for other shapes and devices, for NaN and inf in the
+        image, for probabilities (logits) and roi outside 0..1, and for an image whose range is not clear. The last three are found
+        on the CPU, and on other devices in the first call alone.
         """
         units = self._check(probabilities, image, roi)
         dtype = torch.float64 if probabilities.dtype == torch.float64 else torch.float32
@@ -100,7 +100,7 @@ class DenseCRFLoss(nn.Module):
             raise ValueError(
                 f"scale_factor must leave a pixel of maps of {size[0]} x {size[1]} (H x W); got {self.scale_factor}"
             )
-        if image.ndim != 4 or len(image) != batch or list(image.shape[2:]) != size:
+        if image.ndim != 4 or image.numel() == 0 or len(image) != batch or list(image.shape[2:]) != size:
             raise ValueError(
                 f"image must have shape ({batch}, channels, {size[0]}, {size[1]}); got {tuple(image.shape)}"
             )
@@ -108,6 +108,8 @@ class DenseCRFLoss(nn.Module):
             raise ValueError(f"roi must have shape {(batch, *size)}; got {tuple(roi.shape)}")
         for name, tensor in (("image", image), ("roi", roi)):
             if tensor is not None:
+                if tensor.is_complex():
+                    raise TypeError(f"{name} must hold real numbers; got {tensor.dtype}")
                 check_device(tensor, name, probabilities, "probabilities")
         return self._check_values(probabilities, image, roi)
 
@@ -120,6 +122,12 @@ class DenseCRFLoss(nn.Module):
             if low < -PROBABILITY_SLACK or high > 1 + PROBABILITY_SLACK:
                 raise ValueError(
                     f"probabilities must be in 0..1; got {low:.4g}..{high:.4g}. Give torch.softmax(logits, dim=1)"
+                )
+        if roi is not None and roi.dtype != torch.bool and may_read(roi, first):
+            low, high = extremes(roi)
+            if not -PROBABILITY_SLACK <= low <= high <= 1 + PROBABILITY_SLACK:
+                raise ValueError(
+                    f"roi must hold weights in 0..1; got {low:.4g}..{high:.4g}. Give a mask of 0 and 255 as roi > 0"
                 )
         return image_units(image, self.image_range, (self.sigma_rgb,), inside=roi, may_wait=first)
 

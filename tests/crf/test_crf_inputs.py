@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -349,7 +350,22 @@ def test_arrays_are_refused_by_name() -> None:
             call()
 
 
-@pytest.mark.parametrize("odd", [3.0, "ab", {}, (1.0, "a"), (1.0, None), (10**400, 1.0), (1j, 1.0), (1.0,) * 3])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        3.0,
+        "ab",
+        {},
+        (1.0, 0.0),
+        (-1.0, 1.0),
+        (1.0, math.nan),
+        (1.0, "a"),
+        (1.0, None),
+        (10**400, 1.0),
+        (1j, 1.0),
+        (1.0,) * 3,
+    ],
+)
 def test_an_odd_spacing_is_named(odd: object) -> None:
     scores, image = torch.zeros(1, 3, 4, 5), torch.full((1, 3, 4, 5), 100.0)
     for call in (
@@ -368,9 +384,13 @@ def test_odd_numbers_of_the_loss_are_named(name: str, odd: object) -> None:
 
 
 def test_scores_that_are_no_floats_and_numbers_that_are_none() -> None:
-    for call, value in ((marginals, LOGITS.long()), (entropy, LOGITS.byte()), (entropy, LOGITS.to(torch.complex64))):
+    for call, value in ((marginals, LOGITS.long()), (entropy, LOGITS.byte())):
         with pytest.raises(TypeError, match=r"logits must be floating point; got torch\."):
             call(value)
+    for call in (marginals, entropy, map_labels):
+        for value in (LOGITS > 0, LOGITS.to(torch.complex64)):
+            with pytest.raises(TypeError, match=r"logits must hold real numbers; got torch\."):
+                call(value)
     assert torch.equal(map_labels((LOGITS * 10).long()), (LOGITS * 10).long().argmax(1))
     for iterations in (-1, 2**31, 1.5, "3", True):
         with pytest.raises(ValueError, match="iterations must be a whole number"):

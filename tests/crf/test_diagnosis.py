@@ -164,6 +164,12 @@ def test_report_of_no_pixels() -> None:
         error_report({"": DenseCRF(kernels=KERNELS)}, logits, image, mask)
 
 
+@pytest.mark.parametrize("crfs", [DenseCRF(), [DenseCRF()], {"a": 3}])
+def test_report_of_what_is_no_layer(crfs: Any) -> None:
+    with pytest.raises(TypeError, match=r'crfs must be layers by name, such as \{"80/13": DenseCRF'):
+        error_report(crfs, *scores(1))
+
+
 def test_report_as_a_table() -> None:
     lines = str(error_report({"mine": DenseCRF(kernels=KERNELS)}, *scores(1))).splitlines()
     assert lines[0].split() == ["setting", "kernel", "message", "mean", "|dQ|", "max", "|dQ|", "labels", "equal"]

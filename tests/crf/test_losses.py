@@ -205,6 +205,12 @@ def test_wrong_shapes(change: dict[str, Any], message: str) -> None:
         (lambda p, i, r: (p, i.cpu().numpy(), r), TypeError, "image must be a torch.Tensor; got ndarray"),
         (lambda p, i, r: (p, i, r.cpu().numpy()), TypeError, "roi must be a torch.Tensor; got ndarray"),
         (lambda p, i, r: (p, i, r.to("meta")), ValueError, "roi must be on the device of probabilities.*got meta"),
+        (lambda p, i, r: (p, i, r * 255), ValueError, r"roi must hold weights in 0\.\.1; got 0\.\.255\. .* roi > 0"),
+        (lambda p, i, r: (p, i, r.double() - 0.5), ValueError, r"roi must hold weights in 0\.\.1; got -0\.5"),
+        (lambda p, i, r: (p, i, r / r), ValueError, r"roi must hold weights in 0\.\.1; got nan"),
+        (lambda p, i, r: (p, i, r + 0j), TypeError, r"roi must hold real numbers; got torch\.complex"),
+        (lambda p, i, r: (p, i + 0j, r), TypeError, r"image must hold real numbers; got torch\.complex"),
+        (lambda p, i, r: (p, i[:, :0], r), ValueError, r"image must have shape.*got \(2, 0, "),
         (lambda p, i, r: (p[:0], i[:0], r[:0]), ValueError, r"probabilities must have shape.*got \(0, "),
     ],
 )
