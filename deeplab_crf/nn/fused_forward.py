@@ -1,4 +1,4 @@
-"""A rewritten forward in the place of that of a module's class; all else of the module stays as it was."""
+"""Puts a rewritten forward in the place of that of a module's class; all else of the module stays as it was."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _bound(value: Tensor) -> float:
 
 
 def _difference(want: Tensor, got: Tensor) -> float:
-    """Of the largest finite value; of whole numbers and Booleans the share that differs."""
+    """Returns the largest difference over the largest finite value; for whole numbers and Booleans the share that differs."""
     if not want.is_floating_point():
         return (want != got).double().mean().item()
     a, b = want.double(), got.double()
