@@ -278,10 +278,13 @@ def _conv_cuda(
     relu: bool,
     policy: str,
 ) -> Tensor:
-    geometry = make_geometry(stride, padding, dilation)
+    geometry, owner = make_geometry(stride, padding, dilation), weight
+    x, weight = alias(x, "input"), alias(weight, "weight")
+    bias = None if bias is None else alias(bias, "bias")
+    residual = None if residual is None else alias(residual, "residual")
     shape = _check(x, weight, bias, residual, geometry)
     if on_cuda.choose_algorithm(x, shape, policy) == "winograd":
-        return on_cuda.winograd(x, weight, bias, residual, shape, relu)
+        return on_cuda.winograd(owner, x, weight, bias, residual, shape, relu)
     by_torch = on_cuda.by_torch if x.dtype in on_cuda.DTYPES else _by_torch
     return by_torch(x, weight, bias, residual, geometry, relu)
 
@@ -430,10 +433,12 @@ def _branch_by_branch(
 def _sum_cuda(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], rates: Sequence[int], policy: str
 ) -> Tensor:
-    geometries, _ = _check_sum(x, weights, biases, rates)
-    taps = on_cuda.find_taps(weights, rates, x.shape[2:])
-    if on_cuda.choose_sum(x, taps, weights[0].shape[0], policy) == "shifted":
-        return on_cuda.shifted(x, weights, biases, taps)
+    image, kernels = alias(x, "input"), [alias(weight, "weight") for weight in weights]
+    shifts = [alias(bias, "bias") for bias in biases]
+    geometries, _ = _check_sum(image, kernels, shifts, rates)
+    taps = on_cuda.find_taps(kernels, rates, image.shape[2:])
+    if on_cuda.choose_sum(image, taps, kernels[0].shape[0], policy) == "shifted":
+        return on_cuda.shifted(weights, image, kernels, shifts, taps)
     return _branch_by_branch(x, weights, biases, geometries, policy)
 
 

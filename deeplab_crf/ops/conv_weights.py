@@ -50,11 +50,17 @@ def packed_weights(
 
 
 def packed_on_device(
-    weights: Sequence[Tensor], layout: Hashable, queue: tuple[int, int], make: Callable[[], Tensor]
+    owners: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    layout: Hashable,
+    queue: tuple[int, int],
+    make: Callable[[], Tensor],
 ) -> Tensor:
-    """``make()``, a tensor made from ``weights`` on a CUDA device; or what it made before on the same stream. Another stream would
-    have to wait for this one: there it is made again."""
-    return _kept(weights[0], layout, lambda: [_version(weight, queue) for weight in weights], make)
+    """Returns ``make()``, a tensor made from ``weights`` on a CUDA device, or what it made before on the same stream. Another
+    stream would have to wait for this one: there it is made again. owners: the weights as the caller has them; weights: their
+    aliases."""
+    pairs = list(zip(owners, weights, strict=True))
+    return _kept(owners[0], layout, lambda: [_version(owner, weight, queue) for owner, weight in pairs], make)
 
 
 def _kept(
@@ -98,9 +104,9 @@ def _fingerprint(weight: Tensor) -> Hashable:
     return (numbers, weight.shape, weight.stride())
 
 
-def _version(weight: Tensor, queue: tuple[int, int]) -> Hashable:
-    """None for a tensor made in inference mode, which does not count its versions. With a reference: where a tensor died the next
-    one may have its address and version."""
+def _version(owner: Tensor, weight: Tensor, queue: tuple[int, int]) -> Hashable:
+    """None for a tensor made in inference mode, which does not count its versions. With a reference to the owner: where a tensor
+    died the next one may have its address and version. The rest is the alias's: the owner may have other numbers by now."""
     if weight.is_inference():
         return None
-    return (weight._version, weight.data_ptr(), weight.shape, weight.stride(), queue, WeakIdRef(weight))
+    return (weight._version, weight.data_ptr(), weight.shape, weight.stride(), queue, WeakIdRef(owner))

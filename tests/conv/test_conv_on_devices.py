@@ -199,3 +199,24 @@ def test_the_order_of_threads_does_not_show(device: Device, request: pytest.Fixt
     for convolved, summed in results[1:]:
         assert torch.equal(convolved, results[0][0])
         assert torch.equal(summed, results[0][1])
+
+
+@pytest.mark.parametrize("changed", range(4))
+@pytest.mark.parametrize("algorithm", ["torch", "winograd"])
+def test_sizes_that_another_thread_changes_after_the_check(
+    monkeypatch: pytest.MonkeyPatch, algorithm: str, changed: int
+) -> None:
+    """The kernels read what the tensors were at the start of the call."""
+    arguments = [here(tensor) for tensor in (*tensors(SIZES[1]), torch.randn(2, 7, 13, 9))]
+    want = expected(*arguments, **SIZES[1].geometry())
+    choose = on_cuda.choose_algorithm
+
+    def choose_and_change(*given: object) -> str:
+        arguments[changed].data = here(torch.zeros(1))
+        return choose(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(on_cuda, "choose_algorithm", choose_and_change)
+    x, weight, bias, residual = arguments
+    with conv_algorithm(algorithm):
+        got = dilated_conv2d(x, weight, bias, residual=residual, **SIZES[1].geometry())
+    assert error(got, want) < 1e-4

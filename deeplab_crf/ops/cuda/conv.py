@@ -76,9 +76,10 @@ def by_torch(
 
 # -------------------------------------------------------------------------------------------------------------------- Winograd
 def winograd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: Shape, relu: bool
+    owner: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, shape: Shape, relu: bool
 ) -> Tensor:
-    """Native transforms, a batched product of torch between them. Tiles go through the workspace in as many turns as it takes."""
+    """Native transforms, a batched product of torch between them. Tiles go through the workspace in as many turns as it takes.
+    owner: the weight as the caller has it, see `packed_on_device`."""
     engine = engine_for(x)
     batch, channels, filters, rows, columns = shape
     out_shape = (batch, filters, rows[1], columns[1])
@@ -89,7 +90,7 @@ def winograd(
         last = x.contiguous(memory_format=torch.channels_last)
         bias = None if bias is None else bias.contiguous()
         residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
-        weights = _winograd_weights(engine, weight, shape, (row_size, column_size))
+        weights = _winograd_weights(engine, owner, weight, shape, (row_size, column_size))
         most = min(tiles, max(1, WORKSPACE // (x.element_size() * matrices * (channels + filters))))
         for first in range(0, tiles, most):
             part = (first, min(most, tiles - first))
@@ -101,7 +102,7 @@ def winograd(
     return out.contiguous(memory_format=result_format(x, weight))
 
 
-def _winograd_weights(engine: Engine, weight: Tensor, shape: Shape, sizes: tuple[int, int]) -> Tensor:
+def _winograd_weights(engine: Engine, owner: Tensor, weight: Tensor, shape: Shape, sizes: tuple[int, int]) -> Tensor:
     """(matrices, C, K)."""
 
     def make() -> Tensor:
@@ -110,13 +111,15 @@ def _winograd_weights(engine: Engine, weight: Tensor, shape: Shape, sizes: tuple
         engine.module.winograd_weights(engine.queue, shape, address(weight), weight.stride(), address(out))
         return out
 
-    return _packed(engine, [weight], ("winograd on CUDA", sizes), make)
+    return _packed(engine, [owner], [weight], ("winograd on CUDA", sizes), make)
 
 
-def _packed(engine: Engine, weights: Sequence[Tensor], layout: Hashable, make: Callable[[], Tensor]) -> Tensor:
+def _packed(
+    engine: Engine, owners: Sequence[Tensor], weights: Sequence[Tensor], layout: Hashable, make: Callable[[], Tensor]
+) -> Tensor:
     """``make()``, or what it made before. While a CUDA graph is captured nothing is kept or taken: the graph computes it anew in
     each run, from what the weights then are."""
-    return make() if is_capturing() else packed_on_device(weights, layout, engine.queue, make)
+    return make() if is_capturing() else packed_on_device(owners, weights, layout, engine.queue, make)
 
 
 # --------------------------------------------------------------------------------------------------------------------- shifted
@@ -142,16 +145,18 @@ def find_taps(weights: Sequence[Tensor], rates: Sequence[int], size: Sequence[in
     return Taps(tuple(offsets), tuple(tuple(found[offset]) for offset in offsets))
 
 
-def shifted(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], taps: Taps) -> Tensor:
+def shifted(
+    owners: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], taps: Taps
+) -> Tensor:
     """A product of torch, all pixels with all taps, and a native pass that shifts and adds. Images go through the workspace in as
-    many turns as it takes."""
+    many turns as it takes. owners: the weights as the caller has them, see `packed_on_device`."""
     engine, suffix = engine_for(x), type_suffix(x.dtype, "x", half=True)
     (batch, _, height, width), filters = x.shape, weights[0].shape[0]
     layout = result_format(x, weights[0])
     out = torch.empty((batch, filters, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
     if not out.numel():
         return out
-    side_by_side = _packed(engine, weights, ("shifted on CUDA", taps), lambda: _side_by_side(weights, taps))
+    side_by_side = _packed(engine, owners, weights, ("shifted on CUDA", taps), lambda: _side_by_side(weights, taps))
     wide = x.dtype if x.dtype == torch.float64 else torch.float32
     bias = torch.stack(list(biases)).sum(dim=0, dtype=wide) if biases else None
     strides = (filters * height * width, 1, height * width)
