@@ -173,7 +173,7 @@ def refine_file(job: Job, settings: RefineSettings) -> tuple[str, ...]:
     read = _read_scores(job, settings, (height, width))
     scores = fit_to_image(read, height, width, align_corners=settings.align_corners, name=str(job.scores))
     remarks = [] if read.size == scores.size else [_upsampled(read.size, scores.size)]
-    if not upright:
+    if not upright and stored.orientation != 1:
         remarks.append(_AS_STORED)
     probabilities = _refine(image, scores, settings)
     labels = LabelImage(scores.class_ids[probabilities.argmax(axis=0)], scores.palette)

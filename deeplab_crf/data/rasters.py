@@ -20,7 +20,7 @@ Pixels = NDArray[Any]
 
 _ORIENTATION = 0x0112
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SUBFILE, _BITS, _SAMPLES, _EXTRA_SAMPLES, _FORMAT = 254, 258, 277, 338, 339
+_COLUMNS, _ROWS, _SUBFILE, _BITS, _SAMPLES, _EXTRA_SAMPLES, _FORMAT = 256, 257, 254, 258, 277, 338, 339
 _IS_MASK = 4
 _MOST_PAGES = 1000
 _ALPHA = (1, 2)  # associated and unassociated
@@ -35,6 +35,7 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
+_BACK = {6: 8, 8: 6}  # the orientation whose turn undoes that of another; the others undo themselves
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +122,10 @@ def read_header(path: Path) -> StoredImage | None:
     """Size and orientation of an image file without its pixels, which are zeros here. None where only decoding tells them."""
     try:
         with Image.open(path) as picture:
-            if picture.format == "TIFF":  # turned by Pillow when it is decoded
-                return None
-            pixels = np.broadcast_to(np.uint8(0), (picture.height, picture.width))
-            return StoredImage(path, pixels, _orientation(picture))
+            size = (picture.height, picture.width)
+            if picture.format == "TIFF":  # Pillow may give the size of the turned image
+                size = tuple(_tiff_values(picture, _ROWS, _COLUMNS))  # type: ignore[assignment]
+            return StoredImage(path, np.broadcast_to(np.uint8(0), size), _orientation(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # whoever decodes it says what is wrong
         return None
 
@@ -142,6 +143,7 @@ def _decode(picture: Image.Image, path: Path) -> StoredImage:
     """The pixels of an open, not yet decoded picture."""
     raw_mode = _codec_arguments(picture) if picture.format == "PNG" else None
     maximum = _maximum_of_pgm(picture)
+    turned = _orientation(picture) if picture.format == "TIFF" else 1  # Pillow turns TIFF, and no other format
     if raw_mode == "LA;16B":
         raise ValueError(
             f"{path}: gray with alpha in 16 bits is not read without loss; save it without alpha, or in 8 bits"
@@ -155,6 +157,9 @@ def _decode(picture: Image.Image, path: Path) -> StoredImage:
     if maximum is not None:  # Pillow scales them to 65535
         pixels = np.rint(pixels * (maximum / 65535)).astype(np.uint16)
     own_range = None if maximum is None else (0.0, float(maximum))
+    if picture.format == "TIFF":
+        back = _TURNS.get(_BACK.get(turned, turned))
+        return StoredImage(path, pixels if back is None else np.ascontiguousarray(back(pixels)), turned, own_range)
     return StoredImage(path, pixels, _orientation(picture), own_range)
 
 

@@ -150,6 +150,22 @@ def test_scores_are_matched_by_their_size_too(tmp_path: Path, upright: bool, cha
         assert picture.size == ((HEIGHT, WIDTH) if upright else (WIDTH, HEIGHT))
 
 
+@pytest.mark.parametrize("orientation", [2, 6])
+def test_labels_of_a_stored_tiff_belong_to_it(tmp_path: Path, orientation: int) -> None:
+    """tifffile and GDAL read a TIFF as it is stored, Pillow and OpenCV turn it."""
+    write_turned(tmp_path / "photo.tif", IMAGE, orientation)
+    got = run(tmp_path, "photo.tif", "--orientation", "stored")
+    np.testing.assert_array_equal(got, refined(IMAGE))
+
+
+def test_an_image_without_orientation_is_not_said_to_be_turned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_turned(tmp_path / "photo.png", IMAGE, 1)
+    run(tmp_path, "photo.png", "--orientation", "stored")
+    assert "EXIF" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("orientation", [2, 3, 4, "square"])
 def test_where_both_fit_it_must_be_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], orientation: int | str

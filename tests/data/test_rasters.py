@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from deeplab_crf.data.images import as_rgb
 from deeplab_crf.data.label_files import read_labels
-from deeplab_crf.data.rasters import StoredImage, read_image, read_stored_image
+from deeplab_crf.data.rasters import StoredImage, read_header, read_image, read_stored_image
 
 DEEP = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
 TWELVE = (DEEP[:, :, 0] >> 4).astype(np.uint16)
@@ -267,9 +267,11 @@ def write_turned(path: Path, array: NDArray[np.uint8], orientation: int) -> None
     picture.save(path, exif=exif)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_images_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int) -> None:
-    path = tmp_path / "turned.png"
+def test_images_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int, suffix: str) -> None:
+    """Pillow itself turns TIFF while it decodes, which must not hide how the image is stored."""
+    path = tmp_path / f"turned{suffix}"
     write_turned(path, BYTES, orientation)
     with Image.open(path) as picture:
         want = np.array(ImageOps.exif_transpose(picture))
@@ -278,6 +280,9 @@ def test_images_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int
     np.testing.assert_array_equal(stored.values(upright=False), BYTES)
     assert stored.size(upright=True) == want.shape[:2]
     assert stored.orientation == (orientation if 2 <= orientation <= 8 else 1)
+    header = read_header(path)
+    assert header is not None
+    assert (header.pixels.shape, header.orientation) == (BYTES.shape[:2], stored.orientation)
 
 
 def test_whether_labels_belong_to_the_upright_image() -> None:
