@@ -18,6 +18,7 @@ from deeplab_crf.cli.refine import refine
 from deeplab_crf.cli.segment import segment
 from deeplab_crf.cli.train import train
 from deeplab_crf.cli.tune import tune
+from deeplab_crf.data.files import error_text
 
 
 class Commands(click.Group):
@@ -57,7 +58,7 @@ def run(argv: Sequence[str] | None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-        return _fail(str(error) or type(error).__name__, 1)
+        return _fail(error_text(error), 1)
 
 
 def _fail(message: str, status: int) -> int:

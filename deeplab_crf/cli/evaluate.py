@@ -293,7 +293,9 @@ def _files(
         options["cam_background"],
         ScoreReading.confidence if options["confidence"] is None else options["confidence"],
     )
-    return FileScores(dataset, options["scores"], reading, device), crf, preset, {"scores": str(options["scores"])}
+    names = ("scores_are", "key", "align_corners", "cam_background", "confidence")
+    used = {"scores": str(options["scores"])} | {name: options[name] for name in names if options[name]}
+    return FileScores(dataset, options["scores"], reading, device), crf, preset, used
 
 
 def _run(task: Task, world: World, workers: int, threads: int) -> Evaluation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.memory import out_of_memory
+from deeplab_crf.data.files import check_writable, error_text
 from deeplab_crf.data.results import Job, ResultFolder
 
 OVERWRITE, SKIP = "overwrite", "skip"
@@ -40,7 +42,7 @@ def may_write(outputs: Sequence[Path], existing: str | None) -> bool:
 
     Says so where it is to be skipped.
 
-    Raises UsageError where a file exists and neither option says what to do.
+    Raises UsageError where a file exists and neither option says what to do, ValueError where its folder cannot be written into.
     """
     there = [path for path in outputs if os.path.lexists(path)]
     if existing == SKIP and outputs[-1] in there:
@@ -48,6 +50,7 @@ def may_write(outputs: Sequence[Path], existing: str | None) -> bool:
         return False
     if there and existing is None:
         raise click.UsageError(f"{there[0]} exists; --overwrite replaces it, --skip-existing keeps it")
+    check_writable(outputs[-1].parent)
     return True
 
 
@@ -55,7 +58,8 @@ class JobRun(Generic[J]):
     """The jobs of a command whose results go to a folder.
 
     Those whose results are still true are left out, with SKIP those whose results exist, with OVERWRITE none. pending: the others.
-    Raises ValueError where a file exists whose origin is not known and ``existing`` is None.
+    Raises ValueError where a file exists whose origin is not known and ``existing`` is None, and where there is something to do and
+    the folder cannot be written into.
     """
 
     def __init__(self, jobs: Sequence[J], results: ResultFolder, existing: str | None) -> None:
@@ -63,11 +67,11 @@ class JobRun(Generic[J]):
         self._made = self._made_again = 0
         if existing is None:
             results.check_known(jobs)
-        if existing is not None or results.is_new:
-            self.pending = [job for job in jobs if not self.is_done(job)]
-            return
-        with click.progressbar(jobs, label="check", file=sys.stderr) as bar:
+        quick = existing is not None or results.is_new
+        with nullcontext(jobs) if quick else click.progressbar(jobs, label="check", file=sys.stderr) as bar:
             self.pending = [job for job in bar if not self.is_done(job)]
+        if self.pending:
+            check_writable(results.folder)
 
     def is_done(self, job: Job) -> bool:
         """Whether the results of ``job`` are there and can stay."""
@@ -117,7 +121,7 @@ class JobRun(Generic[J]):
 def _explain(error: Exception, paths: tuple[Path, ...]) -> str:
     context = click.get_current_context(silent=True)
     memory = out_of_memory(error, context.info_name if context else None)
-    text = memory or " ".join(str(error).split()) or type(error).__name__
+    text = memory or " ".join(error_text(error).split())
     if memory is None and not isinstance(error, (ValueError, TypeError, OSError)):
         text = f"{type(error).__name__}: {text}"
     return text if any(str(path) in text for path in paths) else f"{paths[0]}: {text}"

@@ -24,8 +24,11 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them."""
-    return tuple(float(part) for part in text.split(","))
+    """The numbers of a text with commas between them. Raises BadParameter for other texts."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number, or several separated by commas") from None
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,7 +45,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     if folder not in _tidied:
         _tidied.add(folder)
         remove_leftovers(folder)
-    partial, lock = _create_partial(path)
+    try:
+        partial, lock = _create_partial(path)
+    except OSError as error:  # name the file that is wanted, not the hidden one
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with open(partial, "wb") as stream:
             yield stream
@@ -123,6 +126,13 @@ def digest_file(path: Path) -> str:
 def digest_files(paths: Iterable[Path]) -> str:
     """One digest of the contents of several files in their order. Raises OSError where one cannot be read."""
     return hashlib.sha256("".join(map(digest_file, paths)).encode()).hexdigest()
+
+
+def error_text(error: BaseException) -> str:
+    """The text of an error for users: of an OSError that names a file the file first, and without the number of the error."""
+    if isinstance(error, OSError) and error.filename is not None and error.filename2 is None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def check_writable(folder: Path) -> None:

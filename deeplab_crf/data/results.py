@@ -189,7 +189,7 @@ def _read_records(path: Path) -> dict[str, _Record]:
     records: dict[str, _Record] = {}
     try:
         lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     for line in lines:
         try:

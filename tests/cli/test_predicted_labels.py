@@ -136,3 +136,10 @@ def test_maps_that_do_not_fit_are_named(root: Path, tmp_path: Path, capsys: pyte
     assert "no label maps of 1 of 2 images: val1" in capsys.readouterr().err
     assert main([*words[:3], "--confidence", "0.9"]) == 2
     assert "--confidence is of use with --scores alone" in capsys.readouterr().err
+
+
+def test_results_say_how_scores_were_read(root: Path, tmp_path: Path) -> None:
+    predict(root, tmp_path / "maps")
+    found = evaluate(root, tmp_path / "maps", tmp_path / "out", "--confidence", "0.9")
+    assert found["settings"]["confidence"] == 0.9
+    assert "- confidence: 0.9\n" in (tmp_path / "out" / "results.md").read_text()

@@ -477,3 +477,19 @@ def test_defaults_are_those_of_dense_crf() -> None:
     assert isinstance(bilateral, Bilateral)
     assert (gaussian.sxy, gaussian.weight) == (Gaussian().sxy, Gaussian().weight)
     assert (bilateral.sxy, bilateral.srgb, bilateral.weight) == (Bilateral().sxy, Bilateral().srgb, Bilateral().weight)
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_the_work(
+    pair: tuple[str, str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, labels, out = pair
+    wrong = Path(labels) / "below" / out.name
+    assert main(["refine", image, labels, "-o", str(wrong)]) == 1
+    assert capsys.readouterr().err.strip() == (
+        f"Error: {wrong.parent}: results cannot be written there: {labels} is no folder"
+    )
+    images = Path(image).parent / "images"
+    images.mkdir()
+    (images / "cat.png").write_bytes(Path(image).read_bytes())
+    assert main(["refine", str(images), str(images), "-o", f"{labels}/below"]) == 1
+    assert f"{labels}/below: results cannot be written there" in capsys.readouterr().err

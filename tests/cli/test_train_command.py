@@ -122,7 +122,7 @@ def test_what_cannot_be_is_said_in_one_line(
         (1, "bad.toml: there is no setting called crops", [bad, "-o", out, "--root", data]),
         (1, "the loss became", [config, "-o", tmp_path / "nan", "--root", data, "--learning-rate", 1e20]),
         (2, "--resume goes on and --overwrite begins anew", [config, "-o", out, "--resume", "--overwrite"]),
-        (2, "'--scales'", [config, "-o", out, "--scales", "1,b"]),
+        (2, "'--scales': '1,b' is not a number, or several", [config, "-o", out, "--scales", "1,b"]),
         (2, "is not one of 'poly', 'step'", [config, "-o", out, "--policy", "cosine"]),
         (2, "Missing option '-o'", [config]),
     ]

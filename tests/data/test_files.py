@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from deeplab_crf.data import files
-from deeplab_crf.data.files import atomic_write, digest_file, digest_files, observed_writes, remove_leftovers
+from deeplab_crf.data.files import (
+    atomic_write,
+    digest_file,
+    digest_files,
+    error_text,
+    observed_writes,
+    remove_leftovers,
+)
 
 fcntl = pytest.importorskip("fcntl", reason="leftovers are told by file locks, which need fcntl")
 
@@ -118,3 +126,17 @@ def test_digests_tell_contents_and_their_order(tmp_path: Path) -> None:
     for path, content in ((a, b"1"), (b, b"2"), (c, b"1")):
         path.write_bytes(content)
     assert digest_files([a, b]) == digest_files([c, b]) != digest_files([b, a])
+
+
+def test_an_error_names_the_file_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the hidden one, and without the number of the error."""
+
+    def refuse(path: object, *_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="Read-only file system") as caught, atomic_write(tmp_path / "a.png"):
+        pass
+    assert error_text(caught.value) == f"{tmp_path / 'a.png'}: Read-only file system"
+    assert error_text(ValueError("a.png: is bad")) == "a.png: is bad"
+    assert error_text(MemoryError()) == "MemoryError"
