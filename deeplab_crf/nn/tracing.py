@@ -138,6 +138,10 @@ def trace(module: nn.Module, is_read: bool) -> Trace | str:
     return Trace(graph, tracer.types_asked or len(placeholders) > 1)
 
 
+def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 def _why_not_traced(module: nn.Module) -> str | None:
     """What torch.fx would leave out without a word, or None."""
     if is_hooked(module):
@@ -159,7 +163,10 @@ class _State:
             for name, value in attributes.items()
             if isinstance(value, list | dict | set)
         ]
-        self.buffers = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in module.named_buffers()]
+        self.buffers = [
+            (name, buffer, None if buffer.is_inference() else buffer._version, buffer.clone())
+            for name, buffer in module.named_buffers()
+        ]
 
     def restore(self) -> str | None:
         """Undoes what has changed since. Returns the name of one such attribute, or None."""
@@ -180,7 +187,9 @@ class _State:
                 value.clear()
                 value.extend(content) if isinstance(value, list) else value.update(content)
         for name, buffer, version, values in self.buffers:
-            if buffer._version != version:
+            # Tensors made in inference mode do not count their versions.
+            same = buffer._version == version if version is not None else _same_numbers(buffer, values)
+            if not same:
                 changed = name
                 buffer.copy_(values)
         return changed

@@ -432,3 +432,41 @@ def test_the_network_that_is_given_stays_as_it_is() -> None:
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
     )
     assert "forward" not in vars(model.encoder)
+
+
+class _Read(torch.nn.Module):
+    """Reads what its child writes, so that the child's forward has to stay what it is."""
+
+    def __init__(self, child: torch.nn.Module) -> None:
+        super().__init__()
+        self.child = child
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 3:
+            raise ValueError("three channels")
+        return self.child(x) * self.child.calls
+
+
+class _Counting(torch.nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.body(x)
+
+
+def test_networks_are_fused_in_inference_mode() -> None:
+    """The copies of their buffers are inference tensors, which do not count their versions."""
+    network, x = _Read(_Counting()).eval(), torch.randn(1, 3, 9, 9)
+    with torch.inference_mode():
+        fused = fuse(network)
+        assert "forward changes calls" in fused.fusion_report.untraced["child"]
+        assert float(fused.child.calls) == 0, "following it counts as no call"
+        for _ in range(2):
+            torch.testing.assert_close(fused(x), network(x), rtol=1e-5, atol=1e-5)
+        assert float(fused.child.calls) == 2
