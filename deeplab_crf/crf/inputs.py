@@ -57,7 +57,9 @@ def check_scores(logits: Tensor, expected: LayerShape) -> None:
         )
     check_floats(logits, "logits")
     grid = "(B, L, H, W)" if expected.spatial_dims == 2 else "(B, L, D, H, W)"
-    if logits.ndim not in (3, 2 + expected.spatial_dims) or (logits.ndim != 3 and expected.spatial_dims not in (2, 3)):
+    # Comparisons one by one: torch.compile of torch 2.6 finds no symbolic number in a tuple.
+    axes = expected.spatial_dims
+    if logits.ndim != 3 and not (logits.ndim == 2 + axes and (axes == 2 or axes == 3)):
         hint = ""
         if logits.ndim == 5:
             hint = ". Volumes need spatial_dims=3"

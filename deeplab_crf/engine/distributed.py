@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -62,5 +63,16 @@ def join_world(device: str) -> World:
         torch.cuda.set_device(where)
     if not dist.is_initialized():
         dist.init_process_group("gloo" if where.type == "cpu" else "nccl")
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     return World(dist.get_rank(), dist.get_world_size(), where, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _leave() -> None:
+    """Destroys the process group that `join_world` made, unless it is gone already.
+
+    Gloo's threads take the GIL once more after the last operation. The destructor of torch 2.6 waits for them while it holds the
+    GIL, and a process that ends right after that operation hangs: let them finish first.
+    """
+    time.sleep(0.2)
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -134,8 +134,10 @@ def _natural_noise(size: int) -> Tensor:
     noise = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
     frequency = (rows[:, None].square() + columns.square()).sqrt()
-    frequency[0, 0] = torch.inf
-    image = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=(size, size))
+    frequency[0, 0] = 1
+    amplitude = 1 / frequency
+    amplitude[0, 0] = 0  # a complex number over infinity is NaN in torch 2.6
+    image = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(size, size))
     scaled: Tensor = image / image.std()
     return scaled.expand(1, 3, size, size)
 
