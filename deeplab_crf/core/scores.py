@@ -6,6 +6,7 @@ The rules are those of `dense_crf` on every device: what is annotated Any takes 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,8 @@ def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
         return int(scores.shape[-3])
     if wish is not None:
         check_several_labels("num_labels", wish)
+        if wish == 2:
+            _warn_of_a_mask(scores, options.ignore_label)
         return wish
     known = scores.reshape(-1) if options.ignore_label is None else scores[scores != options.ignore_label]
     if len(known) == 0:
@@ -157,6 +160,17 @@ def num_labels_of(source: str, scores: Any, options: LabelOptions) -> int:
             + (f" beside ignore_label = {options.ignore_label}. {remedy}" if ignored else "")
         )
     return high + 1
+
+
+def _warn_of_a_mask(labels: Any, ignore_label: int | None) -> None:
+    """Warns where label 0 is the only one beside ignored pixels: the result is 0 everywhere, and a mask of 0 and 255 looks so."""
+    ignored = labels == ignore_label
+    if ignore_label and bool(ignored.any()) and bool((ignored | (labels == 0)).all()):
+        warnings.warn(
+            f"labels hold 0 alone beside ignore_label = {ignore_label}, so the result is label 0 everywhere. If {ignore_label} is "
+            f"a class of a mask, give labels == {ignore_label}",
+            stacklevel=2,
+        )
 
 
 def check_probability_range(low: float, high: float) -> None:

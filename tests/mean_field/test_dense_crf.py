@@ -229,3 +229,12 @@ def test_tensors_that_numpy_does_not_take_are_named() -> None:
             call()
     with pytest.raises(TypeError, match="image must be an array of numbers; got Tensor"):
         dense_crf(logits[0], logits=logits.detach())
+
+
+def test_a_mask_of_0_and_255_with_two_labels_is_warned_of() -> None:
+    """255 is the ignored label, and the result says nothing: label 0 everywhere."""
+    image, mask = np.zeros((6, 8, 3), np.uint8), np.where(np.arange(8) < 4, 255, 0) * np.ones((6, 1), int)
+    with pytest.warns(UserWarning, match=r"0 alone beside ignore_label = 255.*label 0 everywhere.*labels == 255"):
+        assert not dense_crf(image, labels=mask, num_labels=2).argmax(axis=0).any()
+    assert dense_crf(image, labels=mask == 255).argmax(axis=0).any()
+    dense_crf(image, labels=0 * mask, num_labels=2)  # a region without the other label: no warning
