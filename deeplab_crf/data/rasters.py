@@ -261,7 +261,10 @@ def _read_tiff(path: Path) -> StoredImage:
             if Image.MAX_IMAGE_PIXELS is not None and pixel_count > 2 * Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"it has {pixel_count} pixels, more than {2 * Image.MAX_IMAGE_PIXELS}")
             pages = islice(file.pages, _MOST_PAGES)  # those of a damaged file may go round in circles
-            alike = sum(other.shape == page.shape and not other.subfiletype & _IS_MASK for other in pages)
+            kinds = (
+                (other.shape, getattr(other, "subfiletype", 0)) for other in pages
+            )  # pages, or frames like the first
+            alike = sum(shape == page.shape and not kind & _IS_MASK for shape, kind in kinds)
             pixels, axes = page.asarray(), page.axes
             alphas = sum(kind in _ALPHA for kind in page.extrasamples)
             orientation = page.tags.valueof(274, 1)
