@@ -125,6 +125,7 @@ def check(call: Callable[[Any], object], argument: str, odd: Any) -> None:
 @pytest.mark.parametrize("label", [255, np.uint8(255), np.int64(255), -1, 300, 2**40, None])
 def test_an_ignored_label_of_any_whole_number(label: Any) -> None:
     labels = LABELS.astype(np.uint8)
+    labels[-1, -1] = 1
     labels[0, 0] = 255 if label is not None and int(label) == 255 else 1
     assert dense_crf(IMAGE, labels=labels, num_labels=2, ignore_label=label).shape == (2, 6, 8)
 
