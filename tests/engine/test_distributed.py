@@ -22,8 +22,10 @@ from deeplab_crf.models import build_model, load_model  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
-VALIDATED = {"val_split": "val", "validate_every": 2}
-THREE_SCALES = {"model": FROZEN, "learning_rate": 1e-4, "class_weights": "balanced", **VALIDATED}
+# A small learning rate: with 1e-2 batch norm makes of a rounding error of 1e-7 one of 1e-3 within five iterations, on some
+# instruction sets.
+VALIDATED = {"val_split": "val", "validate_every": 2, "learning_rate": 1e-4}
+THREE_SCALES = {"model": FROZEN, "class_weights": "balanced", **VALIDATED}
 
 SCRIPT = """
 import sys
