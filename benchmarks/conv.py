@@ -24,7 +24,7 @@ import torch
 from benchmarks import report
 from benchmarks.conv_networks import NETWORKS, make_network
 from benchmarks.crf import progress
-from deeplab_crf.conv_benchmark import AGREEMENT, MODELS, ConvResult, distinct_cases, run_case, torch_threads
+from deeplab_crf.benchmark.conv import AGREEMENT, MODELS, ConvResult, distinct_cases, run_case, torch_threads
 from deeplab_crf.nn import fuse
 
 # What was wanted, as ratios to torch's better layout: convolutions with their epilogue, and networks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.conv_benchmark import CLASSES
+from deeplab_crf.benchmark.conv import CLASSES
 
 
 class Bottleneck(nn.Module):

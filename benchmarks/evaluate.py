@@ -39,13 +39,13 @@ from benchmarks.cases import ROOT
 from benchmarks.crf import LABEL_BOUNDS, available_threads, progress
 from deeplab_crf import DenseCRF
 from deeplab_crf.cli.options import DatasetName
+from deeplab_crf.core.presets import PRESETS, Preset, get_preset
 from deeplab_crf.data.datasets import Example, SegmentationFolder, open_dataset
-from deeplab_crf.engine.evaluate import FileScores, NetworkScores, ScoreSource, Task, evaluate, predict, top_labels
-from deeplab_crf.engine.saved_scores import write_saved_scores
-from deeplab_crf.engine.trimap import TrimapScores, band_widths
+from deeplab_crf.evaluation.evaluate import FileScores, NetworkScores, ScoreSource, Task, evaluate, predict, top_labels
+from deeplab_crf.evaluation.saved_scores import write_saved_scores
+from deeplab_crf.evaluation.trimap import TrimapScores, band_widths
 from deeplab_crf.models import VARIANTS, SegmentationPipeline, build_model, load_model
 from deeplab_crf.models.interp import padded_size
-from deeplab_crf.presets import PRESETS, Preset, get_preset
 
 GOAL = 6.0  # of the loop with CRF, at 101 images and two cores
 DATA = f"camvid:{ROOT.parent / 'shared' / 'data' / 'camvid'}:val"

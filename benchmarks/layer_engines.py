@@ -17,7 +17,7 @@ from benchmarks.engines import Inputs, Run
 from deeplab_crf import Bilateral, DenseCRF, Gaussian, dense_crf
 from deeplab_crf.crf.exact import compatible
 from deeplab_crf.crf.messages import walked_unary
-from deeplab_crf.ops.lattice import build_lattice
+from deeplab_crf.ops.lattice.operators import build_lattice
 
 NUMPY = "dense_crf (NumPy)"
 LAYER = "layer"

@@ -25,8 +25,8 @@ from benchmarks.crf import available_threads, progress, time_in_turns
 from benchmarks.engines import Inputs, Run
 from benchmarks.memory import MemoryUse, measure
 from benchmarks.results import Timing
+from deeplab_crf.core.presets import get_preset
 from deeplab_crf.models import VARIANTS, SegmentationPipeline, build_model
-from deeplab_crf.presets import get_preset
 
 PLAIN, NETWORK, CRF, WHOLE = "network in plain torch", "network", "CRF", "network and CRF"
 CLASSES = 21

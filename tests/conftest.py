@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from dataset_files import write_folder
 from emulated import build_emulated, load_emulated
 from hypothesis import HealthCheck, settings
 
@@ -96,3 +97,22 @@ def emulated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def emulated(emulated_folder: Path) -> ModuleType:
     """The CUDA engine compiled for the CPU."""
     return load_emulated(emulated_folder)
+
+
+@pytest.fixture
+def small_networks() -> Iterator[None]:
+    """Every variant with a few channels, and one thread."""
+    torch = pytest.importorskip("torch", reason="training needs torch")
+    from model_samples import narrow_variants
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with narrow_variants():
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five photographs to train on and two to validate on, of three classes; nobody writes to it."""
+    return write_folder(tmp_path_factory.mktemp("data"))

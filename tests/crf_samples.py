@@ -8,8 +8,8 @@ import samples
 import torch
 from torch import Tensor
 
-from deeplab_crf.ops.lattice import build_lattice
-from deeplab_crf.ops.mean_field import PairwiseTerm
+from deeplab_crf.ops.lattice.operators import build_lattice
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm
 
 
 def here(tensor: Tensor) -> Tensor:

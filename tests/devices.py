@@ -17,9 +17,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the operators need torch")
 
-from deeplab_crf.ops import cuda, lattice  # noqa: E402
-from deeplab_crf.ops.cuda.engine import Engine  # noqa: E402
+from deeplab_crf.ops.conv import cuda as conv_cuda  # noqa: E402
+from deeplab_crf.ops.cuda_backend import Engine  # noqa: E402
+from deeplab_crf.ops.lattice import cuda as lattice_cuda  # noqa: E402
+from deeplab_crf.ops.lattice import operators as lattice  # noqa: E402
 from deeplab_crf.ops.library import CUDA_KERNELS  # noqa: E402
+from deeplab_crf.ops.mean_field import cuda as mean_field_cuda  # noqa: E402
 
 
 def device_names(config: pytest.Config) -> list[object]:
@@ -72,9 +75,9 @@ def _emulation(module: ModuleType) -> Iterator[None]:
     """The CPU's tensors in the hands of the CUDA kernels."""
     engine = Engine(module, (0, 0))
     with pytest.MonkeyPatch.context() as patch:
-        for part in (cuda.conv, cuda.lattice, cuda.layout, cuda.mean_field, cuda.mean_field_gradient):
+        for part in (conv_cuda, lattice_cuda, mean_field_cuda):
             patch.setattr(part, "engine_for", lambda tensor: engine)
-        patch.setattr(lattice, "kernels_of", lambda tensor: cuda)
+        patch.setattr(lattice, "kernels_of", lambda tensor: lattice_cuda)
         kernels = torch.library.Library("deeplab_crf", "IMPL")
         try:
             with warnings.catch_warnings():

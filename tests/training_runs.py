@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from deeplab_crf.engine.settings import TrainSettings
-from deeplab_crf.engine.train import Outcome, train
+from deeplab_crf.training.settings import TrainSettings
+from deeplab_crf.training.train import Outcome, train
 
 # Batch norm and no dropout; frozen batch norm, no dropout and three scales; dropout.
 COMPACT, FROZEN, DROPOUT = "v2-compact-largefov", "v2-resnet50-largefov", "v2-vgg16-largefov"

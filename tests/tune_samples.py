@@ -10,7 +10,7 @@ import numpy as np
 from dataset_files import CLASSES, write_folder
 
 from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
-from deeplab_crf.engine.saved_scores import write_saved_scores
+from deeplab_crf.evaluation.saved_scores import write_saved_scores
 
 SIZE = (40, 48)
 PADDED = (41, 49)

@@ -33,7 +33,7 @@ from benchmarks.gpu.kernels import LEGEND, add_table, profiled
 from benchmarks.gpu.measure import time_eagerly, time_replayed
 from benchmarks.gpu.problems import repeats
 from benchmarks.gpu.section import Section
-from deeplab_crf.conv_benchmark import ConvCase
+from deeplab_crf.benchmark.conv import ConvCase
 from deeplab_crf.nn import fuse
 
 REPEATS, NETWORK_REPEATS = 8, 10

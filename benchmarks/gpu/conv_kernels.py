@@ -10,10 +10,10 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.conv_problems import FP32, PRECISIONS, ConvProblem, Precision, conv_cases
 from benchmarks.gpu.kernels import Part
 from benchmarks.gpu.traffic import CONVOLUTION, ConvSizes
-from deeplab_crf.conv_benchmark import ConvCase
-from deeplab_crf.ops.conv_shapes import Shape, known_shape, make_geometry
-from deeplab_crf.ops.cuda.conv import find_taps
-from deeplab_crf.ops.cuda.engine import engine_for
+from deeplab_crf.benchmark.conv import ConvCase
+from deeplab_crf.ops.conv.cuda import find_taps
+from deeplab_crf.ops.conv.shapes import Shape, known_shape, make_geometry
+from deeplab_crf.ops.cuda_backend import engine_for
 
 BATCH = 8
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.clock import Body
 from benchmarks.gpu.context import Context
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
-from deeplab_crf.conv_benchmark import MODELS, ConvCase, distinct_cases
+from deeplab_crf.benchmark.conv import MODELS, ConvCase, distinct_cases
 
 SIZE = 513
 BATCHES = (1, 8, 16)

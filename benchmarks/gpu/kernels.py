@@ -18,7 +18,7 @@ from benchmarks.gpu.problems import Problem, cases, inferred, layer_for, make_pr
 from benchmarks.gpu.section import Section
 from benchmarks.gpu.traffic import ConvSizes, Sizes, Traffic
 from benchmarks.gpu.training import TRAINED, training_step
-from deeplab_crf.ops.lattice import build_lattice
+from deeplab_crf.ops.lattice.operators import build_lattice
 
 REPEATS = 20
 LEGEND = (

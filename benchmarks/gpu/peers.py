@@ -19,7 +19,7 @@ from benchmarks.gpu.context import Context
 from benchmarks.gpu.problems import Problem, cases, filter_points, layer_for, make_problem, repeats
 from benchmarks.gpu.section import EVENTS, Section
 from benchmarks.gpu.truncated_crf import SPAN, truncated_crf
-from deeplab_crf.ops.lattice import build_lattice
+from deeplab_crf.ops.lattice.operators import build_lattice
 
 REPEATS = 20
 CPU_RUNS = 3

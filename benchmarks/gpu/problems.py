@@ -14,8 +14,8 @@ from benchmarks.gpu.context import Context
 from benchmarks.layer_engines import make_layer, tensors
 from deeplab_crf import DenseCRF
 from deeplab_crf.crf.dense_crf import CRFProblem
-from deeplab_crf.ops.lattice import build_lattice
-from deeplab_crf.ops.mean_field import PairwiseTerm, mean_field
+from deeplab_crf.ops.lattice.operators import build_lattice
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm, mean_field
 
 DENSE, SPARSE = CASES[2], CASES[5]
 TINY_DENSE = Case(44, 33, 5, 3, (3, 3), (80, 13, 10))

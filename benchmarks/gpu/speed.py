@@ -22,7 +22,7 @@ from benchmarks.gpu.problems import (
     repeats,
 )
 from benchmarks.gpu.section import Section
-from deeplab_crf.ops.lattice import build_lattice
+from deeplab_crf.ops.lattice.operators import build_lattice
 
 # Milliseconds.
 IMAGE_TARGETS = (1.0, 2.0)

@@ -13,12 +13,12 @@ from deeplab_crf.cli.demo import demo
 from deeplab_crf.cli.evaluate import evaluate
 from deeplab_crf.cli.info import info
 from deeplab_crf.cli.memory import out_of_memory
-from deeplab_crf.cli.narrow import narrow
+from deeplab_crf.cli.prune import narrow
 from deeplab_crf.cli.refine import refine
 from deeplab_crf.cli.segment import segment
 from deeplab_crf.cli.train import train
 from deeplab_crf.cli.tune import tune
-from deeplab_crf.data.files import error_text
+from deeplab_crf.runtime.files import error_text
 
 
 class Commands(click.Group):

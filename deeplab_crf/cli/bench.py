@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 import deeplab_crf
-from deeplab_crf.benchmark import Case, Report, find_peer, run_case
-from deeplab_crf.checks import MAX_THREADS, shown
+from deeplab_crf.benchmark.crf import Case, Report, find_peer, run_case
 from deeplab_crf.cli.bench_conv import conv
+from deeplab_crf.runtime.checks import MAX_THREADS, shown
 
 
 def _parse_size(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:

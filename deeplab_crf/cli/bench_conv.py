@@ -7,7 +7,7 @@ import json
 
 import click
 
-from deeplab_crf.checks import MAX_THREADS
+from deeplab_crf.runtime.checks import MAX_THREADS
 
 MODELS = ("v1-largefov", "v1-msc", "v2-vgg-aspp-s", "v2-vgg-aspp-l", "v2-resnet101")
 
@@ -29,7 +29,7 @@ def conv(models: tuple[str, ...], size: int, batch: int, threads: int, repeats: 
     torch in both layouts and of ours in channels_last. Results are compared before anything is timed.
     """
     try:
-        benchmark = importlib.import_module("deeplab_crf.conv_benchmark")
+        benchmark = importlib.import_module("deeplab_crf.benchmark.conv")
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from deeplab_crf.cli.jobs import existing_options, may_write
-from deeplab_crf.models.usage import CONVENTIONS
+from deeplab_crf.core.presets import PRESETS
+from deeplab_crf.models.metadata import CONVENTIONS
 from deeplab_crf.models.variants import VARIANTS
-from deeplab_crf.presets import PRESETS
 
 
 @click.command()

@@ -9,13 +9,13 @@ import click
 
 from deeplab_crf.cli.network import make_pipeline
 from deeplab_crf.cli.options import out_option
+from deeplab_crf.core.pairwise import Bilateral, Gaussian
+from deeplab_crf.crf.refine_files import RefineSettings, plan_file, refine_file
 from deeplab_crf.data.images import overlay, side_by_side, write_picture
 from deeplab_crf.data.label_files import read_labels
 from deeplab_crf.data.rasters import read_image
 from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH, STREET
-from deeplab_crf.kernels import Bilateral, Gaussian
-from deeplab_crf.refine import RefineSettings, plan_file, refine_file
-from deeplab_crf.segment import SegmentJob, segment_file
+from deeplab_crf.models.segment_files import SegmentJob, segment_file
 
 SETTINGS = RefineSettings(
     kernels=(Gaussian(sxy=3, weight=3), Bilateral(sxy=40, srgb=10, weight=8)), iterations=10, confidence=0.6

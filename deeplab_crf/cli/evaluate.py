@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.jobs import SKIP, existing_options
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
@@ -22,20 +21,21 @@ from deeplab_crf.cli.options import (
     open_data,
     out_option,
 )
-from deeplab_crf.core.threads import get_num_threads
 from deeplab_crf.data.datasets import SegmentationFolder
-from deeplab_crf.data.files import check_writable, matching_name, score_files
 from deeplab_crf.data.results import FileJob, ResultFolder, score_jobs
 from deeplab_crf.data.scores import KINDS as SCORE_KINDS
-from deeplab_crf.engine.class_pixels import check_two_classes, count_pixels
-from deeplab_crf.engine.evaluate_report import REPORT_FILES
-from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
+from deeplab_crf.evaluation.class_pixels import check_two_classes, count_pixels
+from deeplab_crf.evaluation.report import REPORT_FILES
+from deeplab_crf.evaluation.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
+from deeplab_crf.runtime.checks import MAX_THREADS
+from deeplab_crf.runtime.files import check_writable, matching_name, score_files
+from deeplab_crf.runtime.threads import get_num_threads
 
 if TYPE_CHECKING:
-    from deeplab_crf.engine.distributed import World
-    from deeplab_crf.engine.evaluate import Evaluation, ScoreSource, Task
-    from deeplab_crf.engine.evaluate_report import Report
+    from deeplab_crf.evaluation.evaluate import Evaluation, ScoreSource, Task
+    from deeplab_crf.evaluation.report import Report
+    from deeplab_crf.runtime.processes import World
 
 DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they are of
 
@@ -117,7 +117,7 @@ def evaluate(out: Path | None, examples: int, existing: str | None, **options: A
     try:
         import torch  # takes seconds: not for --help
 
-        from deeplab_crf.engine.distributed import join_world
+        from deeplab_crf.runtime.processes import join_world
     except ModuleNotFoundError as error:
         raise ImportError('evaluate needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
     try:
@@ -208,7 +208,7 @@ class _Plan:
 
 
 def _print_report(evaluation: Evaluation, dataset: SegmentationFolder, settings: dict[str, Any]) -> Report:
-    from deeplab_crf.engine.evaluate_report import Report, absent_lines, as_text, score_rows, trimap_rows
+    from deeplab_crf.evaluation.report import Report, absent_lines, as_text, score_rows, trimap_rows
 
     report = Report(evaluation, dataset.classes, settings)
     click.echo(as_text(score_rows(report)))
@@ -233,7 +233,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _task(plan: _Plan, options: dict[str, Any], device: Any, threads: int) -> tuple[Task, dict[str, Any]]:
     """What to evaluate, and the settings as the report shows them."""
-    from deeplab_crf.engine.evaluate import Task
+    from deeplab_crf.evaluation.evaluate import Task
 
     dataset = plan.dataset
     kind, root, split = options["data"]
@@ -253,7 +253,7 @@ def _network(
     plan: _Plan, options: dict[str, Any], device: Any, threads: int
 ) -> tuple[ScoreSource, Any, str, dict[str, Any]]:
     """The source of scores, the CRF, the name of its settings, and what the report says of the network."""
-    from deeplab_crf.engine.evaluate import NetworkScores, RecordedScores
+    from deeplab_crf.evaluation.evaluate import NetworkScores, RecordedScores
 
     dataset = plan.dataset
     given = {name: options[name] for name in ("crf", "preset", "min_probability")}
@@ -279,7 +279,7 @@ def _files(
 ) -> tuple[ScoreSource, Any, str, dict[str, Any]]:
     """The same for scores from a folder."""
     from deeplab_crf.crf.dense_crf import DenseCRF
-    from deeplab_crf.engine.evaluate import FileScores, ScoreReading
+    from deeplab_crf.evaluation.evaluate import FileScores, ScoreReading
     from deeplab_crf.ops.library import CUDA_BUILT
 
     preset = options["preset"] or DEFAULT_PRESET
@@ -300,7 +300,7 @@ def _files(
 
 def _run(task: Task, world: World, workers: int, threads: int) -> Evaluation:
     """The scores, under a progress bar of the process that leads."""
-    from deeplab_crf.engine.evaluate import evaluate_share
+    from deeplab_crf.evaluation.evaluate import evaluate_share
 
     share = -(-len(task.dataset) // world.size)
     progress = click.progressbar(length=share, label="evaluate", file=sys.stderr) if world.leads else nullcontext()
@@ -315,8 +315,8 @@ def _run(task: Task, world: World, workers: int, threads: int) -> Evaluation:
 
 
 def _write(report: Report, task: Task, out: Path, examples: int) -> None:
-    from deeplab_crf.engine.evaluate import predict
-    from deeplab_crf.engine.evaluate_report import (
+    from deeplab_crf.evaluation.evaluate import predict
+    from deeplab_crf.evaluation.report import (
         choose_examples,
         clear_results,
         plot_trimap,

@@ -13,8 +13,8 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.memory import out_of_memory
-from deeplab_crf.data.files import check_writable, error_text
 from deeplab_crf.data.results import Job, ResultFolder
+from deeplab_crf.runtime.files import check_writable, error_text
 
 OVERWRITE, SKIP = "overwrite", "skip"
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from deeplab_crf.core.image_range import BYTES
-from deeplab_crf.data.files import digest_file
-from deeplab_crf.devices import torch_device
+from deeplab_crf.core.presets import get_preset
 from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.models.variants import VARIANTS
-from deeplab_crf.presets import get_preset
+from deeplab_crf.runtime.devices import torch_device
+from deeplab_crf.runtime.files import digest_file
 
 if TYPE_CHECKING:
     from deeplab_crf.models.pipeline import SegmentationPipeline

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from deeplab_crf.core.image_range import ImageRange, check_image_range
+from deeplab_crf.core.presets import PRESETS, get_preset
 from deeplab_crf.data.cams import DICT_BACKGROUND, KEYED_BACKGROUND, parse_background
 from deeplab_crf.data.datasets import DATASETS, SegmentationFolder, held_back, open_dataset
 from deeplab_crf.data.label_coding import LabelCoding, make_coding
 from deeplab_crf.data.label_colors import COLOUR_TABLES
-from deeplab_crf.presets import PRESETS, get_preset
 
 Decorator = Callable[[Any], Any]
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import click
 
-from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import JobRun, existing_options, may_write, report_failures
 from deeplab_crf.cli.options import (
     LABEL_OPTIONS,
@@ -20,12 +19,13 @@ from deeplab_crf.cli.options import (
     known_preset,
     label_coding,
 )
+from deeplab_crf.core.pairwise import NORMALIZATIONS, Bilateral, Gaussian, Kernel
+from deeplab_crf.core.presets import get_preset
+from deeplab_crf.crf.refine_files import ORIENTATIONS, Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
 from deeplab_crf.data.results import ResultFolder
 from deeplab_crf.data.scores import KINDS
-from deeplab_crf.devices import find_device
-from deeplab_crf.kernels import NORMALIZATIONS, Bilateral, Gaussian, Kernel
-from deeplab_crf.presets import get_preset
-from deeplab_crf.refine import ORIENTATIONS, Job, Plan, RefineSettings, plan_file, plan_folders, refine_file
+from deeplab_crf.runtime.checks import MAX_THREADS
+from deeplab_crf.runtime.devices import find_device
 
 F = TypeVar("F", bound=Callable[..., Any])
 

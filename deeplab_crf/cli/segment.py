@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.jobs import JobRun, existing_options, report_failures
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
 from deeplab_crf.cli.options import crf_options, device_option, image_range_option, out_option
 from deeplab_crf.data.results import ResultFolder
-from deeplab_crf.segment import legend_job, plan_images, segment_file, write_legend
+from deeplab_crf.models.segment_files import legend_job, plan_images, segment_file, write_legend
+from deeplab_crf.runtime.checks import MAX_THREADS
 
 
 @click.command()

@@ -13,11 +13,11 @@ import click
 
 from deeplab_crf.cli.interrupts import deferred_interrupts
 from deeplab_crf.cli.options import out_option
-from deeplab_crf.engine.run_folder import RunFolder
-from deeplab_crf.engine.settings import Kind, TrainSettings, make_settings, read_values
+from deeplab_crf.training.run_folder import RunFolder
+from deeplab_crf.training.settings import Kind, TrainSettings, make_settings, read_values
 
 if TYPE_CHECKING:
-    from deeplab_crf.engine.log import Row
+    from deeplab_crf.training.log import Row
 
 INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 30.0
@@ -75,7 +75,7 @@ def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **optio
     values = {} if config is None else read_values(config)
     settings = make_settings(values | {name: value for name, value in options.items() if value is not None})
     try:
-        from deeplab_crf.engine.train import train as run  # loads torch, which takes seconds: not for --help
+        from deeplab_crf.training.train import train as run  # loads torch, which takes seconds: not for --help
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deeplab_crf import __version__
-from deeplab_crf.checks import MAX_THREADS
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.jobs import OVERWRITE, SKIP, existing_options, may_write
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
 from deeplab_crf.cli.options import PRESET_HELP, data_options, held_back_options, known_preset, open_data, out_option
-from deeplab_crf.core.threads import get_num_threads
+from deeplab_crf.core.pairwise import NORMALIZATIONS
+from deeplab_crf.core.presets import get_preset
 from deeplab_crf.data.datasets import SegmentationFolder
-from deeplab_crf.data.files import digest_files
 from deeplab_crf.data.results import FileJob, ResultFolder, score_jobs
-from deeplab_crf.engine.class_pixels import check_two_classes, count_pixels
-from deeplab_crf.engine.trimap import KINDS as TRIMAP_KINDS
-from deeplab_crf.engine.tune_grid import Grid, Setting
-from deeplab_crf.kernels import NORMALIZATIONS
+from deeplab_crf.evaluation.class_pixels import check_two_classes, count_pixels
+from deeplab_crf.evaluation.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
-from deeplab_crf.presets import get_preset
+from deeplab_crf.runtime.checks import MAX_THREADS
+from deeplab_crf.runtime.files import digest_files
+from deeplab_crf.runtime.threads import get_num_threads
+from deeplab_crf.tuning.grid import Grid, Setting
 
 if TYPE_CHECKING:
-    from deeplab_crf.engine.tune_images import TuneImages
-    from deeplab_crf.engine.tune_run import Measure, Output, Searched, Tuned
+    from deeplab_crf.tuning.images import TuneImages
+    from deeplab_crf.tuning.run import Measure, Output, Searched, Tuned
 
 _MOST_VALUES = 1000
 
@@ -154,8 +154,8 @@ def tune(out: Path, method: str, existing: str | None, **options: Any) -> None:
     try:
         import torch
 
-        from deeplab_crf.engine.tune_images import TuneImages, spread_evenly  # loads torch: not for --help
-        from deeplab_crf.engine.tune_run import Measure, Output, read_all_scores
+        from deeplab_crf.tuning.images import TuneImages, spread_evenly  # loads torch: not for --help
+        from deeplab_crf.tuning.run import Measure, Output, read_all_scores
     except ModuleNotFoundError as error:
         raise ImportError('tune needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
     threads = options["threads"] or get_num_threads()
@@ -217,7 +217,7 @@ def _bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
 
 def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path, options: dict[str, Any]) -> Path:
     """The network's scores, in a folder in ``out`` that is the weights' own; those that are still true are not computed again."""
-    from deeplab_crf.engine.evaluate import NetworkScores, RecordedScores
+    from deeplab_crf.evaluation.evaluate import NetworkScores, RecordedScores
 
     weights = options["weights"] or WEIGHTS
     given = " ".join(str(options[name]) for name in NETWORK_OPTIONS[1:])
@@ -244,7 +244,7 @@ def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path,
 def _search(
     images: TuneImages, measure: Measure, question: dict[str, Any], output: Output, options: dict[str, Any]
 ) -> None:
-    from deeplab_crf.engine.tune_run import Search, run_search
+    from deeplab_crf.tuning.run import Search, run_search
 
     axes = {name: options[name] for name in Setting._fields if options[name] is not None}
     if "iterations" in axes and all(value == int(value) for value in axes["iterations"]):
@@ -270,8 +270,8 @@ def _report_search(found: Searched) -> None:
 def _learn(
     images: TuneImages, measure: Measure, question: dict[str, Any], output: Output, options: dict[str, Any]
 ) -> None:
-    from deeplab_crf.engine.tune_gradient import Learning
-    from deeplab_crf.engine.tune_run import run_gradient
+    from deeplab_crf.tuning.gradient import Learning
+    from deeplab_crf.tuning.run import run_gradient
 
     given = {name: options[name] for name in ("epochs", "rate", "batch", "seed") if options[name] is not None}
     learning, start = Learning(**given), get_preset(options["start"])

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from deeplab_crf.checks import shown
+from deeplab_crf.runtime.checks import shown
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deeplab_crf import _native
 from deeplab_crf.core.arrays import FloatArray, address, aligned, type_suffix
-from deeplab_crf.core.threads import resolve_threads
+from deeplab_crf.runtime.threads import resolve_threads
 
 # Tiles within tiles: lattice rows of the inner stay in the first-level cache, those of the outer in the second. Against a walk
 # line by line, inference on a 500 x 375 photograph took 8 % less time with widths 80/13 and 19 % less with 67/3.

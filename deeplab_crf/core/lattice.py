@@ -15,9 +15,9 @@ from deeplab_crf.core.arrays import (
     as_real_array,
     element_strides,
 )
-from deeplab_crf.core.threads import check_threads, resolve_threads
-from deeplab_crf.kernels import check_normalization
-from deeplab_crf.workspace import borrowed_workspace
+from deeplab_crf.core.pairwise import check_normalization
+from deeplab_crf.runtime.threads import check_threads, resolve_threads
+from deeplab_crf.runtime.workspace import borrowed_workspace
 
 # Keeps 1 / s finite where no weight reaches a point (pydensecrf's constant).
 _NORM_EPSILON = 1e-20

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from deeplab_crf import _native
-from deeplab_crf.checks import real_number, whole_number
 from deeplab_crf.core.arrays import (
     FloatArray,
     address,
@@ -24,9 +23,10 @@ from deeplab_crf.core.arrays import (
 )
 from deeplab_crf.core.energies import LARGEST_ENERGY, energy_error
 from deeplab_crf.core.lattice import PermutohedralLattice
-from deeplab_crf.core.threads import check_threads, resolve_threads
-from deeplab_crf.kernels import check_normalization, check_strength
-from deeplab_crf.workspace import borrowed_parts
+from deeplab_crf.core.pairwise import check_normalization, check_strength
+from deeplab_crf.runtime.checks import real_number, whole_number
+from deeplab_crf.runtime.threads import check_threads, resolve_threads
+from deeplab_crf.runtime.workspace import borrowed_parts
 
 # klDivergence's guard against log 0 (pydensecrf's constant).
 SMALLEST_BELIEF = 1e-20

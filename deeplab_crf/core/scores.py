@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab_crf.checks import LARGEST_INT, real_number, whole_number
 from deeplab_crf.core.arrays import FloatArray
 from deeplab_crf.core.mean_field import pack_unary
+from deeplab_crf.runtime.checks import LARGEST_INT, real_number, whole_number
 
 # Probabilities below it are raised to it before the logarithm (pydensecrf's default).
 SMALLEST_PROBABILITY = 1e-5

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.checks import choice, items_of, real_number, whole_number
-from deeplab_crf.core.dense_crf import colour_widths
+from deeplab_crf.core.image_crf import colour_widths
 from deeplab_crf.core.image_range import BYTES, ImageRange, check_image_range, map_to_bytes
 from deeplab_crf.core.mean_field import check_steps
+from deeplab_crf.core.pairwise import Bilateral, Gaussian, Kernel, check_normalization
+from deeplab_crf.core.presets import get_preset
 from deeplab_crf.crf import parameters
 from deeplab_crf.crf.exact import exact_mean_field
 from deeplab_crf.crf.inputs import (
@@ -25,14 +26,13 @@ from deeplab_crf.crf.inputs import (
     check_spacing,
     image_units,
 )
-from deeplab_crf.crf.kept_lattices import NormedLattice, kept_lattice, lattice_key, may_keep
+from deeplab_crf.crf.lattice_cache import NormedLattice, kept_lattice, lattice_key, may_keep
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, replace_masked, walked_grid
-from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_normalization
-from deeplab_crf.ops.lattice import build_lattice, check_header, normalisation
-from deeplab_crf.ops.layout import logits_error, pack_energies, unpack_scores
-from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, Updates, mean_field
-from deeplab_crf.ops.terms import check_finite
-from deeplab_crf.presets import get_preset
+from deeplab_crf.ops.lattice.operators import build_lattice, check_header, normalisation
+from deeplab_crf.ops.mean_field.forward import GRADIENTS, PairwiseTerm, Updates, mean_field
+from deeplab_crf.ops.mean_field.layout import logits_error, pack_energies, unpack_scores
+from deeplab_crf.ops.mean_field.terms import check_finite
+from deeplab_crf.runtime.checks import choice, items_of, real_number, whole_number
 
 TRAINABLE = ("weights", "compatibility", "bandwidths")
 METHODS = ("lattice", "exact")
@@ -94,7 +94,7 @@ class DenseCRF(nn.Module):
     Values are read on the CPU; on CUDA in the first call alone, and never with max_vertices or in a compiled layer, which take the
     values as they are.
     damping in [0, 1), tolerance, and gradients: "store", "recompute" or "implicit", what training costs in memory and time; see
-    `deeplab_crf.ops.mean_field.mean_field`. Of these only "implicit" goes with damping and a tolerance in training.
+    `deeplab_crf.ops.mean_field.forward.mean_field`. Of these only "implicit" goes with damping and a tolerance in training.
 
     On CUDA tensors everything runs on the current stream of their device. max_vertices: None, or a bound of the vertices of each
     kernel's lattices, all images of a call together (`vertices` counts them). With it a call on CUDA never waits for the device and

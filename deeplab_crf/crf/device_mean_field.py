@@ -18,8 +18,8 @@ from deeplab_crf.core.mean_field import (
     check_steps,
     engine_rows,
 )
-from deeplab_crf.ops.lattice import build_lattice, normalisation
-from deeplab_crf.ops.mean_field import PairwiseTerm, mean_field
+from deeplab_crf.ops.lattice.operators import build_lattice, normalisation
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm, mean_field
 
 _SINGLE = np.dtype(np.float32)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from deeplab_crf.checks import whole_number
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.exact import compatible, updated
 from deeplab_crf.crf.inputs import check_floats, check_tensor, check_two_labels
 from deeplab_crf.crf.messages import exact_messages, lattice_messages, walked_unary
+from deeplab_crf.runtime.checks import whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

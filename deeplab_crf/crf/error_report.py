@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deeplab_crf.checks import shown
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.crf.messages import exact_messages, lattice_messages, walked_unary
+from deeplab_crf.runtime.checks import shown
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deeplab_crf.core.pairwise import Bilateral, Width
 from deeplab_crf.crf.inputs import check_device, check_floats, check_tensor, extremes, may_read
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features
-from deeplab_crf.kernels import Bilateral, Width
-from deeplab_crf.ops.lattice import NORM_EPSILON, build_lattice, normalisation
+from deeplab_crf.ops.lattice.operators import NORM_EPSILON, build_lattice, normalisation
 
 
 def permutohedral_filter(values: Tensor, features: Tensor, *, normalization: str = "after") -> Tensor:

@@ -1,4 +1,4 @@
-"""`dense_crf` on a device: tensors in, tensors out, the whole batch at once. Rules and errors are those of core/dense_crf.py."""
+"""`dense_crf` on a device: tensors in, tensors out, the whole batch at once. Rules and errors are those of core/image_crf.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeplab_crf.core.arrays import as_real_array
-from deeplab_crf.core.dense_crf import (
+from deeplab_crf.core.energies import energy_error
+from deeplab_crf.core.image_crf import (
     Refinement,
     check_image_shape,
     check_image_size,
@@ -19,9 +20,9 @@ from deeplab_crf.core.dense_crf import (
     colour_widths,
     features_first,
 )
-from deeplab_crf.core.energies import energy_error
 from deeplab_crf.core.image_range import BYTES, is_whole, map_to_bytes, resolve_image_range
 from deeplab_crf.core.mean_field import check_compat, check_steps, not_finite
+from deeplab_crf.core.pairwise import Gaussian, Kernel, PairwiseKernel
 from deeplab_crf.core.scores import (
     LARGEST_TABLE,
     SMALLEST_PROBABILITY,
@@ -35,14 +36,13 @@ from deeplab_crf.core.scores import (
     num_labels_of,
     unsure_pixels,
 )
-from deeplab_crf.core.threads import resolve_threads
 from deeplab_crf.crf.inputs import accepted_energies, extremes
 from deeplab_crf.crf.points import Grid, walked_grid
-from deeplab_crf.kernels import Gaussian, Kernel, PairwiseKernel
-from deeplab_crf.ops.features import scaled_features
-from deeplab_crf.ops.lattice import build_lattice, normalisation
-from deeplab_crf.ops.layout import pack_energies
-from deeplab_crf.ops.mean_field import PairwiseTerm, Updates, mean_field
+from deeplab_crf.ops.lattice.features import scaled_features
+from deeplab_crf.ops.lattice.operators import build_lattice, normalisation
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm, Updates, mean_field
+from deeplab_crf.ops.mean_field.layout import pack_energies
+from deeplab_crf.runtime.threads import resolve_threads
 
 _ARRAY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64, torch.uint8: np.uint8}
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.checks import shown
 from deeplab_crf.core.energies import LARGEST_ENERGY
 from deeplab_crf.core.image_range import ImageRange, is_whole, resolve_image_range
+from deeplab_crf.runtime.checks import shown
 
 # What torch compares; uint16 to uint64 and floats of 8 bits it only converts.
 _COMPARED = (

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplab_crf.checks import real_number
 from deeplab_crf.core.image_range import ImageRange, check_image_range, map_to_bytes
+from deeplab_crf.core.pairwise import Bilateral
 from deeplab_crf.core.scores import PROBABILITY_SLACK
 from deeplab_crf.crf.inputs import check_device, check_floats, check_tensor, extremes, image_units, may_read
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, tile_walk
-from deeplab_crf.kernels import Bilateral
-from deeplab_crf.ops.lattice import build_lattice
+from deeplab_crf.ops.lattice.operators import build_lattice
+from deeplab_crf.runtime.checks import real_number
 
 
 class DenseCRFLoss(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deeplab_crf.crf.dense_crf import CRFProblem
 from deeplab_crf.crf.exact import ExactKernel
-from deeplab_crf.ops.mean_field import PairwiseTerm
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm
 
 Message = Callable[[Tensor], Tensor]
 """Values ``(B, N, C)`` to ``K values``, normalised; points in the order of the features. Masked points send and receive 0."""

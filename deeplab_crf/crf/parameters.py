@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeplab_crf.checks import choice, items_of
 from deeplab_crf.core.arrays import as_real_array
-from deeplab_crf.kernels import Bilateral, Gaussian, Kernel, check_strength
+from deeplab_crf.core.pairwise import Bilateral, Gaussian, Kernel, check_strength
+from deeplab_crf.runtime.checks import choice, items_of
 
 COMPATIBILITIES = ("potts", "diagonal", "matrix")
 

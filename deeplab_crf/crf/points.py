@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deeplab_crf.locks import ForkSafeLock
-from deeplab_crf.ops.cuda.engine import is_capturing
-from deeplab_crf.ops.features import scaled_features
+from deeplab_crf.ops.cuda_backend import is_capturing
+from deeplab_crf.ops.lattice.features import scaled_features
+from deeplab_crf.runtime.locks import ForkSafeLock
 
 # Tiles within tiles, as in core/image_points.py: lattice rows of the inner stay in the first-level cache, those of the outer in the
 # second.

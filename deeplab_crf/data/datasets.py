@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab_crf.data.classes import CAMVID_CLASSES, VOC_CLASSES
-from deeplab_crf.data.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_files import PLAIN, Size, read_labels
 from deeplab_crf.data.rasters import StoredImage, read_header, read_stored_image
+from deeplab_crf.runtime.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_stem, matching_name
 
 IGNORE = 255
 _TURN = "Save the image with its pixels turned (PIL.ImageOps.exif_transpose), or without its EXIF"

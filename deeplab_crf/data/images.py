@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from deeplab_crf.data.classes import voc_palette
-from deeplab_crf.data.files import atomic_write
+from deeplab_crf.runtime.files import atomic_write
 
 T = TypeVar("T")
 

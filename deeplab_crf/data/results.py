@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from deeplab_crf import __version__
-from deeplab_crf.data.files import digest_file, digest_files, observed_writes
+from deeplab_crf.runtime.files import digest_file, digest_files, observed_writes
 
 if TYPE_CHECKING:
     from deeplab_crf.data.datasets import SegmentationFolder

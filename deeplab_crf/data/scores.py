@@ -12,12 +12,12 @@ from PIL import Image
 
 from deeplab_crf.core.energies import capped_scores
 from deeplab_crf.data.cams import SUM_TOLERANCE, ClassMaps, read_cams
-from deeplab_crf.data.files import ARRAY_SUFFIXES
 from deeplab_crf.data.images import LabelImage
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_colors import LARGEST_ID
 from deeplab_crf.data.label_files import PLAIN, Size, read_labels
 from deeplab_crf.data.numpy_files import stored_arrays
+from deeplab_crf.runtime.files import ARRAY_SUFFIXES
 
 KINDS = ("logits", "probabilities", "unary")
 _KEY_KINDS = {

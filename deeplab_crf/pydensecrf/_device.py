@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeplab_crf.core.mean_field import MeanField
-from deeplab_crf.devices import find_device
+from deeplab_crf.runtime.devices import find_device
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deeplab_crf.checks import real_number
 from deeplab_crf.pydensecrf._checks import check_finite, real_array, whole_number, widths
+from deeplab_crf.runtime.checks import real_number
 
 __all__ = [
     "compute_unary",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
 
 from benchmarks import conv, conv_networks  # noqa: E402
-from deeplab_crf import conv_benchmark  # noqa: E402
+from deeplab_crf.benchmark import conv as conv_benchmark  # noqa: E402
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.nn import fuse  # noqa: E402
 

@@ -30,8 +30,8 @@ from benchmarks.gpu.conv_problems import (  # noqa: E402
     ConvProblem,
 )
 from benchmarks.gpu.section import Section  # noqa: E402
-from deeplab_crf.conv_benchmark import ConvCase  # noqa: E402
-from deeplab_crf.ops.cuda.engine import Engine  # noqa: E402
+from deeplab_crf.benchmark.conv import ConvCase  # noqa: E402
+from deeplab_crf.ops.cuda_backend import Engine  # noqa: E402
 
 
 def context(folder: Path, seconds: float = 60.0) -> Context:

@@ -16,8 +16,8 @@ from model_samples import narrow_variants, small_model  # noqa: E402
 from tune_samples import write_tuning  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.devices import torch_device  # noqa: E402
 from deeplab_crf.models import save_weights  # noqa: E402
+from deeplab_crf.runtime.devices import torch_device  # noqa: E402
 
 # As torch 2.13 words it: on CUDA, on the CPU, in cuBLAS; and NumPy, and our native code.
 ERRORS = (
@@ -87,13 +87,13 @@ def test_a_device_that_cannot_be_used_says_what_can() -> None:
 CALLED = {
     "segment": ("deeplab_crf.models.load_model", "--longer-side"),
     "evaluate": ("deeplab_crf.cli.evaluate._run", "--workers 1"),
-    "train": ("deeplab_crf.engine.train.train", "--accumulate"),
+    "train": ("deeplab_crf.training.train.train", "--accumulate"),
     "refine": ("deeplab_crf.cli.refine.refine_file", "smaller image"),
     "tune": ("deeplab_crf.cli.tune._search", "fewer --images"),
     "convert": ("deeplab_crf.models.load_model", "more memory"),
     "demo": ("deeplab_crf.cli.demo.make_pipeline", "more memory"),
     "bench": ("deeplab_crf.cli.bench.run_case", "--size"),
-    "bench conv": ("deeplab_crf.conv_benchmark.run_case", "--size"),
+    "bench conv": ("deeplab_crf.benchmark.conv.run_case", "--size"),
 }
 
 

@@ -18,12 +18,12 @@ torch = pytest.importorskip("torch", reason="the networks need torch")
 from model_samples import narrow_variants, small_model  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
+from deeplab_crf.core.pairwise import Bilateral  # noqa: E402
+from deeplab_crf.core.presets import Preset, save_preset  # noqa: E402
 from deeplab_crf.data.datasets import held_back, open_dataset  # noqa: E402
 from deeplab_crf.data.results import RECORDS  # noqa: E402
-from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
-from deeplab_crf.kernels import Bilateral  # noqa: E402
+from deeplab_crf.evaluation.metrics import ConfusionMatrix  # noqa: E402
 from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
-from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
 COUNT = 3
 

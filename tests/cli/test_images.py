@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_crf.data.files import IMAGE_SUFFIXES, atomic_write, files_by_stem
 from deeplab_crf.data.images import (
     LabelImage,
     overlay,
@@ -20,6 +19,7 @@ from deeplab_crf.data.images import (
 )
 from deeplab_crf.data.label_files import read_labels
 from deeplab_crf.data.rasters import read_image
+from deeplab_crf.runtime.files import IMAGE_SUFFIXES, atomic_write, files_by_stem
 
 PALETTE = (10, 20, 30, 200, 0, 0, 0, 200, 0)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from samples import run_python
 
 import deeplab_crf
-from deeplab_crf import benchmark
+from deeplab_crf.benchmark import crf as benchmark
 from deeplab_crf.cli import main
 from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH
 

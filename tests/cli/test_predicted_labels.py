@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="evaluate needs torch")
 
 from deeplab_crf.cli import main  # noqa: E402
 from deeplab_crf.data.classes import voc_palette  # noqa: E402
-from deeplab_crf.engine.metrics import ConfusionMatrix  # noqa: E402
+from deeplab_crf.evaluation.metrics import ConfusionMatrix  # noqa: E402
 
 
 @pytest.fixture

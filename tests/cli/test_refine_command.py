@@ -18,9 +18,9 @@ from samples import photo
 import deeplab_crf
 import deeplab_crf.cli.refine as cli_refine
 from deeplab_crf.cli import main
+from deeplab_crf.core.pairwise import Bilateral, Gaussian
+from deeplab_crf.core.presets import Preset, get_preset, save_preset
 from deeplab_crf.data.results import RECORDS
-from deeplab_crf.kernels import Bilateral, Gaussian
-from deeplab_crf.presets import Preset, get_preset, save_preset
 
 HEIGHT, WIDTH = 24, 32
 PALETTE = (5, 5, 5, 250, 10, 10, 10, 250, 10, 10, 10, 250)

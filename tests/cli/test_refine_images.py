@@ -13,7 +13,7 @@ from samples import photo
 
 import deeplab_crf
 from deeplab_crf.cli import main
-from deeplab_crf.presets import get_preset
+from deeplab_crf.core.presets import get_preset
 
 HEIGHT, WIDTH = 24, 32
 IMAGE = photo(HEIGHT, WIDTH)

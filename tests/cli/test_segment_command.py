@@ -19,9 +19,10 @@ from model_samples import narrow_variants, small_model  # noqa: E402
 from slow_network import vgg_weights  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
+from deeplab_crf.core.pairwise import Bilateral  # noqa: E402
+from deeplab_crf.core.presets import Preset, save_preset  # noqa: E402
 from deeplab_crf.data.images import voc_palette  # noqa: E402
 from deeplab_crf.data.results import RECORDS  # noqa: E402
-from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import (  # noqa: E402
     SegmentationPipeline,
     Usage,
@@ -30,7 +31,6 @@ from deeplab_crf.models import (  # noqa: E402
     load_weights,
     save_weights,
 )
-from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
 HEIGHT, WIDTH = 24, 32
 NAME = "v2-compact-aspp"

@@ -18,10 +18,10 @@ from model_samples import narrow_variants, small_model  # noqa: E402
 from tune_samples import write_tuning  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
+from deeplab_crf.core.pairwise import Bilateral  # noqa: E402
+from deeplab_crf.core.presets import Preset, save_preset  # noqa: E402
 from deeplab_crf.data.results import RECORDS  # noqa: E402
-from deeplab_crf.kernels import Bilateral  # noqa: E402
 from deeplab_crf.models import load_model, save_weights  # noqa: E402
-from deeplab_crf.presets import Preset, save_preset  # noqa: E402
 
 GRID = (
     *("--bilateral-weight", 2, "--bilateral-sxy", "6,12", "--bilateral-srgb", "5,10"),
@@ -136,7 +136,7 @@ def test_an_evaluation_that_was_interrupted_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("deeplab_crf.engine.evaluate_report.write_results", interrupted)
+        patch.setattr("deeplab_crf.evaluation.report.write_results", interrupted)
         assert evaluate(data, "--weights", weights, "-o", out) == 130
     assert list((out / "examples").iterdir())
     assert evaluate(data, "--weights", weights, "-o", out) == 0

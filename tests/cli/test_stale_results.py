@@ -15,10 +15,10 @@ from PIL import Image
 from samples import photo
 
 from deeplab_crf.cli import main
-from deeplab_crf.data import files
+from deeplab_crf.core.pairwise import Bilateral
+from deeplab_crf.core.presets import Preset, save_preset
 from deeplab_crf.data.results import RECORDS
-from deeplab_crf.kernels import Bilateral
-from deeplab_crf.presets import Preset, save_preset
+from deeplab_crf.runtime import files
 
 HEIGHT, WIDTH = 12, 16
 AGAIN = "made again because inputs, settings or results had changed"

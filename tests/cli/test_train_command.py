@@ -17,7 +17,7 @@ from model_samples import narrow_variants  # noqa: E402
 from training_runs import COMPACT, assert_same_state, stored  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.engine.settings import make_settings, read_values  # noqa: E402
+from deeplab_crf.training.settings import make_settings, read_values  # noqa: E402
 
 CONFIG = f"""
 model = "{COMPACT}"
@@ -76,7 +76,7 @@ def test_file_and_options(config: Path, data: Path, tmp_path: Path, capsys: pyte
 def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(
     config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from deeplab_crf.engine import train as loop
+    from deeplab_crf.training import train as loop
 
     descend = loop.Training._descend
 

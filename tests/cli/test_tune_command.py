@@ -24,11 +24,11 @@ from samples import run_python  # noqa: E402
 from tune_samples import SIZE, opened, write_tuning  # noqa: E402
 
 from deeplab_crf.cli import main  # noqa: E402
+from deeplab_crf.core.presets import load_preset  # noqa: E402
 from deeplab_crf.data.datasets import held_back  # noqa: E402
 from deeplab_crf.data.results import RECORDS  # noqa: E402
 from deeplab_crf.models import save_weights  # noqa: E402
 from deeplab_crf.models import variants as table  # noqa: E402
-from deeplab_crf.presets import load_preset  # noqa: E402
 
 SMALL = (
     *("--bilateral-weight", "2,4", "--bilateral-sxy", "12", "--bilateral-srgb", "5:5:10"),
@@ -296,7 +296,7 @@ def test_a_gradient_run_that_was_broken_off_goes_on(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With --skip-existing too: the preset of a run that has not ended is not a result."""
-    from deeplab_crf.engine.tune_gradient import Learner
+    from deeplab_crf.tuning.gradient import Learner
 
     step, steps = Learner._step, []
 

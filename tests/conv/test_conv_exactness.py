@@ -12,7 +12,7 @@ from conv_samples import LAYOUTS, Sizes, error, expected, tensors  # noqa: E402
 
 import deeplab_crf  # noqa: E402
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
-from deeplab_crf.ops.conv import chosen_algorithm  # noqa: E402
+from deeplab_crf.ops.conv.operators import chosen_algorithm  # noqa: E402
 
 BOUNDS = {"torch": 1e-5, "direct": 1e-5, "shifted": 1e-5, "winograd": 1e-4}
 
@@ -271,7 +271,7 @@ def test_weights_whose_numbers_are_read_otherwise() -> None:
 
 
 def test_packed_weights_die_with_the_weight() -> None:
-    from deeplab_crf.ops.conv_weights import forget_weights
+    from deeplab_crf.ops.conv.packed_weights import forget_weights
 
     x, weight, _ = tensors(Sizes(1, 16, 16, 12, 12))
     forget_weights()
@@ -303,7 +303,7 @@ def test_the_algorithm_is_set_for_good_or_for_a_while() -> None:
 
 def test_sums_keep_one_set_of_weights_beside_a_first_one() -> None:
     """The next one replaces it, so that nothing piles up while others come and go; shapes and layouts are told apart."""
-    from deeplab_crf.ops.conv_weights import forget_weights
+    from deeplab_crf.ops.conv.packed_weights import forget_weights
 
     x, first = torch.randn(1, 8, 9, 9), torch.randn(5, 8, 3, 3)
     seconds = [torch.randn(5, 8, 3, 3) for _ in range(4)]
@@ -347,7 +347,7 @@ def test_what_memory_held_before_weights_are_packed_is_not_taken_for_weights(
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
     for slow in ("_by_torch", "_branch_by_branch"):
-        monkeypatch.setattr(f"deeplab_crf.ops.conv.{slow}", lambda *_: pytest.fail("torch computed it"))
+        monkeypatch.setattr(f"deeplab_crf.ops.conv.operators.{slow}", lambda *_: pytest.fail("torch computed it"))
     x, weight, _ = tensors(Sizes(1, 20, 19, 9, 10))
     with torch.no_grad(), conv_algorithm(algorithm):
         summed = algorithm == "shifted"

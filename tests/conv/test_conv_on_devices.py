@@ -13,7 +13,7 @@ from crf_samples import here  # noqa: E402
 from devices import Device  # noqa: E402
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
-from deeplab_crf.ops.cuda import conv as on_cuda  # noqa: E402
+from deeplab_crf.ops.conv import cuda as on_cuda  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -13,8 +13,8 @@ from conv_samples import Sizes, error, expected, tensors  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
-from deeplab_crf.ops import conv as operators  # noqa: E402
-from deeplab_crf.ops import conv_weights  # noqa: E402
+from deeplab_crf.ops.conv import operators  # noqa: E402
+from deeplab_crf.ops.conv import packed_weights as conv_weights  # noqa: E402
 
 SIZES = Sizes(2, 20, 19, 9, 10)
 ALGORITHMS = ["direct", "winograd", "shifted"]

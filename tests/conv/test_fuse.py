@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 
 from deeplab_crf import conv_algorithm  # noqa: E402
 from deeplab_crf.nn import ASPPSum, DilatedConv2d, fuse  # noqa: E402
-from deeplab_crf.ops import conv as operators  # noqa: E402
+from deeplab_crf.ops.conv import operators  # noqa: E402
 
 
 def _settled(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ import samples  # noqa: E402
 from crf_samples import here  # noqa: E402
 
 from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
-from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
+from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 

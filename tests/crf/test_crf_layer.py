@@ -18,9 +18,9 @@ from devices import Device  # noqa: E402
 
 from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel, dense_crf, get_preset  # noqa: E402
 from deeplab_crf.core.image_points import tile_order  # noqa: E402
+from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
+from deeplab_crf.core.presets import PRESETS  # noqa: E402
 from deeplab_crf.crf.points import tile_walk  # noqa: E402
-from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.presets import PRESETS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 

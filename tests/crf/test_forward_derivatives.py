@@ -13,7 +13,7 @@ from torch.autograd import forward_ad  # noqa: E402
 from torch.func import grad, jacrev, jvp, vmap  # noqa: E402
 
 from deeplab_crf import DenseCRF, DenseCRFLoss, bilateral_filter, dilated_conv2d, permutohedral_filter  # noqa: E402
-from deeplab_crf.ops.lattice import build_lattice  # noqa: E402
+from deeplab_crf.ops.lattice.operators import build_lattice  # noqa: E402
 from deeplab_crf.ops.library import SCHEMAS  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own decompositions for forward mode

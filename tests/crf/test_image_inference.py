@@ -20,8 +20,9 @@ import samples  # noqa: E402
 from dense_crf_errors import DENSE_CRF, Case, with_good_arguments  # noqa: E402
 from devices import Device  # noqa: E402
 
-from deeplab_crf import Bilateral, Gaussian, PairwiseKernel, dense_crf, inference  # noqa: E402
-from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
+from deeplab_crf import Bilateral, Gaussian, PairwiseKernel, dense_crf  # noqa: E402
+from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
+from deeplab_crf.crf import functional as inference  # noqa: E402
 
 HEIGHT, WIDTH, LABELS = 17, 18, 5
 POINTS = HEIGHT * WIDTH

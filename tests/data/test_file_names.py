@@ -14,8 +14,8 @@ from samples import photo
 
 from deeplab_crf.cli import main
 from deeplab_crf.data.datasets import open_dataset, read_stems
-from deeplab_crf.data.files import IMAGE_SUFFIXES, files_by_stem
-from deeplab_crf.segment import plan_images
+from deeplab_crf.models.segment_files import plan_images
+from deeplab_crf.runtime.files import IMAGE_SUFFIXES, files_by_stem
 
 NFC = unicodedata.normalize("NFC", "Zürich é")
 NFD = unicodedata.normalize("NFD", NFC)

@@ -1,4 +1,4 @@
-"""deeplab_crf.data.files: half-written files of killed processes, and what was written."""
+"""deeplab_crf.runtime.files: half-written files of killed processes, and what was written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_crf.data import files
-from deeplab_crf.data.files import (
+from deeplab_crf.runtime import files
+from deeplab_crf.runtime.files import (
     atomic_write,
     digest_file,
     digest_files,
@@ -27,7 +27,7 @@ fcntl = pytest.importorskip("fcntl", reason="leftovers are told by file locks, w
 WRITER = """
 import sys
 from pathlib import Path
-from deeplab_crf.data.files import atomic_write
+from deeplab_crf.runtime.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as stream:
     stream.write(b"half")
     stream.flush()

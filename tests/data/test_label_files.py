@@ -13,9 +13,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from samples import photo
 
+from deeplab_crf.crf.refine_files import RefineSettings, plan_file, refine_file
 from deeplab_crf.data.datasets import open_dataset
 from deeplab_crf.data.label_files import read_labels
-from deeplab_crf.refine import RefineSettings, plan_file, refine_file
 
 IDS = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
 

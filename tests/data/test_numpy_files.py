@@ -83,7 +83,7 @@ def test_large_labels_and_classes_are_refused_before_they_are_read(tmp_path: Pat
 
 def test_saved_scores_of_many_pixels_are_refused_before_they_are_read(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="saved scores need torch")
-    from deeplab_crf.engine.saved_scores import read_saved_scores
+    from deeplab_crf.evaluation.saved_scores import read_saved_scores
 
     path = tmp_path / "a.npz"
     stream = io.BytesIO()
@@ -109,7 +109,7 @@ def test_saved_scores_of_many_pixels_are_refused_before_they_are_read(tmp_path: 
 
 def test_saved_scores_of_more_bytes_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="saved scores need torch")
-    from deeplab_crf.engine import saved_scores
+    from deeplab_crf.evaluation import saved_scores
 
     monkeypatch.setattr(saved_scores, "LARGEST_FILE", 1000)
     np.savez(tmp_path / "a.npz", scores=np.zeros((3, 20, 20), np.float16), size=(20, 20))

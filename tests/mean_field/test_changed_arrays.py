@@ -94,7 +94,7 @@ def test_tensors_that_change_during_the_build_do_not_crash() -> None:
     pytest.importorskip("torch")
     setup = """
 import torch
-from deeplab_crf.ops.lattice import build_lattice
+from deeplab_crf.ops.lattice.operators import build_lattice
 
 features = np.random.default_rng(0).normal(size=(40000, 5)).astype(np.float32)
 

@@ -11,7 +11,7 @@ import samples
 from numpy.typing import NDArray
 
 from deeplab_crf import Bilateral, Gaussian, ImageCRF, PairwiseKernel, dense_crf
-from deeplab_crf.presets import PRESETS, get_preset
+from deeplab_crf.core.presets import PRESETS, get_preset
 
 HEIGHT, WIDTH, LABELS = 23, 31, 5
 POINTS = HEIGHT * WIDTH

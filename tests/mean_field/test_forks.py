@@ -65,11 +65,11 @@ def action():
 """
 
 
-NUMPY_LOCKS = [("deeplab_crf.workspace", "_lock"), ("deeplab_crf.core.threads", "_lock")]
+NUMPY_LOCKS = [("deeplab_crf.runtime.workspace", "_lock"), ("deeplab_crf.runtime.threads", "_lock")]
 TORCH_LOCKS = [
-    ("deeplab_crf.workspace", "_lock"),
-    ("deeplab_crf.crf.kept_lattices", "_lock"),
-    ("deeplab_crf.ops.conv_weights", "_lock"),
+    ("deeplab_crf.runtime.workspace", "_lock"),
+    ("deeplab_crf.crf.lattice_cache", "_lock"),
+    ("deeplab_crf.ops.conv.packed_weights", "_lock"),
     ("deeplab_crf.crf.points", "_keeping"),
 ]
 
@@ -88,7 +88,7 @@ def test_a_child_takes_a_lock_that_was_held_at_the_fork(action: str, locks: list
 def test_a_thread_may_fork_while_it_holds_the_lock_itself() -> None:
     script = """
 import os
-from deeplab_crf.locks import ForkSafeLock
+from deeplab_crf.runtime.locks import ForkSafeLock
 
 lock = ForkSafeLock()
 with lock:

@@ -10,7 +10,7 @@ import samples
 
 import deeplab_crf
 from deeplab_crf import MeanField, PermutohedralLattice, dense_crf
-from deeplab_crf.core.threads import cgroup_quota
+from deeplab_crf.runtime.threads import cgroup_quota
 
 COUNT = "import deeplab_crf; print(deeplab_crf.get_num_threads())"
 UNSET = {"DEEPLAB_CRF_NUM_THREADS": "", "OMP_NUM_THREADS": ""}
@@ -143,7 +143,7 @@ def test_quota_of_the_control_groups(contents: dict[str, str], quota: float | No
 def test_the_default_keeps_to_quota_and_affinity(
     quota: float | None, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deeplab_crf.core import threads
+    from deeplab_crf.runtime import threads
 
     for name in UNSET:
         monkeypatch.delenv(name, raising=False)

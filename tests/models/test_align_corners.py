@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: E402
 from model_samples import CLASSES, narrow, small_model  # noqa: E402
 from test_wrapped_weights import BLOCKS, under_names  # noqa: E402
 
+from deeplab_crf.core.presets import get_preset  # noqa: E402
 from deeplab_crf.models import (  # noqa: E402
     DeepLab,
     SegmentationPipeline,
@@ -26,7 +27,6 @@ from deeplab_crf.models import (  # noqa: E402
 )
 from deeplab_crf.models import variants as table  # noqa: E402
 from deeplab_crf.models.weights import load as loading  # noqa: E402
-from deeplab_crf.presets import get_preset  # noqa: E402
 
 RESNET = "v2-resnet101-aspp"
 

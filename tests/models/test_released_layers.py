@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch", reason="the networks need torch")
 
 from released_layers import TABLES, copied, original_of, released_layers  # noqa: E402
 
-from deeplab_crf.engine.optimizer import parameter_groups  # noqa: E402
 from deeplab_crf.models import build_model  # noqa: E402
 from deeplab_crf.models.weights.files import RawWeights  # noqa: E402
 from deeplab_crf.models.weights.names import caffe_name, translate  # noqa: E402
+from deeplab_crf.training.optimizer import parameter_groups  # noqa: E402
 
 
 def whole_file(table: str) -> RawWeights:

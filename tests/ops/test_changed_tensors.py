@@ -11,8 +11,8 @@ import samples
 
 torch = pytest.importorskip("torch")
 
-from deeplab_crf.ops.lattice import Lattice, build_lattice  # noqa: E402
-from deeplab_crf.ops.mean_field import PairwiseTerm, mean_field  # noqa: E402
+from deeplab_crf.ops.lattice.operators import Lattice, build_lattice  # noqa: E402
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm, mean_field  # noqa: E402
 
 POINTS = 9000  # several chunks, so ghosts, too
 
@@ -98,8 +98,8 @@ RACE = """
 import threading, time
 import numpy as np
 import torch
-from deeplab_crf.ops.lattice import build_lattice
-from deeplab_crf.ops.mean_field import PairwiseTerm, mean_field
+from deeplab_crf.ops.lattice.operators import build_lattice
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm, mean_field
 
 N = 40000
 features = np.random.default_rng(0).normal(size=(1, N, 3)).astype(np.float32)

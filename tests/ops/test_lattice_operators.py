@@ -15,9 +15,9 @@ from crf_samples import here  # noqa: E402
 from devices import Device, opcheck  # noqa: E402
 
 from deeplab_crf import PermutohedralLattice  # noqa: E402
-from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.ops.features import _scale_by_torch, scaled_features  # noqa: E402
-from deeplab_crf.ops.lattice import build_lattice, normalisation  # noqa: E402
+from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
+from deeplab_crf.ops.lattice.features import _scale_by_torch, scaled_features  # noqa: E402
+from deeplab_crf.ops.lattice.operators import build_lattice, normalisation  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -17,9 +17,9 @@ import samples  # noqa: E402
 from crf_samples import unrolled_mean_field  # noqa: E402
 from devices import Device, opcheck  # noqa: E402
 
-from deeplab_crf.kernels import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.ops.lattice import Lattice, build_lattice, normalisation  # noqa: E402
-from deeplab_crf.ops.mean_field import GRADIENTS, PairwiseTerm, Updates, mean_field  # noqa: E402
+from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
+from deeplab_crf.ops.lattice.operators import Lattice, build_lattice, normalisation  # noqa: E402
+from deeplab_crf.ops.mean_field.forward import GRADIENTS, PairwiseTerm, Updates, mean_field  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deeplab_crf.data.images import BGR_MEAN
-from deeplab_crf.models.usage import CONVENTIONS
+from deeplab_crf.models.metadata import CONVENTIONS
 from deeplab_crf.models.vgg import STAGES
 
 WORDS = {

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deeplab_crf.data.files import atomic_write
 from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.models.deeplab import DeepLab, build_model
-from deeplab_crf.models.usage import Usage, read_usage
+from deeplab_crf.models.metadata import Usage, read_usage
 from deeplab_crf.models.variants import VARIANTS, Variant
 from deeplab_crf.models.weights.files import RawWeights, read_file
 from deeplab_crf.models.weights.names import COUNTER, FORMAT, Translation, translate
+from deeplab_crf.runtime.files import atomic_write
 
 SHOWN = 8  # names of layers that are set aside; the report's lists have all
 

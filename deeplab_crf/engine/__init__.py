@@ -1,1 +1,0 @@
-"""Training, evaluation and what they need: metrics, checkpoints. Sees models, crf and data."""

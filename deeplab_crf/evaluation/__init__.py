@@ -1,0 +1,1 @@
+"""Evaluation of networks, scores and label maps against labels."""

@@ -1,0 +1,1 @@
+"""Operators of mean-field inference."""

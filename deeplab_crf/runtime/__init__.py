@@ -1,0 +1,1 @@
+"""What every other package uses: threads, devices, workspaces, files, checks of arguments. Imports nothing above it."""

@@ -1,0 +1,1 @@
+"""Training of DeepLab networks. Needs torch."""

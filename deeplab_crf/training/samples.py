@@ -1,0 +1,126 @@
+"""What a training sees, as one endless numbered sequence of crops.
+
+Crop n is number k = n mod N of epoch e = n div N. Which photograph it shows is a function of (seed, e, k) alone, and so is what the
+augmentation does to it: neither worker processes, nor processes that train together, nor a training that was broken off change it.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from deeplab_crf.data.datasets import SegmentationFolder
+from deeplab_crf.data.transforms import Augmentation
+from deeplab_crf.runtime.processes import World
+from deeplab_crf.training.settings import TrainSettings
+
+Batch = tuple[Tensor, Tensor]  # images (B, 3, crop, crop) and labels (B, crop, crop)
+
+
+class Crops(Dataset[Batch]):
+    """The sequence: ``crops[n]`` is crop n, for n = 0, 1, ..."""
+
+    def __init__(self, photographs: SegmentationFolder, augmentation: Augmentation, seed: int) -> None:
+        self.photographs, self.augmentation, self.seed = photographs, augmentation, seed
+
+    def __getitem__(self, number: int) -> Batch:
+        epoch, place = divmod(number, len(self.photographs))
+        photograph = self.photographs[int(_order(self.seed, epoch, len(self.photographs))[place])]
+        return self.augmentation(photograph, np.random.default_rng([self.seed, epoch, 1 + place]))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The epoch's order of the photographs."""
+    return np.random.default_rng([seed, epoch, 0]).permutation(count)
+
+
+class Numbers:
+    """Which crops this process sees from iteration ``start`` on: for each iteration ``accumulate`` parts, one by one."""
+
+    def __init__(self, settings: TrainSettings, world: World, start: int) -> None:
+        self.settings, self.world, self.start = settings, world, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        settings, world = self.settings, self.world
+        size = settings.batch // (settings.accumulate * world.size)
+        for iteration in range(self.start, settings.iterations):
+            for part in range(settings.accumulate):
+                first = iteration * settings.batch + (part * world.size + world.rank) * size
+                yield list(range(first, first + size))
+
+    def __len__(self) -> int:
+        return (self.settings.iterations - self.start) * self.settings.accumulate
+
+
+def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> Generator[list[Batch]]:
+    """The parts of each iteration's batch that are this process's, from iteration ``start`` on.
+
+    Raises what reading raised, as it was raised, and ChildProcessError where a worker process died.
+    """
+    loader: DataLoader[Batch] = DataLoader(
+        crops,
+        batch_sampler=Numbers(settings, world, start),
+        num_workers=settings.workers,
+        pin_memory=world.device.type == "cuda",
+        worker_init_fn=_ignore_interrupts,
+    )
+    parts = iter(loader)
+    with _quiet_children():
+        try:
+            for _ in range(start, settings.iterations):
+                yield [_next(parts, settings.workers) for _ in range(settings.accumulate)]
+        finally:
+            # Left to the garbage collector, where an error's traceback holds it, the loader can take five seconds a worker.
+            getattr(parts, "_shutdown_workers", lambda: None)()
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Where a worker dies, torch raises from a signal handler, in the middle of whatever runs, be it a change of the weights.
+    Without the handler it raises where the next batch is waited for, after seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; the training process alone decides what becomes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _next(parts: Iterator[Any], workers: int) -> Batch:
+    try:
+        images, labels = next(parts)
+        return images, labels
+    except Exception as error:
+        if workers == 0:
+            raise
+        raised = _from_worker(error)
+    raise raised
+
+
+def _from_worker(error: Exception) -> Exception:
+    """What a worker raised, without its traceback, which torch puts into the message; else what became of the worker."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return ChildProcessError(
+            f"a process that reads data died ({' '.join(text.split())[:200]}); it may have run out of memory: use fewer workers "
+            "(0: read in the training process)"
+        )
+    kind, _, message = text.rsplit("\n", 1)[-1].partition(": ")
+    return type(error)(message) if kind.endswith(type(error).__name__) else error
