@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from deeplab_crf._lazy import load_name
 
-__version__ = "0.1.0"
-
 TYPE_CHECKING = False  # As typing's own for type checkers; importing typing would take longer than the package itself.
 
 _HOMES = {
@@ -29,6 +27,7 @@ _HOMES = {
     "get_num_threads": "deeplab_crf.runtime.threads",
     "set_num_threads": "deeplab_crf.runtime.threads",
     "native_info": "deeplab_crf.runtime.info",
+    "__version__": "deeplab_crf.runtime.info",
     "install_as_pydensecrf": "deeplab_crf.pydensecrf",
     # From here on, torch is needed.
     "DenseCRF": "deeplab_crf.crf.dense_crf",
@@ -69,7 +68,7 @@ if TYPE_CHECKING:
     from deeplab_crf.ops.conv.algorithms import conv_algorithm, get_conv_algorithm, set_conv_algorithm
     from deeplab_crf.ops.conv.operators import aspp_sum, dilated_conv2d
     from deeplab_crf.pydensecrf import install_as_pydensecrf
-    from deeplab_crf.runtime.info import native_info
+    from deeplab_crf.runtime.info import __version__, native_info
     from deeplab_crf.runtime.threads import get_num_threads, set_num_threads
 
 __all__ = [

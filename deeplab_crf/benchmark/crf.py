@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-import deeplab_crf
 from deeplab_crf.core.pairwise import Bilateral, Gaussian
 from deeplab_crf.data.rasters import read_image
 from deeplab_crf.data.sample import PHOTOGRAPH
 from deeplab_crf.data.scores import upsample_bilinear
+from deeplab_crf.runtime.threads import get_num_threads, set_num_threads
 
 OURS = "deeplab-crf"
 PEER = "pydensecrf"
@@ -112,7 +112,7 @@ def run_case(case: Case, *, threads: Sequence[int] = (1,), repeats: int = 5, pee
     ours = importlib.import_module("deeplab_crf.pydensecrf.densecrf")
     rows = [(OURS, ours, count) for count in threads] + ([(PEER, peer, 1)] if peer is not None else [])
     image, unary = case.inputs()
-    before = deeplab_crf.get_num_threads()
+    before = get_num_threads()
     seconds: list[list[tuple[float, float]]] = [[] for _ in rows]
     try:
         results = [_run(module, case, image, unary, count)[0] for _, module, count in rows]
@@ -121,7 +121,7 @@ def run_case(case: Case, *, threads: Sequence[int] = (1,), repeats: int = 5, pee
             for row, (_, module, count) in enumerate(rows):
                 seconds[row].append(_run(module, case, image, unary, count)[1])
     finally:
-        deeplab_crf.set_num_threads(before)
+        set_num_threads(before)
     timings = tuple(
         Timing(name, count, tuple(build for build, _ in spent), tuple(inference for _, inference in spent))
         for (name, _, count), spent in zip(rows, seconds, strict=True)
@@ -133,7 +133,7 @@ def _run(
     module: ModuleType, case: Case, image: NDArray[np.uint8], unary: NDArray[np.float32], threads: int
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """Probabilities (labels, pixels) and the seconds of build and inference."""
-    deeplab_crf.set_num_threads(threads)
+    set_num_threads(threads)
     start = time.perf_counter()
     crf = module.DenseCRF2D(case.width, case.height, case.labels)
     crf.setUnaryEnergy(unary)

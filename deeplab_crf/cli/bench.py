@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-import deeplab_crf
 from deeplab_crf.benchmark.crf import Case, Report, find_peer, run_case
 from deeplab_crf.cli.bench_conv import conv
 from deeplab_crf.runtime.checks import MAX_THREADS, shown
+from deeplab_crf.runtime.info import native_info
+from deeplab_crf.runtime.threads import get_num_threads
 
 
 def _parse_size(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -29,7 +30,7 @@ def _parse_threads(_context: click.Context, _option: click.Parameter, value: str
     for word in value.split(","):
         if word != "all" and not (word.isdecimal() and len(word) < 10 and 0 < int(word) <= MAX_THREADS):
             raise click.BadParameter(f"{shown(word)} is neither a positive number up to {MAX_THREADS} nor all")
-        counts.append(deeplab_crf.get_num_threads() if word == "all" else int(word))
+        counts.append(get_num_threads() if word == "all" else int(word))
     return sorted(set(counts))
 
 
@@ -72,7 +73,7 @@ def bench(
         if not as_json:
             click.echo(_as_text(report))
     if as_json:
-        click.echo(json.dumps({"native": deeplab_crf.native_info(), "repeats": repeats, "cases": reports}, indent=2))
+        click.echo(json.dumps({"native": native_info(), "repeats": repeats, "cases": reports}, indent=2))
 
 
 bench.add_command(conv)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-import deeplab_crf
+from deeplab_crf.runtime.info import native_info
 
 PACKAGES = ("numpy", "pillow", "click", "torch", "safetensors", "h5py", "pydensecrf", "pydensecrf2")
 
@@ -25,7 +25,7 @@ def info(as_json: bool) -> None:
 def collect() -> dict[str, Any]:
     """native: `deeplab_crf.native_info()`; packages: versions, None where not installed (nothing is imported)."""
     return {
-        "native": deeplab_crf.native_info(),
+        "native": native_info(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deeplab_crf import __version__
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.jobs import OVERWRITE, SKIP, existing_options, may_write
 from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
@@ -26,6 +25,7 @@ from deeplab_crf.evaluation.trimap import KINDS as TRIMAP_KINDS
 from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.runtime.checks import MAX_THREADS
 from deeplab_crf.runtime.files import digest_files
+from deeplab_crf.runtime.info import __version__
 from deeplab_crf.runtime.threads import get_num_threads
 from deeplab_crf.tuning.grid import Grid, Setting
 

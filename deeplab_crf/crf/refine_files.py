@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import deeplab_crf
 from deeplab_crf.core.image_range import BYTES, ImageRange
 from deeplab_crf.core.pairwise import Kernel, PairwiseKernel, check_normalization
 from deeplab_crf.core.presets import get_preset
+from deeplab_crf.crf.functional import dense_crf
 from deeplab_crf.data.images import LabelImage, overlay, write_labels, write_picture
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_files import PLAIN
@@ -226,7 +226,7 @@ def _refine(
     given: dict[str, Any] = {scores.kind: scores.values}
     if scores.kind == "labels":
         given |= {"num_labels": len(scores.class_ids), "ignore_label": UNSURE, "confidence": settings.confidence}
-    result: NDArray[np.floating] = deeplab_crf.dense_crf(
+    result: NDArray[np.floating] = dense_crf(
         image,
         **given,
         kernels=settings.kernels,

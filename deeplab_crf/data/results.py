@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from deeplab_crf import __version__
 from deeplab_crf.runtime.files import digest_file, digest_files, observed_writes
+from deeplab_crf.runtime.info import __version__
 
 if TYPE_CHECKING:
     from deeplab_crf.data.datasets import SegmentationFolder

@@ -7,13 +7,16 @@ from typing import Any
 from deeplab_crf import _native
 from deeplab_crf.runtime.threads import get_num_threads
 
+# The number in pyproject.toml, which the build compiles in.
+__version__: str = _native.build_info()["version"]
+
 
 def native_info() -> dict[str, Any]:
     """The build and the machine as plain data: version, compiler, instruction sets, threads, CUDA and, where it is not
     usable, why and what to do."""
     build = _native.build_info()
     return {
-        "version": build["version"],
+        "version": __version__,
         "compiler": build["compiler"],
         "cpu": {
             "detected": build["isa_detected"],

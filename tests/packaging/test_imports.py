@@ -13,7 +13,7 @@ import deeplab_crf
 from deeplab_crf import Bilateral, Gaussian, MeanField, PairwiseKernel, PermutohedralLattice, dense_crf
 
 for name in deeplab_crf.__all__:
-    if deeplab_crf._HOMES.get(name, "").startswith(("deeplab_crf.crf.", "deeplab_crf.ops.")):
+    if name != "dense_crf" and deeplab_crf._HOMES[name].startswith(("deeplab_crf.crf.", "deeplab_crf.ops.")):
         try:
             getattr(deeplab_crf, name)
         except ImportError as error:
