@@ -17,7 +17,7 @@ PYTEST = (sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.ar
 CONFIGURATION = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q")
 # A rehearsal has no device for the tests of one; it runs others, which take no time.
 SELECTION = ("-m", "cuda", str(ROOT / "tests"))
-REHEARSED = (str(ROOT / "tests" / "test_presets.py"),)
+REHEARSED = (str(ROOT / "tests" / "core" / "test_presets.py"),)
 LISTED = 20
 
 

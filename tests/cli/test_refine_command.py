@@ -113,7 +113,7 @@ def test_every_setting_reaches_the_engine(pair: tuple[str, str, Path], monkeypat
         seen.update(settings)
         return np.zeros((3, HEIGHT, WIDTH), np.float32)
 
-    monkeypatch.setattr(deeplab_crf, "dense_crf", spy)
+    monkeypatch.setattr("deeplab_crf.crf.refine_files.dense_crf", spy)
     monkeypatch.setattr(cli_refine, "find_device", lambda name: None)  # whatever this machine has
     image, labels, out = pair
     options = (
@@ -150,7 +150,7 @@ def test_presets_and_weight_zero(
         seen.update(settings)
         return np.zeros((2, HEIGHT, WIDTH), np.float32)
 
-    monkeypatch.setattr(deeplab_crf, "dense_crf", spy)
+    monkeypatch.setattr("deeplab_crf.crf.refine_files.dense_crf", spy)
     image, labels, out = pair
     extra = [] if name is None else ["--preset", name]
     assert main(["refine", image, labels, "-o", str(out), "--gaussian-weight", "0", *extra]) == 0

@@ -211,7 +211,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from tune_samples import loose_bar, opened
-from test_tune_gradient import ABOUT, HOW, START
+from test_gradient import ABOUT, HOW, START
 from deeplab_crf.tuning.images import TuneImages
 from deeplab_crf.tuning.run import Measure, Output, read_all_scores, run_gradient
 
