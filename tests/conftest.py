@@ -1,4 +1,4 @@
-"""What every test shares. Its presence puts this folder on the path, so that tests import `oracle` and `samples`."""
+"""Fixtures and hooks of all tests. Their helper modules lie in tests/support."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ def pytest_configure() -> None:
             f"the tests need deeplab_crf installed; found it {where}. Install it (pip install '.[test]'), and start "
             "them as `pytest`: `python -m pytest` puts the sources before what is installed"
         )
+
+
+if find_spec("torch") is None:
+
+    class ModuleWithoutTorch(pytest.Module):
+        """A test module that is skipped if it cannot be imported without torch."""
+
+        def collect(self) -> Any:
+            try:
+                return list(super().collect())
+            except self.CollectError as error:
+                if "torch" in str(error):
+                    pytest.skip("needs torch", allow_module_level=True)
+                raise
+
+    def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+        """Collect each test file as a `ModuleWithoutTorch`."""
+        return ModuleWithoutTorch.from_parent(parent, path=module_path)
 
 
 def pytest_sessionstart() -> None:
@@ -80,7 +98,7 @@ def whole_graphs() -> Iterator[None]:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The device to run on, a `Device` of tests/devices.py."""
+    """The device to run on, a `Device` of tests/support/devices.py."""
     from devices import running_on
 
     with running_on(request.param, request.module, lambda: request.getfixturevalue("emulated")) as found:

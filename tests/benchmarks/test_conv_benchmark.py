@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the convolutions need torch")
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import conv, conv_networks  # noqa: E402
-from deeplab_crf.benchmark import conv as conv_benchmark  # noqa: E402
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.nn import fuse  # noqa: E402
+from benchmarks import conv, conv_networks
+from deeplab_crf.benchmark import conv as conv_benchmark
+from deeplab_crf.cli import main
+from deeplab_crf.nn import fuse
 
 
 def _convolutions_of(network: torch.nn.Module, size: int) -> set[tuple[object, ...]]:

@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import cases, crf, engines, memory, report, results  # noqa: E402
+from benchmarks import cases, crf, engines, memory, report, results
 
 TINY = cases.Case(40, 30, 5, 2, (3, 3), (80, 13, 10))
 SPARSE = cases.Case(40, 30, 5, 2, (1, 3), (67, 3, 4))

@@ -10,15 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dataset_files import write_folder
 
-torch = pytest.importorskip("torch", reason="evaluation needs torch")
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import evaluate  # noqa: E402
-from deeplab_crf.pydensecrf import densecrf  # noqa: E402
+from benchmarks import evaluate
+from deeplab_crf.pydensecrf import densecrf
 
 PRESETS = "pydensecrf,deeplab-v2-resnet101"
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the report is about the torch operators")
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import cases  # noqa: E402
-from benchmarks.gpu import clock, conv, conv_kernels, conv_problems, traffic  # noqa: E402
-from benchmarks.gpu.context import Context  # noqa: E402
-from benchmarks.gpu.conv_problems import (  # noqa: E402
+from benchmarks import cases
+from benchmarks.gpu import clock, conv, conv_kernels, conv_problems, traffic
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.conv_problems import (
     CUDNN,
     EPILOGUE,
     FP32,
@@ -29,9 +24,9 @@ from benchmarks.gpu.conv_problems import (  # noqa: E402
     WINOGRAD,
     ConvProblem,
 )
-from benchmarks.gpu.section import Section  # noqa: E402
-from deeplab_crf.benchmark.conv import ConvCase  # noqa: E402
-from deeplab_crf.ops.cuda_backend import Engine  # noqa: E402
+from benchmarks.gpu.section import Section
+from deeplab_crf.benchmark.conv import ConvCase
+from deeplab_crf.ops.cuda_backend import Engine
 
 
 def context(folder: Path, seconds: float = 60.0) -> Context:

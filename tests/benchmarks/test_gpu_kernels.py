@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the report is about the torch operators")
+from benchmarks import cases
+from benchmarks.gpu import clock, facts, kernels, measure, traffic
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import cases  # noqa: E402
-from benchmarks.gpu import clock, facts, kernels, measure, traffic  # noqa: E402
-from benchmarks.gpu.context import Context  # noqa: E402
-from benchmarks.gpu.section import Section  # noqa: E402
 
 
 # ------------------------------------------------------------------------------------------------------------------------ clock

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the report is about the torch operators")
+from benchmarks import cases, gpu_report
+from benchmarks.gpu import child, document, plot, steps
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.section import DONE, EVENTS, FAILED, NOT_RUN, REPLAY, Section
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import cases, gpu_report  # noqa: E402
-from benchmarks.gpu import child, document, plot, steps  # noqa: E402
-from benchmarks.gpu.context import Context  # noqa: E402
-from benchmarks.gpu.section import DONE, EVENTS, FAILED, NOT_RUN, REPLAY, Section  # noqa: E402
 
 
 def context(folder: Path, seconds: float = 60.0) -> Context:

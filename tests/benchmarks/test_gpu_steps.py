@@ -11,16 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from devices import running_on
 
-torch = pytest.importorskip("torch", reason="the report is about the torch operators")
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from devices import running_on  # noqa: E402
-
-from benchmarks import cases  # noqa: E402
-from benchmarks.gpu import (  # noqa: E402
+from benchmarks import cases
+from benchmarks.gpu import (
     agreement,
     build,
     cuda_tests,
@@ -29,8 +24,10 @@ from benchmarks.gpu import (  # noqa: E402
     sanitizers,
     truncated_crf,
 )
-from benchmarks.gpu.context import Context  # noqa: E402
-from benchmarks.gpu.section import DONE, FAILED, NOT_RUN, Section  # noqa: E402
+from benchmarks.gpu.context import Context
+from benchmarks.gpu.section import DONE, FAILED, NOT_RUN, Section
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def context(folder: Path, device: str = "cpu", build: bool = False) -> Context:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import cases, layer, layer_engines, learn_crf, memory, results  # noqa: E402
-from benchmarks.engines import Inputs  # noqa: E402
+from benchmarks import cases, layer, layer_engines, learn_crf, memory, results
+from benchmarks.engines import Inputs
 
 TINY = cases.Case(44, 33, 5, 3, (3, 3), (80, 13, 10))
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # at the end: an installed deeplab_crf comes before the sources
-
-from benchmarks import cases, segment  # noqa: E402
-from benchmarks.engines import Inputs  # noqa: E402
+from benchmarks import cases, segment
+from benchmarks.engines import Inputs
 
 MODEL = "v2-compact-aspp"
 

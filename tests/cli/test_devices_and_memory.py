@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
+from model_samples import narrow_variants, small_model
 from samples import run_python
+from tune_samples import write_tuning
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import narrow_variants, small_model  # noqa: E402
-from tune_samples import write_tuning  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.models import save_weights  # noqa: E402
-from deeplab_crf.runtime.devices import torch_device  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.models import save_weights
+from deeplab_crf.runtime.devices import torch_device
 
 # As torch 2.13 words it: on CUDA, on the CPU, in cuBLAS; and NumPy, and our native code.
 ERRORS = (

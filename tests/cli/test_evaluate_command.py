@@ -10,20 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from dataset_files import write_folder
+from model_samples import narrow_variants, small_model
 from PIL import Image
 from samples import run_python
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import narrow_variants, small_model  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.core.pairwise import Bilateral  # noqa: E402
-from deeplab_crf.core.presets import Preset, save_preset  # noqa: E402
-from deeplab_crf.data.datasets import held_back, open_dataset  # noqa: E402
-from deeplab_crf.data.results import RECORDS  # noqa: E402
-from deeplab_crf.evaluation.metrics import ConfusionMatrix  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, load_model, save_weights  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.core.pairwise import Bilateral
+from deeplab_crf.core.presets import Preset, save_preset
+from deeplab_crf.data.datasets import held_back, open_dataset
+from deeplab_crf.data.results import RECORDS
+from deeplab_crf.evaluation.metrics import ConfusionMatrix
+from deeplab_crf.models import SegmentationPipeline, load_model, save_weights
 
 COUNT = 3
 

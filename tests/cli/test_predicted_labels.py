@@ -12,11 +12,9 @@ from dataset_files import write_folder
 from numpy.typing import NDArray
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="evaluate needs torch")
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.data.classes import voc_palette  # noqa: E402
-from deeplab_crf.evaluation.metrics import ConfusionMatrix  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.data.classes import voc_palette
+from deeplab_crf.evaluation.metrics import ConfusionMatrix
 
 
 @pytest.fixture

@@ -8,18 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from model_samples import narrow as few_channels
 from PIL import Image
 from samples import photo
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import narrow as few_channels  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.models import build_model, load_weights, save_weights  # noqa: E402
-from deeplab_crf.models import variants as table  # noqa: E402
-from deeplab_crf.models.deeplab import DeepLab  # noqa: E402
-from deeplab_crf.training import pruning as narrowing  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.models import build_model, load_weights, save_weights
+from deeplab_crf.models import variants as table
+from deeplab_crf.models.deeplab import DeepLab
+from deeplab_crf.training import pruning as narrowing
 
 NAME = "v1-narrow-largefov"
 

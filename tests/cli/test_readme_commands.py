@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from caffe_files import V1_FILE, net
+from model_samples import narrow
 from PIL import Image
 from samples import photo
+from slow_network import vgg_weights
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from caffe_files import V1_FILE, net  # noqa: E402
-from model_samples import narrow  # noqa: E402
-from slow_network import vgg_weights  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.data.classes import VOC_CLASSES  # noqa: E402
-from deeplab_crf.models import variants as table  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.data.classes import VOC_CLASSES
+from deeplab_crf.models import variants as table
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SIZE = (48, 64)

@@ -8,22 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from caffe_files import V1_FILE, net
+from model_samples import narrow_variants, small_model
 from numpy.typing import NDArray
 from PIL import Image
 from samples import photo, run_python
+from slow_network import vgg_weights
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from caffe_files import V1_FILE, net  # noqa: E402
-from model_samples import narrow_variants, small_model  # noqa: E402
-from slow_network import vgg_weights  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.core.pairwise import Bilateral  # noqa: E402
-from deeplab_crf.core.presets import Preset, save_preset  # noqa: E402
-from deeplab_crf.data.images import voc_palette  # noqa: E402
-from deeplab_crf.data.results import RECORDS  # noqa: E402
-from deeplab_crf.models import (  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.core.pairwise import Bilateral
+from deeplab_crf.core.presets import Preset, save_preset
+from deeplab_crf.data.images import voc_palette
+from deeplab_crf.data.results import RECORDS
+from deeplab_crf.models import (
     SegmentationPipeline,
     Usage,
     build_model,

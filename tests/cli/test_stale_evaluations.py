@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dataset_files import write_folder
+from model_samples import narrow_variants, small_model
 from PIL import Image
+from tune_samples import write_tuning
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import narrow_variants, small_model  # noqa: E402
-from tune_samples import write_tuning  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.core.pairwise import Bilateral  # noqa: E402
-from deeplab_crf.core.presets import Preset, save_preset  # noqa: E402
-from deeplab_crf.data.results import RECORDS  # noqa: E402
-from deeplab_crf.models import load_model, save_weights  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.core.pairwise import Bilateral
+from deeplab_crf.core.presets import Preset, save_preset
+from deeplab_crf.data.results import RECORDS
+from deeplab_crf.models import load_model, save_weights
 
 GRID = (
     *("--bilateral-weight", 2, "--bilateral-sxy", "6,12", "--bilateral-srgb", "5,10"),

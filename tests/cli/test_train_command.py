@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 from dataset_files import write_folder
+from model_samples import narrow_variants
 from samples import run_python
+from training_runs import COMPACT, assert_same_state, stored
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from model_samples import narrow_variants  # noqa: E402
-from training_runs import COMPACT, assert_same_state, stored  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.training.settings import make_settings, read_values  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.training.settings import make_settings, read_values
 
 CONFIG = f"""
 model = "{COMPACT}"

@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from model_samples import narrow, small_model
 from PIL import Image
+from samples import run_python
+from tune_samples import SIZE, opened, write_tuning
 
-torch = pytest.importorskip("torch", reason="tune needs torch")
-
-from model_samples import narrow, small_model  # noqa: E402
-from samples import run_python  # noqa: E402
-from tune_samples import SIZE, opened, write_tuning  # noqa: E402
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.core.presets import load_preset  # noqa: E402
-from deeplab_crf.data.datasets import held_back  # noqa: E402
-from deeplab_crf.data.results import RECORDS  # noqa: E402
-from deeplab_crf.models import save_weights  # noqa: E402
-from deeplab_crf.models import variants as table  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.core.presets import load_preset
+from deeplab_crf.data.datasets import held_back
+from deeplab_crf.data.results import RECORDS
+from deeplab_crf.models import save_weights
+from deeplab_crf.models import variants as table
 
 SMALL = (
     *("--bilateral-weight", "2,4", "--bilateral-sxy", "12", "--bilateral-srgb", "5:5:10"),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from conv_samples import LAYOUTS, Sizes, error, expected, tensors
 
-torch = pytest.importorskip("torch", reason="the operators need torch")
-
-from conv_samples import LAYOUTS, Sizes, error, expected, tensors  # noqa: E402
-
-import deeplab_crf  # noqa: E402
-from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
-from deeplab_crf.ops.conv.operators import chosen_algorithm  # noqa: E402
+import deeplab_crf
+from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
+from deeplab_crf.ops.conv.operators import chosen_algorithm
 
 BOUNDS = {"torch": 1e-5, "direct": 1e-5, "shifted": 1e-5, "winograd": 1e-4}
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
+import torch
+from conv_samples import LAYOUTS, Sizes, error, expected, tensors
+from crf_samples import here
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="the operators need torch")
-
-from conv_samples import LAYOUTS, Sizes, error, expected, tensors  # noqa: E402
-from crf_samples import here  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
-from deeplab_crf.ops.conv import cuda as on_cuda  # noqa: E402
+from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
+from deeplab_crf.ops.conv import cuda as on_cuda
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from conv_samples import Sizes, error, expected, tensors
+from devices import opcheck
+from torch.autograd import forward_ad
 
-torch = pytest.importorskip("torch", reason="the operators need torch")
-
-from conv_samples import Sizes, error, expected, tensors  # noqa: E402
-from devices import opcheck  # noqa: E402
-from torch.autograd import forward_ad  # noqa: E402
-
-from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d, set_conv_algorithm  # noqa: E402
+from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d, set_conv_algorithm
 
 OPS = torch.ops.deeplab_crf
 SMALL = Sizes(2, 3, 4, 5, 6, padding=(2, 2), dilation=(2, 2))

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from conv_samples import Sizes, error, expected, tensors
+from torch import Tensor
 
-torch = pytest.importorskip("torch", reason="the operators need torch")
-
-from conv_samples import Sizes, error, expected, tensors  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
-from deeplab_crf.ops.conv import operators  # noqa: E402
-from deeplab_crf.ops.conv import packed_weights as conv_weights  # noqa: E402
+from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
+from deeplab_crf.ops.conv import operators
+from deeplab_crf.ops.conv import packed_weights as conv_weights
 
 SIZES = Sizes(2, 20, 19, 9, 10)
 ALGORITHMS = ["direct", "winograd", "shifted"]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from conv_samples import error
+from torch import nn
 
-torch = pytest.importorskip("torch", reason="the modules need torch")
-
-from conv_samples import error  # noqa: E402
-from torch import nn  # noqa: E402
-
-from deeplab_crf import conv_algorithm  # noqa: E402
-from deeplab_crf.nn import ASPPSum, DilatedConv2d, fuse  # noqa: E402
-from deeplab_crf.ops.conv import operators  # noqa: E402
+from deeplab_crf import conv_algorithm
+from deeplab_crf.nn import ASPPSum, DilatedConv2d, fuse
+from deeplab_crf.ops.conv import operators
 
 
 def _settled(model: nn.Module) -> nn.Module:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from conv_samples import error
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-torch = pytest.importorskip("torch", reason="the modules need torch")
-
-from conv_samples import error  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from deeplab_crf.nn import DilatedConv2d, fuse  # noqa: E402
+from deeplab_crf.nn import DilatedConv2d, fuse
 
 
 class Network(nn.Module):

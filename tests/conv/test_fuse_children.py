@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from conv_samples import error
+from torch import Tensor, nn
 
-torch = pytest.importorskip("torch", reason="the modules need torch")
-
-from conv_samples import error  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from deeplab_crf.nn import DilatedConv2d, FusionReport, fuse  # noqa: E402
+from deeplab_crf.nn import DilatedConv2d, FusionReport, fuse
 
 
 class ConvBN(nn.Sequential):

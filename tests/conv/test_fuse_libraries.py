@@ -7,13 +7,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from conv_samples import error
+from torch import Tensor, nn
 
-torch = pytest.importorskip("torch", reason="the modules need torch")
-
-from conv_samples import error  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from deeplab_crf.nn import fuse  # noqa: E402
+from deeplab_crf.nn import fuse
 
 # All of segmentation_models_pytorch 0.6.0 that take any encoder; DPT takes vision transformers.
 ARCHITECTURES = [

@@ -6,16 +6,14 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import torch
+from conv_samples import Sizes, error, expected, tensors
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-torch = pytest.importorskip("torch", reason="the modules need torch")
-
-from conv_samples import Sizes, error, expected, tensors  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm  # noqa: E402
-
-from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d  # noqa: E402
-from deeplab_crf.nn import fuse  # noqa: E402
+from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
+from deeplab_crf.nn import fuse
 
 TINY = torch.finfo(torch.float32).tiny
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import shutil
 
+import crf_samples
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-import crf_samples  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian
 
 L, SIZE = 4, (18, 21)
 BACKEND = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import crf_samples
 import pytest
+import torch
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-import crf_samples  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian
 
 B, L, H, W = 2, 4, 11, 13
 KERNELS = (Gaussian(2.5, 2), Bilateral(30, 20, 4))

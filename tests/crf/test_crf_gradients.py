@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import crf_samples
 import pytest
+import samples
+import torch
+from crf_samples import here
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-import crf_samples  # noqa: E402
-import samples  # noqa: E402
-from crf_samples import here  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
-from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian
+from deeplab_crf.core.pairwise import NORMALIZATIONS
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import samples
+import torch
+from crf_samples import here
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-import samples  # noqa: E402
-from crf_samples import here  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, DenseCRFLoss, Gaussian, PairwiseKernel  # noqa: E402
-from deeplab_crf.crf.diagnosis import diagnose, entropy, map_labels, marginals  # noqa: E402
-from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, DenseCRFLoss, Gaussian, PairwiseKernel
+from deeplab_crf.crf.diagnosis import diagnose, entropy, map_labels, marginals
+from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter
 
 pytestmark = pytest.mark.usefixtures("device")
 

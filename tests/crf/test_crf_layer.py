@@ -6,21 +6,19 @@ import copy
 import io
 import pickle
 
+import crf_samples
 import numpy as np
 import pytest
+import samples
+import torch
+from crf_samples import here
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-import crf_samples  # noqa: E402
-import samples  # noqa: E402
-from crf_samples import here  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel, dense_crf, get_preset  # noqa: E402
-from deeplab_crf.core.image_points import tile_order  # noqa: E402
-from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.core.presets import PRESETS  # noqa: E402
-from deeplab_crf.crf.points import tile_walk  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian, PairwiseKernel, dense_crf, get_preset
+from deeplab_crf.core.image_points import tile_order
+from deeplab_crf.core.pairwise import NORMALIZATIONS
+from deeplab_crf.core.presets import PRESETS
+from deeplab_crf.crf.points import tile_walk
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -8,14 +8,12 @@ import numpy as np
 import oracle
 import pytest
 import samples
+import torch
+from crf_samples import here
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-from crf_samples import here  # noqa: E402
-
-from deeplab_crf import Bilateral, Gaussian  # noqa: E402
-from deeplab_crf.crf.crfasrnn import load_crfasrnn_state_dict  # noqa: E402
-from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
+from deeplab_crf import Bilateral, Gaussian
+from deeplab_crf.crf.crfasrnn import load_crfasrnn_state_dict
+from deeplab_crf.crf.dense_crf import DenseCRF
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -10,15 +10,13 @@ import numpy as np
 import oracle
 import pytest
 import samples
+import torch
+from crf_samples import here
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-from crf_samples import here  # noqa: E402
-
-from deeplab_crf import Bilateral, Gaussian  # noqa: E402
-from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
-from deeplab_crf.crf.diagnosis import Diagnosis, diagnose, entropy, map_labels, marginals, plot_convergence  # noqa: E402
-from deeplab_crf.crf.error_report import error_report  # noqa: E402
+from deeplab_crf import Bilateral, Gaussian
+from deeplab_crf.crf.dense_crf import DenseCRF
+from deeplab_crf.crf.diagnosis import Diagnosis, diagnose, entropy, map_labels, marginals, plot_convergence
+from deeplab_crf.crf.error_report import error_report
 
 pytestmark = pytest.mark.usefixtures("device")
 

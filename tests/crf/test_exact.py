@@ -9,12 +9,10 @@ import numpy as np
 import oracle
 import pytest
 import samples
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-
-from deeplab_crf.crf.exact import exact_filter, exact_mean_field  # noqa: E402
+from deeplab_crf.crf.exact import exact_filter, exact_mean_field
 
 POINTS, LABELS = 40, 3
 NORMALIZATIONS = ["none", "before", "after", "symmetric"]

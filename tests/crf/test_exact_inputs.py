@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from deeplab_crf import DenseCRF, Gaussian  # noqa: E402
+from deeplab_crf import DenseCRF, Gaussian
 
 LOGITS = torch.randn(1, 3, 5, 6, generator=torch.Generator().manual_seed(0))
 IMAGE = 255 * torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(1))

@@ -8,13 +8,11 @@ import numpy as np
 import oracle
 import pytest
 import samples
+import torch
+from crf_samples import here
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="the filters need torch")
-
-from crf_samples import here  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter  # noqa: E402
+from deeplab_crf.crf.filters import bilateral_filter, permutohedral_filter
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import grad, jacrev, jvp, vmap
 
-torch = pytest.importorskip("torch")
-
-from torch import Tensor  # noqa: E402
-from torch.autograd import forward_ad  # noqa: E402
-from torch.func import grad, jacrev, jvp, vmap  # noqa: E402
-
-from deeplab_crf import DenseCRF, DenseCRFLoss, bilateral_filter, dilated_conv2d, permutohedral_filter  # noqa: E402
-from deeplab_crf.ops.lattice.operators import build_lattice  # noqa: E402
-from deeplab_crf.ops.library import SCHEMAS  # noqa: E402
+from deeplab_crf import DenseCRF, DenseCRFLoss, bilateral_filter, dilated_conv2d, permutohedral_filter
+from deeplab_crf.ops.lattice.operators import build_lattice
+from deeplab_crf.ops.library import SCHEMAS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own decompositions for forward mode
 

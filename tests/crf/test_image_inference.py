@@ -11,18 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
+import samples
+import torch
+from dense_crf_errors import DENSE_CRF, Case, with_good_arguments
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="runs on torch's devices")
-
-import oracle  # noqa: E402
-import samples  # noqa: E402
-from dense_crf_errors import DENSE_CRF, Case, with_good_arguments  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf import Bilateral, Gaussian, PairwiseKernel, dense_crf  # noqa: E402
-from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.crf import functional as inference  # noqa: E402
+from deeplab_crf import Bilateral, Gaussian, PairwiseKernel, dense_crf
+from deeplab_crf.core.pairwise import NORMALIZATIONS
+from deeplab_crf.crf import functional as inference
 
 HEIGHT, WIDTH, LABELS = 17, 18, 5
 POINTS = HEIGHT * WIDTH

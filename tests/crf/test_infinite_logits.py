@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import crf_samples
 import pytest
+import torch
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-import crf_samples  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian, diagnose, entropy, error_report  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian, diagnose, entropy, error_report
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
-from deeplab_crf.crf import dense_crf  # noqa: E402
-from deeplab_crf.crf import lattice_cache as kept_lattices  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian
+from deeplab_crf.crf import dense_crf
+from deeplab_crf.crf import lattice_cache as kept_lattices
 
 LABELS = 3
 

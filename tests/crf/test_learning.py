@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-from deeplab_crf import Bilateral, Gaussian  # noqa: E402
-from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
+from deeplab_crf import Bilateral, Gaussian
+from deeplab_crf.crf.dense_crf import DenseCRF
 
 HEIGHT, WIDTH, LABELS = 36, 44, 4
 STEPS = 50

@@ -9,13 +9,11 @@ import numpy as np
 import oracle
 import pytest
 import samples
+import torch
+from crf_samples import here
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="the layer needs torch")
-
-from crf_samples import here  # noqa: E402
-from devices import Device  # noqa: E402
-
-from deeplab_crf.crf.losses import DenseCRFLoss  # noqa: E402
+from deeplab_crf.crf.losses import DenseCRFLoss
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from samples import photo
 
-torch = pytest.importorskip("torch", reason="the transforms need torch")
-
-from deeplab_crf.data.datasets import Example  # noqa: E402
-from deeplab_crf.data.images import BGR_MEAN  # noqa: E402
-from deeplab_crf.data.transforms import Augmentation, bilinear, jitter, nearest  # noqa: E402
+from deeplab_crf.data.datasets import Example
+from deeplab_crf.data.images import BGR_MEAN
+from deeplab_crf.data.transforms import Augmentation, bilinear, jitter, nearest
 
 MEAN = torch.tensor(BGR_MEAN).reshape(3, 1, 1)
 

@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dataset_files import CLASSES, write_folder
+from model_samples import small_model
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import small_model  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
-from deeplab_crf.data.datasets import SegmentationFolder, open_dataset  # noqa: E402
-from deeplab_crf.evaluation.evaluate import (  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian
+from deeplab_crf.data.datasets import SegmentationFolder, open_dataset
+from deeplab_crf.evaluation.evaluate import (
     STAGES,
     FileScores,
     NetworkScores,
@@ -29,9 +27,9 @@ from deeplab_crf.evaluation.evaluate import (  # noqa: E402
     evaluate,
     predict,
 )
-from deeplab_crf.evaluation.metrics import ConfusionMatrix  # noqa: E402
-from deeplab_crf.evaluation.saved_scores import write_saved_scores  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, Usage  # noqa: E402
+from deeplab_crf.evaluation.metrics import ConfusionMatrix
+from deeplab_crf.evaluation.saved_scores import write_saved_scores
+from deeplab_crf.models import SegmentationPipeline, Usage
 
 COUNT, SIZE = 5, (40, 48)
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("torch", reason="evaluation needs torch")
-
 from deeplab_crf.data.datasets import Example
 from deeplab_crf.evaluation.evaluate import Evaluation, ImageScore, Prediction
 from deeplab_crf.evaluation.report import (

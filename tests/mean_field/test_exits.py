@@ -104,4 +104,4 @@ def test_the_interpreter_exits_while_a_thread_is_inside(call: str) -> None:
     ],
 )
 def test_the_interpreter_exits_while_a_thread_is_inside_a_batch(call: str) -> None:
-    check_exit(BATCHES.format(tests=str(Path(__file__).parents[1]), call=call))
+    check_exit(BATCHES.format(tests=str(Path(__file__).parents[1] / "support"), call=call))

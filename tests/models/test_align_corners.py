@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from model_samples import CLASSES, narrow, small_model
+from test_wrapped_weights import BLOCKS, under_names
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-import torch.nn.functional as F  # noqa: E402
-from model_samples import CLASSES, narrow, small_model  # noqa: E402
-from test_wrapped_weights import BLOCKS, under_names  # noqa: E402
-
-from deeplab_crf.core.presets import get_preset  # noqa: E402
-from deeplab_crf.models import (  # noqa: E402
+from deeplab_crf.core.presets import get_preset
+from deeplab_crf.models import (
     DeepLab,
     SegmentationPipeline,
     Usage,
@@ -25,8 +23,8 @@ from deeplab_crf.models import (  # noqa: E402
     save_weights,
     training_loss,
 )
-from deeplab_crf.models import variants as table  # noqa: E402
-from deeplab_crf.models.weights import load as loading  # noqa: E402
+from deeplab_crf.models import variants as table
+from deeplab_crf.models.weights import load as loading
 
 RESNET = "v2-resnet101-aspp"
 

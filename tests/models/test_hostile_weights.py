@@ -11,18 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from caffe_files import blob, message, net, number, varint
+from hypothesis import given
+from hypothesis import strategies as st
+from model_samples import small_model
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from caffe_files import blob, message, net, number, varint  # noqa: E402
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from model_samples import small_model  # noqa: E402
-
-from deeplab_crf.models import load_model, load_weights, save_weights  # noqa: E402
-from deeplab_crf.models.weights import hdf5  # noqa: E402
-from deeplab_crf.models.weights.caffe import read_caffe  # noqa: E402
-from deeplab_crf.models.weights.files import HDF5_MAGIC, read_file  # noqa: E402
+from deeplab_crf.models import load_model, load_weights, save_weights
+from deeplab_crf.models.weights import hdf5
+from deeplab_crf.models.weights.caffe import read_caffe
+from deeplab_crf.models.weights.files import HDF5_MAGIC, read_file
 
 SMALL = net({"conv1_1": [np.ones((2, 3, 3, 3), np.float32), np.ones(2, np.float32)]})
 

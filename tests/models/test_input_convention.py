@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from model_samples import CLASSES, narrow, small_model
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import CLASSES, narrow, small_model  # noqa: E402
-
-from deeplab_crf.models import DeepLab, SegmentationPipeline, load_model, load_weights  # noqa: E402
+from deeplab_crf.models import DeepLab, SegmentationPipeline, load_model, load_weights
 
 RESNET, VGG = "v2-resnet101-aspp", "v1-vgg16-largefov"
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from model_samples import CLASSES, narrow, numbers, small_model
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import CLASSES, narrow, numbers, small_model  # noqa: E402
-
-from deeplab_crf.models import DeepLab, Usage, build_model, load_model, load_weights, save_weights  # noqa: E402
+from deeplab_crf.models import DeepLab, Usage, build_model, load_model, load_weights, save_weights
 
 
 def test_usage_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

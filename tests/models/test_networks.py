@@ -6,19 +6,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import caffe_files
 import numpy as np
 import pytest
+import torch
+from model_samples import CLASSES, narrow, preprocessed, small_model
+from slow_network import SlowNetwork, interp, resnet_weights, vgg_weights
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-import caffe_files  # noqa: E402
-from model_samples import CLASSES, narrow, preprocessed, small_model  # noqa: E402
-from slow_network import SlowNetwork, interp, resnet_weights, vgg_weights  # noqa: E402
-
-from deeplab_crf import models  # noqa: E402
-from deeplab_crf.models import VARIANTS, DeepLab, build_model, load_weights, training_loss  # noqa: E402
-from deeplab_crf.models.interp import image_scores, padded_size, resize, scaled_size  # noqa: E402
-from deeplab_crf.models.interp import interp as torch_interp  # noqa: E402
+from deeplab_crf import models
+from deeplab_crf.models import VARIANTS, DeepLab, build_model, load_weights, training_loss
+from deeplab_crf.models.interp import image_scores, padded_size, resize, scaled_size
+from deeplab_crf.models.interp import interp as torch_interp
 
 # Tables 1 of V1 and V2: millions of parameters. MSc: 5 branches more; ResNet-101: 42.4 without its classifier.
 PARAMETERS = {

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from model_samples import CLASSES, small_model
+from PIL import Image
+from samples import photo
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import CLASSES, small_model  # noqa: E402
-from PIL import Image  # noqa: E402
-from samples import photo  # noqa: E402
-
-from deeplab_crf import Bilateral, DenseCRF, Gaussian  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, Usage, training_loss  # noqa: E402
+from deeplab_crf import Bilateral, DenseCRF, Gaussian
+from deeplab_crf.models import SegmentationPipeline, Usage, training_loss
 
 HEIGHT, WIDTH = 40, 52
 MEAN = (104.008, 116.669, 122.675)

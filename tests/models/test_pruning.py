@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from deeplab_crf.models.pruning import narrow_trunk  # noqa: E402
-from deeplab_crf.models.variants import VGG16  # noqa: E402
-from deeplab_crf.models.vgg import VGG16Trunk  # noqa: E402
+from deeplab_crf.models.pruning import narrow_trunk
+from deeplab_crf.models.variants import VGG16
+from deeplab_crf.models.vgg import VGG16Trunk
 
 
 def trunk(channels: int, **options: Any) -> VGG16Trunk:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+import torch
+from released_layers import TABLES, copied, original_of, released_layers
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from released_layers import TABLES, copied, original_of, released_layers  # noqa: E402
-
-from deeplab_crf.models import build_model  # noqa: E402
-from deeplab_crf.models.weights.files import RawWeights  # noqa: E402
-from deeplab_crf.models.weights.names import caffe_name, translate  # noqa: E402
-from deeplab_crf.training.optimizer import parameter_groups  # noqa: E402
+from deeplab_crf.models import build_model
+from deeplab_crf.models.weights.files import RawWeights
+from deeplab_crf.models.weights.names import caffe_name, translate
+from deeplab_crf.training.optimizer import parameter_groups
 
 
 def whole_file(table: str) -> RawWeights:

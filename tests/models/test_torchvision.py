@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
 try:
     import torchvision
 except (ImportError, RuntimeError) as error:  # RuntimeError: its operators do not fit this torch
     pytest.skip(f"torchvision is not installed for this torch: {error}", allow_module_level=True)
 
-from deeplab_crf.models import build_model, load_weights  # noqa: E402
-from deeplab_crf.nn import fuse  # noqa: E402
+from deeplab_crf.models import build_model, load_weights
+from deeplab_crf.nn import fuse
 
 CLASSIFIERS = (
     "resnet50",

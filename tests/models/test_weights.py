@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from caffe_files import V1_FILE, V2_FILE, Style, layer, message, net, number, varint
+from model_samples import CLASSES, narrow, numbers, preprocessed, small_model
+from released_layers import copied
+from slow_network import resnet_weights, vgg_weights
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from caffe_files import V1_FILE, V2_FILE, Style, layer, message, net, number, varint  # noqa: E402
-from model_samples import CLASSES, narrow, numbers, preprocessed, small_model  # noqa: E402
-from released_layers import copied  # noqa: E402
-from slow_network import resnet_weights, vgg_weights  # noqa: E402
-
-from deeplab_crf.models import (  # noqa: E402
+from deeplab_crf.models import (
     DeepLab,
     SegmentationPipeline,
     build_model,
@@ -23,10 +21,10 @@ from deeplab_crf.models import (  # noqa: E402
     load_weights,
     save_weights,
 )
-from deeplab_crf.models.weights import load as loading  # noqa: E402
-from deeplab_crf.models.weights.caffe import read_caffe  # noqa: E402
-from deeplab_crf.models.weights.files import RawWeights  # noqa: E402
-from deeplab_crf.models.weights.names import translate  # noqa: E402
+from deeplab_crf.models.weights import load as loading
+from deeplab_crf.models.weights.caffe import read_caffe
+from deeplab_crf.models.weights.files import RawWeights
+from deeplab_crf.models.weights.names import translate
 
 NAMES = Path(__file__).with_name("names")
 RESNET = "v2-resnet101-aspp"

@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from model_samples import CLASSES, narrow, numbers, small_model
 
-torch = pytest.importorskip("torch", reason="the networks need torch")
-
-from model_samples import CLASSES, narrow, numbers, small_model  # noqa: E402
-
-from deeplab_crf.models import DeepLab, load_model, load_weights  # noqa: E402
-from deeplab_crf.models.weights import checkpoint  # noqa: E402
+from deeplab_crf.models import DeepLab, load_model, load_weights
+from deeplab_crf.models.weights import checkpoint
 
 RESNET = "v2-resnet101-aspp"
 BLOCKS = (1, 2, 3, 1)  # of the layers that the lists of names have, few

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import samples
+import torch
 
-torch = pytest.importorskip("torch")
-
-from deeplab_crf.ops.lattice.operators import Lattice, build_lattice  # noqa: E402
-from deeplab_crf.ops.mean_field.forward import PairwiseTerm, mean_field  # noqa: E402
+from deeplab_crf.ops.lattice.operators import Lattice, build_lattice
+from deeplab_crf.ops.mean_field.forward import PairwiseTerm, mean_field
 
 POINTS = 9000  # several chunks, so ghosts, too
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import crf_samples
 import pytest
+import samples
+import torch
+from crf_samples import here
+from devices import Device, opcheck
 
-torch = pytest.importorskip("torch", reason="the operators need torch")
-
-import crf_samples  # noqa: E402
-import samples  # noqa: E402
-from crf_samples import here  # noqa: E402
-from devices import Device, opcheck  # noqa: E402
-
-from deeplab_crf import PermutohedralLattice  # noqa: E402
-from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.ops.lattice.features import _scale_by_torch, scaled_features  # noqa: E402
-from deeplab_crf.ops.lattice.operators import build_lattice, normalisation  # noqa: E402
+from deeplab_crf import PermutohedralLattice
+from deeplab_crf.core.pairwise import NORMALIZATIONS
+from deeplab_crf.ops.lattice.features import _scale_by_torch, scaled_features
+from deeplab_crf.ops.lattice.operators import build_lattice, normalisation
 
 pytestmark = pytest.mark.usefixtures("device")
 

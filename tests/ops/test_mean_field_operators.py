@@ -8,18 +8,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import crf_samples
 import pytest
+import samples
+import torch
+from crf_samples import unrolled_mean_field
+from devices import Device, opcheck
 
-torch = pytest.importorskip("torch", reason="the operators need torch")
-
-import crf_samples  # noqa: E402
-import samples  # noqa: E402
-from crf_samples import unrolled_mean_field  # noqa: E402
-from devices import Device, opcheck  # noqa: E402
-
-from deeplab_crf.core.pairwise import NORMALIZATIONS  # noqa: E402
-from deeplab_crf.ops.lattice.operators import Lattice, build_lattice, normalisation  # noqa: E402
-from deeplab_crf.ops.mean_field.forward import GRADIENTS, PairwiseTerm, Updates, mean_field  # noqa: E402
+from deeplab_crf.core.pairwise import NORMALIZATIONS
+from deeplab_crf.ops.lattice.operators import Lattice, build_lattice, normalisation
+from deeplab_crf.ops.mean_field.forward import GRADIENTS, PairwiseTerm, Updates, mean_field
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -130,7 +130,7 @@ def test_sdist_has_no_junk(sdist_files: set[str]) -> None:
     parts = {part for name in sdist_files for part in PurePosixPath(name).parts}
     assert not parts & {".ci", ".git", ".venv", "build", "dist", "__pycache__", "shared"}
     assert not [name for name in sdist_files if name.endswith((".so", ".pyc", ".o", ".whl"))]
-    for name in ("csrc/lattice/lattice.h", "cmake/cuda.cmake", "tests/oracle.py", "LICENSE", "README.md"):
+    for name in ("csrc/lattice/lattice.h", "cmake/cuda.cmake", "tests/support/oracle.py", "LICENSE", "README.md"):
         assert name in sdist_files
 
 

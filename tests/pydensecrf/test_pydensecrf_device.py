@@ -9,18 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
+import samples
+from devices import Device
 
-torch = pytest.importorskip("torch", reason="runs on torch's devices")
-
-import oracle  # noqa: E402
-import samples  # noqa: E402
-from devices import Device  # noqa: E402
-
-import deeplab_crf.pydensecrf.densecrf as dcrf  # noqa: E402
-from deeplab_crf.core.mean_field import MeanField  # noqa: E402
-from deeplab_crf.crf.device_mean_field import DeviceMeanField  # noqa: E402
-from deeplab_crf.pydensecrf import _device, set_device  # noqa: E402
+import deeplab_crf.pydensecrf.densecrf as dcrf
+from deeplab_crf.core.mean_field import MeanField
+from deeplab_crf.crf.device_mean_field import DeviceMeanField
+from deeplab_crf.pydensecrf import _device, set_device
 
 LABELS = 4
 MATRIX = np.random.default_rng(5).normal(-0.5, 1.0, (LABELS, LABELS)).astype(np.float32)

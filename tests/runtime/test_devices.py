@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import samples
+import torch
 from PIL import Image
 
 from deeplab_crf import dense_crf
@@ -16,8 +17,6 @@ from deeplab_crf.cli import main
 from deeplab_crf.pydensecrf import set_device
 from deeplab_crf.runtime import devices
 from deeplab_crf.runtime.devices import find_device
-
-torch = pytest.importorskip("torch", reason="names of devices are torch's")
 
 NOT_BUILT = {"built": False, "usable": False, "why": "no compiler was there", "cure": "Install one"}
 NO_DEVICE = {"built": True, "usable": False, "why": "the driver is too old", "cure": "Look with nvidia-smi"}

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from model_samples import CLASSES, preprocessed, small_model
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from model_samples import CLASSES, preprocessed, small_model  # noqa: E402
-
-from deeplab_crf.data.datasets import open_dataset  # noqa: E402
-from deeplab_crf.models.losses import loss_totals, training_loss  # noqa: E402
-from deeplab_crf.runtime.processes import World  # noqa: E402
-from deeplab_crf.training.batch_loss import BatchLoss  # noqa: E402
-from deeplab_crf.training.class_weights import balanced, class_weights  # noqa: E402
+from deeplab_crf.data.datasets import open_dataset
+from deeplab_crf.models.losses import loss_totals, training_loss
+from deeplab_crf.runtime.processes import World
+from deeplab_crf.training.batch_loss import BatchLoss
+from deeplab_crf.training.class_weights import balanced, class_weights
 
 WEIGHT = torch.tensor([0.5, 2.0, 0.1])
 

@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dataset_files import CLASSES, write_folder
 from PIL import Image
+from training_runs import make, run, stored
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from training_runs import make, run, stored  # noqa: E402
-
-from deeplab_crf.data.datasets import open_dataset  # noqa: E402
-from deeplab_crf.evaluation.class_pixels import check_two_classes, count_pixels  # noqa: E402
-from deeplab_crf.training.class_weights import balanced  # noqa: E402
-from deeplab_crf.training.log import read_log  # noqa: E402
+from deeplab_crf.data.datasets import open_dataset
+from deeplab_crf.evaluation.class_pixels import check_two_classes, count_pixels
+from deeplab_crf.training.class_weights import balanced
+from deeplab_crf.training.log import read_log
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

@@ -7,18 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from training_runs import FROZEN, make, run, stored
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from training_runs import FROZEN, make, run, stored  # noqa: E402
-
-from deeplab_crf.data.datasets import open_dataset  # noqa: E402
-from deeplab_crf.models import build_model, load_model  # noqa: E402
-from deeplab_crf.runtime.processes import World, join_world  # noqa: E402
-from deeplab_crf.training import train as loop  # noqa: E402
-from deeplab_crf.training.batch_norm import SharedBatchNorm2d, shared_batch_norm  # noqa: E402
-from deeplab_crf.training.log import read_log  # noqa: E402
-from deeplab_crf.training.validation import validate  # noqa: E402
+from deeplab_crf.data.datasets import open_dataset
+from deeplab_crf.models import build_model, load_model
+from deeplab_crf.runtime.processes import World, join_world
+from deeplab_crf.training import train as loop
+from deeplab_crf.training.batch_norm import SharedBatchNorm2d, shared_batch_norm
+from deeplab_crf.training.log import read_log
+from deeplab_crf.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -86,7 +84,7 @@ def two_processes(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "2",
         str(out / "script.py"),
     ]
-    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parent), str(data), str(out)]
+    folders = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parent), str(data), str(out)]
     done = subprocess.run([*command, *folders], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == ["follows", "leads"]

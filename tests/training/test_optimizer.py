@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from model_samples import small_model
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from model_samples import small_model  # noqa: E402
-
-from deeplab_crf.training.optimizer import make_optimizer, parameter_groups, set_learning_rate  # noqa: E402
-from deeplab_crf.training.schedule import learning_rate  # noqa: E402
-from deeplab_crf.training.settings import TrainSettings  # noqa: E402
+from deeplab_crf.training.optimizer import make_optimizer, parameter_groups, set_learning_rate
+from deeplab_crf.training.schedule import learning_rate
+from deeplab_crf.training.settings import TrainSettings
 
 
 def settings(**changes: object) -> TrainSettings:

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from dataset_files import write_folder
 from samples import run_python
+from training_runs import COMPACT, DROPOUT, assert_same_state, losses, make, run, stored
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from dataset_files import write_folder  # noqa: E402
-from training_runs import COMPACT, DROPOUT, assert_same_state, losses, make, run, stored  # noqa: E402
-
-from deeplab_crf.training.log import Row, read_log  # noqa: E402
+from deeplab_crf.training.log import Row, read_log
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -70,7 +68,7 @@ def test_broken_off_at_any_iteration(model: str, optimizer: str, data: Path, tmp
 def test_killed_while_it_saves(data: Path, tmp_path: Path) -> None:
     """SIGKILL after four iterations, before the file of their state has its name."""
     out = tmp_path / "out"
-    done = run_python(KILLED, str(Path(__file__).parents[1]), str(data), str(out))
+    done = run_python(KILLED, str(Path(__file__).parents[1] / "support"), str(data), str(out))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert stored(out)["iteration"] == 2
     assert len(read_log(out / "log.csv")) == 4

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from dataset_files import write_folder, write_pair
 from PIL import Image
+from training_runs import assert_same_state, losses, make, run
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from training_runs import assert_same_state, losses, make, run  # noqa: E402
-
-from deeplab_crf.data.datasets import held_back, open_dataset, read_names  # noqa: E402
-from deeplab_crf.models import load_model  # noqa: E402
-from deeplab_crf.runtime.processes import World  # noqa: E402
-from deeplab_crf.training.splits import open_splits  # noqa: E402
-from deeplab_crf.training.validation import validate  # noqa: E402
+from deeplab_crf.data.datasets import held_back, open_dataset, read_names
+from deeplab_crf.models import load_model
+from deeplab_crf.runtime.processes import World
+from deeplab_crf.training.splits import open_splits
+from deeplab_crf.training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

@@ -7,21 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from training_runs import COMPACT, DROPOUT, FROZEN, assert_same_state, losses, make, run, stored
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from PIL import Image  # noqa: E402
-from training_runs import COMPACT, DROPOUT, FROZEN, assert_same_state, losses, make, run, stored  # noqa: E402
-
-from deeplab_crf.data.datasets import open_dataset  # noqa: E402
-from deeplab_crf.data.transforms import Augmentation  # noqa: E402
-from deeplab_crf.evaluation.metrics import ConfusionMatrix  # noqa: E402
-from deeplab_crf.models import SegmentationPipeline, Usage, build_model, load_model, save_weights  # noqa: E402
-from deeplab_crf.runtime.processes import World  # noqa: E402
-from deeplab_crf.training import train as loop  # noqa: E402
-from deeplab_crf.training.log import COLUMNS  # noqa: E402
-from deeplab_crf.training.samples import Crops, Numbers  # noqa: E402
-from deeplab_crf.training.settings import make_settings, read_values  # noqa: E402
+from deeplab_crf.data.datasets import open_dataset
+from deeplab_crf.data.transforms import Augmentation
+from deeplab_crf.evaluation.metrics import ConfusionMatrix
+from deeplab_crf.models import SegmentationPipeline, Usage, build_model, load_model, save_weights
+from deeplab_crf.runtime.processes import World
+from deeplab_crf.training import train as loop
+from deeplab_crf.training.log import COLUMNS
+from deeplab_crf.training.samples import Crops, Numbers
+from deeplab_crf.training.settings import make_settings, read_values
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from dataset_files import write_folder
+from model_samples import narrow_variants
 from PIL import Image
+from training_runs import assert_same_state, make, run, stored
 
-torch = pytest.importorskip("torch", reason="training needs torch")
-
-from model_samples import narrow_variants  # noqa: E402
-from training_runs import assert_same_state, make, run, stored  # noqa: E402
-
-from deeplab_crf.data.datasets import SegmentationFolder  # noqa: E402
-from deeplab_crf.runtime import files  # noqa: E402
-from deeplab_crf.training import train as loop  # noqa: E402
+from deeplab_crf.data.datasets import SegmentationFolder
+from deeplab_crf.runtime import files
+from deeplab_crf.training import train as loop
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

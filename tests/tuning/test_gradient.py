@@ -10,20 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from samples import run_python
+from tune_samples import loose_bar, no_bar, opened, write_tuning
 
-torch = pytest.importorskip("torch", reason="gradients are torch's")
-
-from tune_samples import loose_bar, no_bar, opened, write_tuning  # noqa: E402
-
-from deeplab_crf.core.pairwise import Bilateral, Gaussian, PairwiseKernel  # noqa: E402
-from deeplab_crf.core.presets import Preset, load_preset  # noqa: E402
-from deeplab_crf.crf.dense_crf import DenseCRF  # noqa: E402
-from deeplab_crf.tuning import run as tune_run  # noqa: E402
-from deeplab_crf.tuning.gradient import Epoch, Learner, Learning  # noqa: E402
-from deeplab_crf.tuning.grid import Grid  # noqa: E402
-from deeplab_crf.tuning.images import TuneImages, as_tensors  # noqa: E402
-from deeplab_crf.tuning.run import Measure, Output, Search, read_all_scores, run_gradient, run_search  # noqa: E402
+from deeplab_crf.core.pairwise import Bilateral, Gaussian, PairwiseKernel
+from deeplab_crf.core.presets import Preset, load_preset
+from deeplab_crf.crf.dense_crf import DenseCRF
+from deeplab_crf.tuning import run as tune_run
+from deeplab_crf.tuning.gradient import Epoch, Learner, Learning
+from deeplab_crf.tuning.grid import Grid
+from deeplab_crf.tuning.images import TuneImages, as_tensors
+from deeplab_crf.tuning.run import Measure, Output, Search, read_all_scores, run_gradient, run_search
 
 # Colour widths of 150 see no edges between colours that are 40 apart.
 START = Preset("start", (Gaussian(2.0, 1.0), Bilateral(12.0, 150.0, 1.0)), iterations=3, normalization="after")
@@ -244,7 +242,7 @@ def test_a_gradient_run_that_was_killed_goes_on_to_the_same_bits(last: str, imag
         whole = run_gradient(images, START, HOW, Measure(), Output(tmp_path / "whole", "mine", ABOUT), no_bar)
         root, out = images.dataset.items[0].image.parents[2], tmp_path / "out"
         here = Path(__file__)
-        done = run_python(KILLED, str(here.parents[1]), str(here.parent), str(root), str(out), last)
+        done = run_python(KILLED, str(here.parents[1] / "support"), str(here.parent), str(root), str(out), last)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert (out / "checkpoint.pt").exists()
         seen: list[int] = []

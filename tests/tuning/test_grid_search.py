@@ -9,24 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tune_samples import loose_bar, no_bar, opened, write_tuning
 
-torch = pytest.importorskip("torch", reason="scores are upsampled by torch")
-
-from tune_samples import loose_bar, no_bar, opened, write_tuning  # noqa: E402
-
-from deeplab_crf import dense_crf  # noqa: E402
-from deeplab_crf.core.lattice import PermutohedralLattice  # noqa: E402
-from deeplab_crf.evaluation.metrics import ConfusionMatrix  # noqa: E402
-from deeplab_crf.evaluation.saved_scores import SavedScores, write_saved_scores  # noqa: E402
-from deeplab_crf.evaluation.trimap import band_widths  # noqa: E402
-from deeplab_crf.models.interp import interp  # noqa: E402
-from deeplab_crf.tuning import images as tune_images  # noqa: E402
-from deeplab_crf.tuning import search as tune  # noqa: E402
-from deeplab_crf.tuning.grid import Grid, Setting, neighbours, on_the_edge  # noqa: E402
-from deeplab_crf.tuning.images import TuneImages, spread_evenly  # noqa: E402
-from deeplab_crf.tuning.run import Measure, read_all_scores  # noqa: E402
-from deeplab_crf.tuning.search import GridSearch, confusions  # noqa: E402
-from deeplab_crf.tuning.table import Trial, TrialTable, best_trial, plot_trials  # noqa: E402
+from deeplab_crf import dense_crf
+from deeplab_crf.core.lattice import PermutohedralLattice
+from deeplab_crf.evaluation.metrics import ConfusionMatrix
+from deeplab_crf.evaluation.saved_scores import SavedScores, write_saved_scores
+from deeplab_crf.evaluation.trimap import band_widths
+from deeplab_crf.models.interp import interp
+from deeplab_crf.tuning import images as tune_images
+from deeplab_crf.tuning import search as tune
+from deeplab_crf.tuning.grid import Grid, Setting, neighbours, on_the_edge
+from deeplab_crf.tuning.images import TuneImages, spread_evenly
+from deeplab_crf.tuning.run import Measure, read_all_scores
+from deeplab_crf.tuning.search import GridSearch, confusions
+from deeplab_crf.tuning.table import Trial, TrialTable, best_trial, plot_trials
 
 GRID = Grid(
     gaussian_weight=(1.0, 3.0),

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-NAMES = Path(__file__).parent / "models" / "names"
+NAMES = Path(__file__).parents[1] / "models" / "names"
 # Each table and the variant whose layers it lists.
 TABLES = {
     "released_v1_largefov": "v1-vgg16-largefov",

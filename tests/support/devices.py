@@ -14,15 +14,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the operators need torch")
-
-from deeplab_crf.ops.conv import cuda as conv_cuda  # noqa: E402
-from deeplab_crf.ops.cuda_backend import Engine  # noqa: E402
-from deeplab_crf.ops.lattice import cuda as lattice_cuda  # noqa: E402
-from deeplab_crf.ops.lattice import operators as lattice  # noqa: E402
-from deeplab_crf.ops.library import CUDA_KERNELS  # noqa: E402
-from deeplab_crf.ops.mean_field import cuda as mean_field_cuda  # noqa: E402
+from deeplab_crf.ops.conv import cuda as conv_cuda
+from deeplab_crf.ops.cuda_backend import Engine
+from deeplab_crf.ops.lattice import cuda as lattice_cuda
+from deeplab_crf.ops.lattice import operators as lattice
+from deeplab_crf.ops.library import CUDA_KERNELS
+from deeplab_crf.ops.mean_field import cuda as mean_field_cuda
 
 
 def device_names(config: pytest.Config) -> list[object]:
