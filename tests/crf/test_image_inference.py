@@ -138,7 +138,8 @@ def test_labels_of_16_bits(tensors_door: Door) -> None:
 def test_images(channels: int, dtype: type, tensors_door: Door) -> None:
     image = samples.photo(HEIGHT, WIDTH, channels or 1)
     image = image > 100 if dtype is bool else image.astype(dtype)
-    _compare(tensors_door, image if channels else image[..., 0])
+    # Values of 0 and 1 make one cell of the image, in which each iteration triples a rounding error: 2e-5 after five.
+    _compare(tensors_door, image if channels else image[..., 0], iterations=2)
 
 
 KERNELS: dict[str, tuple[Any, ...]] = {

@@ -25,7 +25,7 @@ def test_the_oldest_version_is_the_one_that_was_run() -> None:
     assert middle == pinned
     assert found(r"^        torch: \[(.*)\]$", ".github/workflows/tests.yml") == [f'"{oldest}"']
     assert found(r"torch==([\d.]+)/", ".github/workflows/tests.yml") == [newest]
-    assert found(r"any torch ≥ ([\d.]+);", "README.md") == [floor]
+    assert found(r"any torch ≥ ([\d.]+) that", "README.md") == [floor]
 
 
 def test_an_older_version_is_refused_with_what_to_do() -> None:
