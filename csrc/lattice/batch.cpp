@@ -123,7 +123,7 @@ BatchSizes read_sizes(const int32_t* structure, int64_t length) {
 
 template <class T>
 LatticeBatch<T>::LatticeBatch(const int32_t* rows, int64_t num_rows, const T* weights, const int32_t* structure, int64_t length)
-    : rows_(rows), weights_(weights), structure_(new int32_t[length]) {
+    : rows_(rows), weights_(weights), structure_(length) {
   std::copy_n(structure, length, structure_.get());
   structure = structure_.get();
   sizes_ = read_sizes(structure, length);
@@ -157,7 +157,7 @@ LatticeBatch<T>::LatticeBatch(const int32_t* rows, int64_t num_rows, const T* we
 template <class T>
 ImageLattice<T> LatticeBatch<T>::image(int64_t image, int threads) const {
   const int64_t corners = sizes_.dims + 1, points = sizes_.num_points;
-  ImageLattice<T> own{std::unique_ptr<int32_t[]>(new int32_t[points * corners]), views_[image]};
+  ImageLattice<T> own{SpareBuffer(points * corners), views_[image]};
   parallel_for(threads, chunk_count(points), [&](int64_t c) {
     const int64_t begin = chunk_begin(points, c) * corners, end = chunk_begin(points, c + 1) * corners;
     copy_rows(rows_ + image * points * corners + begin, end - begin, own.view.num_rows(), own.rows.get() + begin);

@@ -13,6 +13,7 @@
 #include "lattice/builder.h"
 #include "lattice/lattice.h"
 #include "support/parallel.h"
+#include "support/spare_buffers.h"
 
 namespace deeplab_crf {
 
@@ -67,7 +68,7 @@ BatchSizes read_sizes(const int32_t* structure, int64_t length);
 // The lattice of one image of a batch, with rows of its own.
 template <class T>
 struct ImageLattice {
-  std::unique_ptr<int32_t[]> rows;
+  SpareBuffer rows;
   LatticeView<T> view;
 };
 
@@ -89,7 +90,7 @@ class LatticeBatch {
  private:
   const int32_t* rows_;
   const T* weights_;
-  std::unique_ptr<int32_t[]> structure_;
+  SpareBuffer structure_;
   BatchSizes sizes_;
   std::vector<int64_t> chain_lengths_;  // (B, d+1), what the views point to
   std::vector<LatticeView<T>> views_;   // without rows
