@@ -59,8 +59,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """
     try:
         with _harmless_objects(), warnings.catch_warnings():
-            # Files of another protocol are read well, or refused below.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # Files of another protocol are read well, or refused below, as sparse tensors are.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to run the file's code
         raise ValueError(_refusal(path, str(error))) from error
