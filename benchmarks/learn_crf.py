@@ -47,7 +47,7 @@ class Photograph(NamedTuple):
     labels: Tensor
 
 
-def load_photograph(name: str, folder: Path) -> Photograph:
+def load_image(name: str, folder: Path) -> Photograph:
     """One of the five, by its CamVid name."""
     with Image.open(folder / f"camvid_{name}.png") as picture:
         image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
@@ -229,7 +229,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Learn, print the tables, write the files."""
     options = parse_arguments(arguments)
-    photographs = [load_photograph(name, options.data) for name in PHOTOGRAPHS]
+    photographs = [load_image(name, options.data) for name in PHOTOGRAPHS]
     learnings = cross_validate(photographs, options.steps)
     seconds = sum(learning.seconds for learning in learnings) / (len(learnings) * options.steps)
     text = "\n\n".join(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from deeplab_crf.core.pairwise import Bilateral, Gaussian
 from deeplab_crf.data.rasters import read_image
-from deeplab_crf.data.sample import PHOTOGRAPH
+from deeplab_crf.data.sample import ASTRONAUT
 from deeplab_crf.data.scores import upsample_bilinear
 from deeplab_crf.runtime.threads import get_num_threads, set_num_threads
 
@@ -41,7 +41,7 @@ class Case:
 
     def inputs(self, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The photograph (H, W, 3) and a unary (labels, H * W), -log of a softmax; the same for the same seed."""
-        photograph = Image.fromarray(read_image(PHOTOGRAPH)).resize((self.width, self.height))
+        photograph = Image.fromarray(read_image(ASTRONAUT)).resize((self.width, self.height))
         coarse = (self.labels, -(-self.height // 8), -(-self.width // 8))
         logits = upsample_bilinear(
             2 * np.random.default_rng(seed).standard_normal(coarse, dtype=np.float32), self.height, self.width

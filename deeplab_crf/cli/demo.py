@@ -11,10 +11,10 @@ from deeplab_crf.cli.network import make_pipeline
 from deeplab_crf.cli.options import out_option
 from deeplab_crf.core.pairwise import Bilateral, Gaussian
 from deeplab_crf.crf.refine_files import RefineSettings, plan_file, refine_file
-from deeplab_crf.data.images import overlay, side_by_side, write_picture
+from deeplab_crf.data.images import overlay, side_by_side, write_image
 from deeplab_crf.data.label_files import read_labels
 from deeplab_crf.data.rasters import read_image
-from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH, STREET
+from deeplab_crf.data.sample import ASTRONAUT, COARSE_LABELS, STREET
 from deeplab_crf.models.segment_files import SegmentJob, segment_file
 
 SETTINGS = RefineSettings(
@@ -37,7 +37,7 @@ def demo(out: Path) -> None:
     else:
         written = _segment_street(out) + written
     click.echo(f"wrote {', '.join(written[:-1])} and {written[-1]} to {out}")
-    click.echo(f"the last by hand: deeplab-crf refine {PHOTOGRAPH} {COARSE_LABELS} -o OUT.png --overlay {OPTIONS}")
+    click.echo(f"the last by hand: deeplab-crf refine {ASTRONAUT} {COARSE_LABELS} -o OUT.png --overlay {OPTIONS}")
 
 
 def _segment_street(folder: Path) -> list[str]:
@@ -48,10 +48,10 @@ def _segment_street(folder: Path) -> list[str]:
 
 def _refine_portrait(folder: Path) -> list[str]:
     labels_out = folder / "labels.png"
-    refine_file(plan_file(PHOTOGRAPH, COARSE_LABELS, labels_out), SETTINGS)
-    image = read_image(PHOTOGRAPH)
+    refine_file(plan_file(ASTRONAUT, COARSE_LABELS, labels_out), SETTINGS)
+    image = read_image(ASTRONAUT)
     before, after = (overlay(image, read_labels(path)) for path in (COARSE_LABELS, labels_out))
     pictures = {"before.png": before, "after.png": after, "before_after.png": side_by_side([before, after])}
     for name, picture in pictures.items():
-        write_picture(folder / name, picture)
+        write_image(folder / name, picture)
     return [*pictures, "labels.png"]

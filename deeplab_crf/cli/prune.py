@@ -14,7 +14,7 @@ from deeplab_crf.models.variants import VARIANTS, VGG16
 NARROW = [
     name
     for name, variant in VARIANTS.items()
-    if isinstance(variant.trunk, VGG16) and variant.trunk.channels < VGG16().channels
+    if isinstance(variant.backbone, VGG16) and variant.backbone.channels < VGG16().channels
 ]
 
 

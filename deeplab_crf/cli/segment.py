@@ -40,7 +40,7 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str |
     their EXIF says, and so are the results. Results that were made from the same image with the same weights and settings are
     skipped; others are made again.
     """
-    plan = plan_images(images, out, with_pictures=pictures)
+    plan = plan_images(images, out, with_figures=pictures)
     results = ResultFolder(out, recorded_options("segment", options))
     legends = [legend_job(out)] if pictures else []
     if existing is None:

@@ -17,7 +17,7 @@ from deeplab_crf.core.image_range import BYTES, ImageRange
 from deeplab_crf.core.pairwise import Kernel, PairwiseKernel, check_normalization
 from deeplab_crf.core.presets import get_preset
 from deeplab_crf.crf.functional import dense_crf
-from deeplab_crf.data.images import LabelImage, overlay, write_labels, write_picture
+from deeplab_crf.data.images import LabelImage, overlay, write_image, write_labels
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_files import PLAIN
 from deeplab_crf.data.rasters import StoredImage, read_stored_image
@@ -181,7 +181,7 @@ def refine_file(job: Job, settings: RefineSettings) -> tuple[str, ...]:
         with atomic_write(job.probabilities_out) as stream:
             np.savez(stream, probabilities=probabilities, classes=scores.class_ids)
     if job.overlay_out is not None:
-        write_picture(job.overlay_out, overlay(image, labels))
+        write_image(job.overlay_out, overlay(image, labels))
     write_labels(job.labels_out, labels)
     return tuple(remarks)
 

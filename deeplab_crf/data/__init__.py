@@ -1,1 +1,1 @@
-"""Reading and writing what people keep on disk: photographs, label images, score arrays. No torch."""
+"""Reading and writing what people keep on disk: images, label images, score arrays. No torch."""

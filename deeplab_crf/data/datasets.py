@@ -1,4 +1,4 @@
-"""Photographs and their label images, as data sets: PASCAL VOC 2012, CamVid, and folders of one's own. No torch."""
+"""Images and their label images, as data sets: PASCAL VOC 2012, CamVid, and folders of one's own. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deeplab_crf.runtime.files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_by_s
 
 IGNORE = 255
 _TURN = "Save the image with its pixels turned (PIL.ImageOps.exif_transpose), or without its EXIF"
-WHOLE = ("all", "train")  # what all photographs of a plain folder may be called, one without splits
+WHOLE = ("all", "train")  # what all images of a plain folder may be called, one without splits
 
 _SUFFIX = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
 _PAIR_OF_FILES = re.compile(rf"(.+?\.(?:{_SUFFIX}))[\s,;]+(\S.*)", re.IGNORECASE)
@@ -29,7 +29,7 @@ _PAIR_OF_FILES = re.compile(rf"(.+?\.(?:{_SUFFIX}))[\s,;]+(\S.*)", re.IGNORECASE
 
 @dataclass(frozen=True)
 class Item:
-    """One photograph and its label image, not yet read. name: the stem that they share."""
+    """One image and its label image, not yet read. name: the stem that they share."""
 
     name: str
     image: Path
@@ -46,13 +46,13 @@ class Example:
 
 
 class SegmentationFolder:
-    """A folder of photographs and one of label images, matched by stem.
+    """A folder of images and one of label images, matched by stem.
 
     images, labels: the folders. classes: names of the class ids 0, 1, ...; at most 255. names: which stems, in this order; None:
-    every photograph, sorted. coding: how the values of label images become class ids. ``dataset[i]`` reads an `Example`.
+    every image, sorted. coding: how the values of label images become class ids. ``dataset[i]`` reads an `Example`.
 
     Raises ValueError that names the file: none at all, one that is missing, and, when it is read, sizes that differ between
-    photograph and labels, and label values that are neither a class nor 255 (void). Also where two classes have one name, and
+    image and labels, and label values that are neither a class nor 255 (void). Also where two classes have one name, and
     where a name comes twice, whose pixels would count twice. An image that its EXIF turns is taken as its labels are, upright or as
     it is stored, and is an error where their size does not tell.
     """
@@ -71,16 +71,16 @@ class SegmentationFolder:
         twice = [name for name, count in Counter(self.classes).items() if count > 1]
         if twice:
             raise ValueError(f"classes must have different names; got {twice[0]!r} more than once")
-        pictures, ids = _files(images, IMAGE_SUFFIXES), _files(labels, LABEL_SUFFIXES)
-        chosen = tuple(pictures) if names is None else tuple(names)
+        image_files, ids = _files(images, IMAGE_SUFFIXES), _files(labels, LABEL_SUFFIXES)
+        chosen = tuple(image_files) if names is None else tuple(names)
         if not chosen:
-            raise ValueError(f"{images}: no photographs ({_known(IMAGE_SUFFIXES)})")
+            raise ValueError(f"{images}: no images ({_known(IMAGE_SUFFIXES)})")
         again = [name for name, count in Counter(map(matching_name, chosen)).items() if count > 1]
         if again:
             raise ValueError(f"names must be different; got {again[0]!r} more than once, which would count as often")
         for name in chosen:
             for found, folder, kind, suffixes in (
-                (pictures, images, "photograph", IMAGE_SUFFIXES),
+                (image_files, images, "image", IMAGE_SUFFIXES),
                 (ids, labels, "label image", LABEL_SUFFIXES),
             ):
                 if matching_name(name) not in found:
@@ -88,20 +88,20 @@ class SegmentationFolder:
                     hint = "lists hold names without suffix" if bare in found else _known(suffixes)
                     raise ValueError(f"{folder}: no {kind} called {name!r} ({hint})")
         found_names = [matching_name(name) for name in chosen]
-        self.items = tuple(Item(pictures[name].stem, pictures[name], ids[name]) for name in found_names)
+        self.items = tuple(Item(image_files[name].stem, image_files[name], ids[name]) for name in found_names)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def only(self, names: Iterable[str]) -> SegmentationFolder:
-        """The same data set with the photographs called ``names`` alone, in the order that they have here."""
+        """The same data set with the images called ``names`` alone, in the order that they have here."""
         chosen = frozenset(map(matching_name, names))
         part = copy.copy(self)
         part.items = tuple(item for item in self.items if matching_name(item.name) in chosen)
         return part
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
-        """The labels of `Example` alone, without the photograph."""
+        """The labels of `Example` alone, without the image."""
         item = self.items[index]
         labels = read_labels(item.labels, self.coding).ids
         self._check_values(item, labels)
@@ -183,7 +183,7 @@ def held_back(names: Sequence[str], fraction: float, seed: int) -> list[str]:
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, 0 and 1 excluded; got {fraction!r}")
     if len(names) < 2:
-        raise ValueError(f"val_fraction needs at least 2 photographs, one of them to train on; got {len(names)}")
+        raise ValueError(f"val_fraction needs at least 2 images, one of them to train on; got {len(names)}")
 
     def rank(name: str) -> bytes:
         return hashlib.sha256(f"{seed} {matching_name(name)}".encode(errors="surrogatepass")).digest()
@@ -228,7 +228,7 @@ def read_stems(path: Path) -> list[str]:
         stems = [matching_name(_stem(name) if pair or "/" in name else name) for name in files]
         if stems[0] != stems[-1]:
             raise ValueError(
-                f"{path}: line {number} pairs {stems[0]!r} with {stems[-1]!r}, but photographs and labels are matched by stem: "
+                f"{path}: line {number} pairs {stems[0]!r} with {stems[-1]!r}, but images and labels are matched by stem: "
                 "rename the files of one folder"
             )
         if stems[0] in lines:
@@ -279,10 +279,10 @@ def voc2012(root: Path, split: str, coding: LabelCoding = PLAIN) -> Segmentation
 
 
 def folder(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationFolder:
-    """Folders of one's own: photographs in ``images/SPLIT`` or ``images``, label images in ``labels/SPLIT`` or ``labels``, names
+    """Folders of one's own: images in ``images/SPLIT`` or ``images``, label images in ``labels/SPLIT`` or ``labels``, names
     of the classes in ``classes.txt``, one a line; ``SPLIT.txt``, where it is there, says which and in what order.
 
-    Where there are no splits at all, "all" or "train" takes every photograph.
+    Where there are no splits at all, "all" or "train" takes every image.
     """
     images, labels = (
         root / kind / split if (root / kind / split).is_dir() else root / kind for kind in ("images", "labels")
@@ -294,7 +294,7 @@ def folder(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationF
         splits = _folder_splits(root)
         if splits or split not in WHOLE:
             remedy = f"there are: {', '.join(splits)}" if splits else (
-                f"there are no splits: {' or '.join(WHOLE)} takes every photograph, --val-fraction 0.2 holds some back, and "
+                f"there are no splits: {' or '.join(WHOLE)} takes every image, --val-fraction 0.2 holds some back, and "
                 "train --val-split '' validates on none"
             )  # fmt: skip
             raise ValueError(f"{root}: no split {split!r}, neither {root / 'images' / split} nor {chosen}; {remedy}")
@@ -302,12 +302,12 @@ def folder(root: Path, split: str, coding: LabelCoding = PLAIN) -> SegmentationF
 
 
 def _folder_splits(root: Path) -> list[str]:
-    """The splits of `folder`: folders in ``images`` with photographs, and lists whose first line names one."""
+    """The splits of `folder`: folders in ``images`` with images, and lists whose first line names one."""
     images = root / "images"
     inside = sorted(path for path in images.glob("*") if path.is_dir() and not path.name.startswith("."))
     found = {path.name: files_by_stem(path, IMAGE_SUFFIXES) for path in inside}
     own = files_by_stem(images, IMAGE_SUFFIXES) if images.is_dir() else {}
-    splits = {name for name, photographs in found.items() if photographs}
+    splits = {name for name, files in found.items() if files}
     for path in set(root.glob("*.txt")) - {root / "classes.txt"}:
         try:
             first = read_stems(path)[0]

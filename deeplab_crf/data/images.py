@@ -1,4 +1,4 @@
-"""Photographs, label images with palettes, and overlay pictures, as NumPy arrays."""
+"""Images, label images with palettes, and overlay images, as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deeplab_crf.runtime.files import atomic_write
 
 T = TypeVar("T")
 
-# The mean colour of ImageNet's photographs, blue first, in 0..255: DeepLab sees images without it.
+# The mean colour of ImageNet's images, blue first, in 0..255: DeepLab sees images without it.
 BGR_MEAN = (104.008, 116.669, 122.675)
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
 
@@ -29,20 +29,20 @@ class LabelImage:
     palette: tuple[int, ...] | None = None
 
 
-def open_picture(path: Path, check: Callable[[Image.Image], None] = lambda _picture: None) -> Image.Image:
-    """Return the decoded picture, its file closed.
+def open_image(path: Path, check: Callable[[Image.Image], None] = lambda _picture: None) -> Image.Image:
+    """Return the decoded image, its file closed.
 
     Args:
         path: The file.
         check: Is called before anything is decoded, when size and mode are known, and may raise.
 
     Raises:
-        ValueError: The file is missing, broken, no picture, or has more pixels than Pillow decodes.
+        ValueError: The file is missing, broken, no image, or has more pixels than Pillow decodes.
     """
-    with attempt(path, lambda: Image.open(path)) as picture:
-        check(picture)
-        attempt(path, picture.load)
-    return picture
+    with attempt(path, lambda: Image.open(path)) as image:
+        check(image)
+        attempt(path, image.load)
+    return image
 
 
 def attempt(path: Path, action: Callable[[], T]) -> T:
@@ -55,7 +55,7 @@ def attempt(path: Path, action: Callable[[], T]) -> T:
         ) from error
     except Exception as error:  # Pillow raises nearly anything for damaged files, KeyError and TypeError among them
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not a picture, or damaged" if unknown else str(error) or type(error).__name__
+        reason = "not an image, or damaged" if unknown else str(error) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as an image ({reason})") from error
 
 
@@ -71,17 +71,17 @@ def write_labels(path: Path, labels: LabelImage) -> None:
     if int(labels.ids.min(initial=0)) < 0 or top > 65535:
         raise ValueError(f"{path}: class ids must lie in 0..65535 to be kept in a PNG; got {labels.ids.min()}..{top}")
     if top > 255:
-        picture = Image.fromarray(labels.ids.astype(np.uint16))
+        image = Image.fromarray(labels.ids.astype(np.uint16))
     else:
-        picture = Image.fromarray(labels.ids.astype(np.uint8))
-        picture.putpalette(full_palette(labels.palette, 256 if labels.palette is None else top + 1))
-    write_picture(path, picture)
+        image = Image.fromarray(labels.ids.astype(np.uint8))
+        image.putpalette(full_palette(labels.palette, 256 if labels.palette is None else top + 1))
+    write_image(path, image)
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture as PNG, whole or not at all."""
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write an image as PNG, whole or not at all."""
     with atomic_write(path) as stream:
-        picture.save(stream, format="PNG")
+        image.save(stream, format="PNG")
 
 
 def as_rgb(image: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
@@ -91,9 +91,9 @@ def as_rgb(image: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32
 
 
 def overlay(image: NDArray[np.uint8] | NDArray[np.float32], labels: LabelImage, opacity: float = 0.5) -> Image.Image:
-    """Paint labels over a photograph: classes tinted and outlined, what is black in the palette left as it is.
+    """Paint labels over an image: classes tinted and outlined, what is black in the palette left as it is.
 
-    image: (H, W) or (H, W, bands) in 0..255. labels: (H, W) ids. opacity: 0 (photograph only) to 1 (colours only).
+    image: (H, W) or (H, W, bands) in 0..255. labels: (H, W) ids. opacity: 0 (image only) to 1 (colours only).
     """
     rgb = as_rgb(image)
     if rgb.shape[:2] != labels.ids.shape:
@@ -116,12 +116,12 @@ def _borders(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     return borders
 
 
-def side_by_side(pictures: list[Image.Image], gap: int = 8) -> Image.Image:
-    """Pictures in one row on white, ``gap`` pixels apart, tops aligned."""
-    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+def side_by_side(images: list[Image.Image], gap: int = 8) -> Image.Image:
+    """Images in one row on white, ``gap`` pixels apart, tops aligned."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    row = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        row.paste(picture, (left, 0))
-        left += picture.width + gap
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width + gap
     return row

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deeplab_crf.data.images import LOSSY_FORMATS, LabelImage, attempt, open_picture
+from deeplab_crf.data.images import LOSSY_FORMATS, LabelImage, attempt, open_image
 from deeplab_crf.data.label_coding import LabelCoding
 from deeplab_crf.data.label_colors import COLOUR_TABLES, ColorTable
 
@@ -38,43 +38,43 @@ def read_labels(
     """
     largest: int | None = None
 
-    def check(picture: Image.Image) -> None:
+    def check(image: Image.Image) -> None:
         nonlocal largest
-        if picture.format in LOSSY_FORMATS:
+        if image.format in LOSSY_FORMATS:
             raise ValueError(
-                f"{path}: {picture.format} changes pixel values, so it cannot carry class ids; save labels as PNG"
+                f"{path}: {image.format} changes pixel values, so it cannot carry class ids; save labels as PNG"
             )
-        pages = attempt(path, lambda: getattr(picture, "n_frames", 1))
+        pages = attempt(path, lambda: getattr(image, "n_frames", 1))
         if pages > 1:
             raise ValueError(f"{path}: labels must be one image; this file has {pages} pages")
-        check_size((picture.height, picture.width))
-        largest = _largest_value(picture)
+        check_size((image.height, image.width))
+        largest = _largest_value(image)
 
-    picture = open_picture(path, check)
+    image = open_image(path, check)
     if coding.colors is not None:
-        return LabelImage(coding.apply(_colour_ids(picture, coding.colors, path)), coding.palette)
-    if picture.mode == "P":
-        palette = picture.getpalette("RGB")
-        return LabelImage(coding.apply(np.asarray(picture)), tuple(palette) if palette else None)
-    if picture.mode == "LA":
-        _check_opaque(picture, path)
-        picture = picture.getchannel("L")
-    if picture.mode in ("1", "L") or picture.mode.startswith("I"):
-        values = np.asarray(picture)
+        return LabelImage(coding.apply(_colour_ids(image, coding.colors, path)), coding.palette)
+    if image.mode == "P":
+        palette = image.getpalette("RGB")
+        return LabelImage(coding.apply(np.asarray(image)), tuple(palette) if palette else None)
+    if image.mode == "LA":
+        _check_opaque(image, path)
+        image = image.getchannel("L")
+    if image.mode in ("1", "L") or image.mode.startswith("I"):
+        values = np.asarray(image)
         if largest is not None:
             top = 255 if largest < 256 else 65535
             values = (values.astype(np.int64) * largest + top // 2) // top
         return LabelImage(coding.apply(values))
     raise ValueError(
-        f"{path}: labels must be one channel of class ids or a palette image; this one has mode {picture.mode}. "
+        f"{path}: labels must be one channel of class ids or a palette image; this one has mode {image.mode}. "
         f"Convert its colours to ids with --label-colors (a file, {', '.join(COLOUR_TABLES)}), or save with a palette"
     )
 
 
-def _largest_value(picture: Image.Image) -> int | None:
-    """The gray value that Pillow will have spread to the largest of 8 or 16 bits; None where it keeps values. For pictures that
+def _largest_value(image: Image.Image) -> int | None:
+    """The gray value that Pillow will have spread to the largest of 8 or 16 bits; None where it keeps values. For images that
     are not decoded yet: it stands in the arguments of the decoder."""
-    tiles: Any = getattr(picture, "tile", None)
+    tiles: Any = getattr(image, "tile", None)
     codec, arguments = (tiles[0][0], tiles[0][3]) if tiles else ("", None)
     words = arguments if isinstance(arguments, tuple) else (arguments,)
     if codec.startswith("ppm"):
@@ -82,25 +82,25 @@ def _largest_value(picture: Image.Image) -> int | None:
     return _LARGEST_OF_MODE.get(words[0])
 
 
-def _colour_ids(picture: Image.Image, colors: ColorTable, path: Path) -> NDArray[np.int64]:
-    """The ids of a picture's colours. Raises ValueError as `read_labels` does."""
-    if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
+def _colour_ids(image: Image.Image, colors: ColorTable, path: Path) -> NDArray[np.int64]:
+    """The ids of a image's colours. Raises ValueError as `read_labels` does."""
+    if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"):
         raise ValueError(
-            f"{path}: has one channel (mode {picture.mode}), so its values are ids, not colours; leave --label-colors out"
+            f"{path}: has one channel (mode {image.mode}), so its values are ids, not colours; leave --label-colors out"
         )
-    if picture.mode not in ("P", "PA", "RGB", "RGBA"):
+    if image.mode not in ("P", "PA", "RGB", "RGBA"):
         raise ValueError(
-            f"{path}: label colours must be RGB or a palette; this image has mode {picture.mode}. Save it as PNG"
+            f"{path}: label colours must be RGB or a palette; this image has mode {image.mode}. Save it as PNG"
         )
-    _check_opaque(picture, path)
-    return colors.ids(np.asarray(picture.convert("RGB")), path)
+    _check_opaque(image, path)
+    return colors.ids(np.asarray(image.convert("RGB")), path)
 
 
-def _check_opaque(picture: Image.Image, path: Path) -> None:
+def _check_opaque(image: Image.Image, path: Path) -> None:
     """Raises ValueError for a label image with transparent pixels: what they stand for is not known."""
-    if "A" not in picture.getbands():
+    if "A" not in image.getbands():
         return
-    alpha = np.asarray(picture.getchannel("A"))
+    alpha = np.asarray(image.getchannel("A"))
     if int(alpha.min(initial=255)) < 255:
         row, column = (int(i) for i in np.argwhere(alpha < 255)[0])
         raise ValueError(

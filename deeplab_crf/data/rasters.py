@@ -108,113 +108,113 @@ def read_stored_image(path: Path) -> StoredImage:
     """Read an image file as it is stored. Raises ValueError naming the file if it is missing, broken or no image, and where its
     numbers cannot be read without loss."""
     try:
-        picture = attempt(path, lambda: Image.open(path))
+        image = attempt(path, lambda: Image.open(path))
     except ValueError as error:
         if isinstance(error.__cause__, UnidentifiedImageError) and _is_tiff(path):  # of bands that Pillow does not know
             return _read_tiff(path)
         raise
-    with picture:
-        _check_pages(picture, path)
-        return _read_tiff(path) if _needs_tifffile(picture) else _decode(picture, path)
+    with image:
+        _check_pages(image, path)
+        return _read_tiff(path) if _needs_tifffile(image) else _decode(image, path)
 
 
 def read_header(path: Path) -> StoredImage | None:
     """Size and orientation of an image file without its pixels, which are zeros here. None where only decoding tells them."""
     try:
-        with Image.open(path) as picture:
-            size = (picture.height, picture.width)
-            if picture.format == "TIFF":  # Pillow may give the size of the turned image
-                size = tuple(_tiff_values(picture, _ROWS, _COLUMNS))  # type: ignore[assignment]
-            return StoredImage(path, np.broadcast_to(np.uint8(0), size), _orientation(picture))
+        with Image.open(path) as image:
+            size = (image.height, image.width)
+            if image.format == "TIFF":  # Pillow may give the size of the turned image
+                size = tuple(_tiff_values(image, _ROWS, _COLUMNS))  # type: ignore[assignment]
+            return StoredImage(path, np.broadcast_to(np.uint8(0), size), _orientation(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # whoever decodes it says what is wrong
         return None
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF's orientation; 1 where there is none, or none that is known, or where EXIF is damaged."""
     try:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return 1
     return orientation if orientation in _TURNS else 1
 
 
-def _decode(picture: Image.Image, path: Path) -> StoredImage:
-    """The pixels of an open, not yet decoded picture."""
-    raw_mode = _codec_arguments(picture) if picture.format == "PNG" else None
-    maximum = _maximum_of_pgm(picture)
-    turned = _orientation(picture) if picture.format == "TIFF" else 1  # Pillow turns TIFF, and no other format
+def _decode(image: Image.Image, path: Path) -> StoredImage:
+    """The pixels of an open, not yet decoded image."""
+    raw_mode = _codec_arguments(image) if image.format == "PNG" else None
+    maximum = _maximum_of_pgm(image)
+    turned = _orientation(image) if image.format == "TIFF" else 1  # Pillow turns TIFF, and no other format
     if raw_mode == "LA;16B":
         raise ValueError(
             f"{path}: gray with alpha in 16 bits is not read without loss; save it without alpha, or in 8 bits"
         )
-    attempt(path, picture.load)
-    pixels = attempt(path, lambda: pixels_of(picture))
+    attempt(path, image.load)
+    pixels = attempt(path, lambda: pixels_of(image))
     if raw_mode in ("RGB;16B", "RGBA;16B"):
         pixels = pixels.astype(np.uint16) * np.uint16(256) + _low_bytes(path)
-    if picture.format == "TIFF" and pixels.dtype == np.int32 and _tiff_values(picture, _BITS, _FORMAT) == [32, 1]:
+    if image.format == "TIFF" and pixels.dtype == np.int32 and _tiff_values(image, _BITS, _FORMAT) == [32, 1]:
         pixels = pixels.view(np.uint32)  # Pillow has no unsigned integers of 32 bits
     if maximum is not None:  # Pillow scales them to 65535
         pixels = np.rint(pixels * (maximum / 65535)).astype(np.uint16)
     own_range = None if maximum is None else (0.0, float(maximum))
-    if picture.format == "TIFF":
+    if image.format == "TIFF":
         back = _TURNS.get(_BACK.get(turned, turned))
         return StoredImage(path, pixels if back is None else np.ascontiguousarray(back(pixels)), turned, own_range)
-    return StoredImage(path, pixels, _orientation(picture), own_range)
+    return StoredImage(path, pixels, _orientation(image), own_range)
 
 
-def _codec_arguments(picture: Image.Image) -> Any:
-    """What the decoder of an open, not yet decoded picture is told: of a PNG the name of its pixel format."""
-    tiles: Any = getattr(picture, "tile", None)
+def _codec_arguments(image: Image.Image) -> Any:
+    """What the decoder of an open, not yet decoded image is told: of a PNG the name of its pixel format."""
+    tiles: Any = getattr(image, "tile", None)
     return tiles[0][3] if tiles else None
 
 
-def _maximum_of_pgm(picture: Image.Image) -> int | None:
+def _maximum_of_pgm(image: Image.Image) -> int | None:
     """The value of white of a gray map of more than 8 bits, which says it."""
-    if picture.format != "PPM" or picture.mode != "I":
+    if image.format != "PPM" or image.mode != "I":
         return None
-    arguments = _codec_arguments(picture)
+    arguments = _codec_arguments(image)
     return int(arguments[1]) if isinstance(arguments, tuple) else 65535
 
 
 def _low_bytes(path: Path) -> NDArray[np.uint8]:
     """``(H, W, 3)`` of a PNG in colour and 16 bits, of which Pillow keeps the high bytes alone: tell it that the low bytes come
     first."""
-    with Image.open(path) as picture:
-        undecoded: Any = picture
+    with Image.open(path) as image:
+        undecoded: Any = image
         undecoded.tile = [(*tile[:3], tile[3].replace("16B", "16L")) for tile in undecoded.tile]
-        attempt(path, picture.load)
-        return np.asarray(picture.convert("RGB"))
+        attempt(path, image.load)
+        return np.asarray(image.convert("RGB"))
 
 
-def pixels_of(picture: Image.Image) -> Pixels:
-    """``(H, W)`` or ``(H, W, 3)`` of any of Pillow's modes: gray in the picture's own dtype, everything else as uint8 in RGB.
+def pixels_of(image: Image.Image) -> Pixels:
+    """``(H, W)`` or ``(H, W, 3)`` of any of Pillow's modes: gray in the image's own dtype, everything else as uint8 in RGB.
     Transparency is dropped."""
-    if picture.mode.startswith("I;16"):
-        return np.asarray(picture).astype(np.uint16)
-    if picture.mode in ("I", "F"):
-        return np.array(picture)
-    gray = picture.mode in ("1", "L", "LA", "La")
-    return np.array(picture.convert("L" if gray else "RGB"), dtype=np.uint8)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        return np.array(image)
+    gray = image.mode in ("1", "L", "LA", "La")
+    return np.array(image.convert("L" if gray else "RGB"), dtype=np.uint8)
 
 
-def _check_pages(picture: Image.Image, path: Path) -> None:
+def _check_pages(image: Image.Image, path: Path) -> None:
     """Raises ValueError for a TIFF with several pages of the same size: reading the first alone would lose bands or slices."""
-    if picture.format != "TIFF":
+    if image.format != "TIFF":
         return
-    size = picture.size
-    count = attempt(path, lambda: _pages_alike(picture))
+    size = image.size
+    count = attempt(path, lambda: _pages_alike(image))
     if count > 1:
         raise _several_pages(path, count, size[1], size[0])
 
 
-def _pages_alike(picture: Image.Image) -> int:
+def _pages_alike(image: Image.Image) -> int:
     """How many pages of a TIFF have the size of the first one and are no masks."""
-    size, count = picture.size, 1
-    for page in range(1, getattr(picture, "n_frames", 1)):
-        picture.seek(page)
-        count += picture.size == size and not _tiff_values(picture, _SUBFILE)[0] & _IS_MASK
-    picture.seek(0)
+    size, count = image.size, 1
+    for page in range(1, getattr(image, "n_frames", 1)):
+        image.seek(page)
+        count += image.size == size and not _tiff_values(image, _SUBFILE)[0] & _IS_MASK
+    image.seek(0)
     return count
 
 
@@ -224,19 +224,19 @@ def _several_pages(path: Path, count: int, height: int, width: int) -> ValueErro
     )
 
 
-def _needs_tifffile(picture: Image.Image) -> bool:
+def _needs_tifffile(image: Image.Image) -> bool:
     """Whether a TIFF has bands that Pillow drops, or more bits than it keeps."""
-    if picture.format != "TIFF":
+    if image.format != "TIFF":
         return False
-    (samples,) = _tiff_values(picture, _SAMPLES)
-    extra = picture.tag_v2.get(_EXTRA_SAMPLES, ())  # type: ignore[attr-defined]
+    (samples,) = _tiff_values(image, _SAMPLES)
+    extra = image.tag_v2.get(_EXTRA_SAMPLES, ())  # type: ignore[attr-defined]
     extra = extra if isinstance(extra, tuple) else (extra,)
-    return samples > 1 and (_tiff_values(picture, _BITS)[0] > 8 or any(kind not in _ALPHA for kind in extra))
+    return samples > 1 and (_tiff_values(image, _BITS)[0] > 8 or any(kind not in _ALPHA for kind in extra))
 
 
-def _tiff_values(picture: Image.Image, *tags: int) -> list[int]:
+def _tiff_values(image: Image.Image, *tags: int) -> list[int]:
     """The first value of each tag of a TIFF; 1, the specification's default of most, where there is no whole number."""
-    values = (picture.tag_v2.get(tag, 1) for tag in tags)  # type: ignore[attr-defined]
+    values = (image.tag_v2.get(tag, 1) for tag in tags)  # type: ignore[attr-defined]
     firsts = (value[0] if isinstance(value, tuple) and value else value for value in values)
     return [first if isinstance(first, int) else 1 for first in firsts]
 

@@ -1,4 +1,4 @@
-"""Photographs and labels as a network is trained on them: the papers' augmentation. Needs torch.
+"""Images and labels as a network is trained on them: the papers' augmentation. Needs torch.
 
 The arithmetic is NumPy's, which has the same bits in a worker process as in the training process, for any number of threads.
 """
@@ -24,7 +24,7 @@ Pixels: TypeAlias = NDArray[np.float32]
 class Augmentation:
     """Random scale, crop and mirror, as in V2 (section 4 of arXiv 1606.00915).
 
-    crop: side of the square that comes out, in pixels. What lies outside of the photograph, below and at the right, is the mean,
+    crop: side of the square that comes out, in pixels. What lies outside of the image, below and at the right, is the mean,
     and void in the labels. scales: one of them is taken, each as often. mirror: left and right change places in half of the
     cases. colour: c > 0 multiplies red, green and blue (the light), then brightness and contrast, each by a factor from [1 - c, 1
     + c], and saturation by one from [1 - 2c, 1 + 2c], at least 0; not in the papers, for small data sets.

@@ -27,7 +27,7 @@ from deeplab_crf.data.results import ResultFolder, check_same_settings, score_jo
 from deeplab_crf.data.scores import KINDS, fit_to_image, read_scores
 from deeplab_crf.evaluation.saved_scores import read_saved_scores, write_saved_scores
 from deeplab_crf.evaluation.trimap import TrimapScores, band_widths
-from deeplab_crf.models.images import as_pictures
+from deeplab_crf.models.images import as_images
 from deeplab_crf.models.interp import image_scores
 from deeplab_crf.models.pipeline import SegmentationPipeline, refine_logits
 from deeplab_crf.runtime.files import ARRAY_SUFFIXES, LABEL_SUFFIXES, matching_name, score_files
@@ -57,7 +57,7 @@ class NetworkScores:
 
     def logits(self, example: Example) -> Tensor:
         """See `ScoreSource`."""
-        (picture,) = as_pictures(example.image)
+        (picture,) = as_images(example.image)
         size, seen = self.pipeline.padded_size(picture), self.pipeline.seen_size(picture)
         (padded,) = self.pipeline.padded_logits([picture], size)
         if self.save_to is not None:

@@ -17,7 +17,7 @@ from PIL import Image
 from deeplab_crf.data.classes import class_palette
 from deeplab_crf.data.datasets import IGNORE
 from deeplab_crf.data.figures import figure
-from deeplab_crf.data.images import LabelImage, overlay, write_picture
+from deeplab_crf.data.images import LabelImage, overlay, write_image
 from deeplab_crf.evaluation.class_pixels import shortened
 from deeplab_crf.evaluation.trimap import MAX_WIDTH, TrimapScores
 from deeplab_crf.runtime.files import atomic_write
@@ -281,7 +281,7 @@ def write_example(prediction: Prediction, classes: Sequence[str], path: Path) ->
     panels = [("image", Image.fromarray(example.image))]
     panels += [(title, _painted(example.image, ids, colours)) for title, ids in shown.items()]
     seen = np.unique(np.concatenate([ids.ravel() for ids in shown.values()]))
-    write_picture(path, figure(panels, {int(i): classes[i] for i in seen if i != IGNORE}, colours))
+    write_image(path, figure(panels, {int(i): classes[i] for i in seen if i != IGNORE}, colours))
 
 
 def _painted(image: NDArray[np.uint8], ids: NDArray[np.uint8], colours: tuple[int, ...] | None) -> Image.Image:

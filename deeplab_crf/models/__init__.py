@@ -1,4 +1,4 @@
-"""DeepLab V1 and V2: the networks, their released weights, and the pipeline from a picture to labels. Needs torch.
+"""DeepLab V1 and V2: the networks, their released weights, and the pipeline from an image to labels. Needs torch.
 
 The table of variants (variants.py) and what weights say of their use (usage.py) are plain data and load without torch.
 """

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from deeplab_crf.models.heads import MultiScaleFeatures, SummedBranches
 from deeplab_crf.models.interp import interp, pad_bottom_right, padded_size, scaled_image
 from deeplab_crf.models.metadata import Usage
-from deeplab_crf.models.resnet import ResNetTrunk
+from deeplab_crf.models.resnet import ResNetBackbone
 from deeplab_crf.models.variants import VGG16, Variant, get_variant
-from deeplab_crf.models.vgg import VGG16Trunk
+from deeplab_crf.models.vgg import VGG16Backbone
 from deeplab_crf.runtime.checks import whole_number
 
 SCALES = (1.0, 0.75, 0.5)
@@ -48,12 +48,12 @@ class DeepLab(nn.Module):
         self.scales = SCALES if (variant.multi_scale if multi_scale is None else multi_scale) else SCALES[:1]
         if variant.msc_channels and len(self.scales) > 1:
             raise ValueError(f"multi_scale must be False for {variant.name}, whose multi-scale features it replaces")
-        trunk = variant.trunk
-        self.backbone = VGG16Trunk(trunk) if isinstance(trunk, VGG16) else ResNetTrunk(trunk)
-        self.classifier = SummedBranches(variant.head, trunk.features, num_classes)
+        backbone = variant.backbone
+        self.backbone = VGG16Backbone(backbone) if isinstance(backbone, VGG16) else ResNetBackbone(backbone)
+        self.classifier = SummedBranches(variant.head, backbone.features, num_classes)
         self.msc: MultiScaleFeatures | None = None
         if variant.msc_channels:
-            self.msc = MultiScaleFeatures(trunk.channels, variant.msc_channels, num_classes)
+            self.msc = MultiScaleFeatures(backbone.channels, variant.msc_channels, num_classes)
             # V1 trains the branches alone: conv1_1 to fc8 have the learning rate 0 in the released prototxt.
             self.backbone.requires_grad_(False)
             self.classifier.requires_grad_(False)
@@ -108,7 +108,7 @@ class DeepLab(nn.Module):
         if self.msc is None:
             scores: Tensor = self.classifier(self.backbone(images))
             return scores
-        assert isinstance(self.backbone, VGG16Trunk)
+        assert isinstance(self.backbone, VGG16Backbone)
         features, pooled = self.backbone.forward_pools(images)
         combined: Tensor = self.msc(images, pooled, self.classifier(features))
         return combined

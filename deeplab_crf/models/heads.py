@@ -68,10 +68,10 @@ class MultiScaleFeatures(nn.Module):
     output stride 8; in evaluation stride 1, and the scores are enlarged to the image's size.
     """
 
-    def __init__(self, trunk_channels: int, channels: int, num_classes: int) -> None:
+    def __init__(self, backbone_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
         for name, multiple, _ in MSC_BRANCHES:
-            inputs = 3 if multiple is None else multiple * trunk_channels
+            inputs = 3 if multiple is None else multiple * backbone_channels
             layers: dict[str, nn.Module] = {
                 "conv": nn.Conv2d(inputs, channels, 3, padding=1),
                 "relu_conv": nn.ReLU(inplace=True),

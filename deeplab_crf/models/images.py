@@ -15,10 +15,10 @@ from deeplab_crf.core.image_range import is_whole, map_to_bytes, resolve_image_r
 from deeplab_crf.crf.inputs import extremes
 from deeplab_crf.data.rasters import pixels_of
 
-Picture: TypeAlias = "Image.Image | NDArray[Any] | Tensor"
+ImageLike: TypeAlias = "Image.Image | NDArray[Any] | Tensor"
 
 
-def as_pictures(images: Picture | Sequence[Picture], image_range: Sequence[float] | None = None) -> list[Tensor]:
+def as_images(images: ImageLike | Sequence[ImageLike], image_range: Sequence[float] | None = None) -> list[Tensor]:
     """Float32 RGB ``(3, H, W)`` in 0..255 of one image or several.
 
     PIL images of any mode (turned upright as their EXIF says, transparency dropped); arrays ``(H, W)``, ``(H, W, 3)`` or
@@ -29,13 +29,13 @@ def as_pictures(images: Picture | Sequence[Picture], image_range: Sequence[float
         images = list(images)
     elif isinstance(images, Tensor | np.ndarray | Image.Image):
         images = [images]
-    pictures = [_as_picture(image, f"images[{i}]", image_range) for i, image in enumerate(images)]
-    if not pictures:
+    tensors = [_as_image(image, f"images[{i}]", image_range) for i, image in enumerate(images)]
+    if not tensors:
         raise ValueError("images must hold at least one image; got none")
-    return pictures
+    return tensors
 
 
-def _as_picture(image: Picture, name: str, image_range: Sequence[float] | None) -> Tensor:
+def _as_image(image: ImageLike, name: str, image_range: Sequence[float] | None) -> Tensor:
     if isinstance(image, Image.Image):
         image = pixels_of(ImageOps.exif_transpose(image))
     if isinstance(image, np.ndarray):

@@ -46,8 +46,8 @@ def scaled_image(images: Tensor, scale: float, align_corners: bool = True) -> Te
 
 
 def resize(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures ``(B, C, H, W)`` at another size, as picture libraries do it: bilinear between the centres of pixels, which are
-    square and fill the picture; averaged where it shrinks."""
+    """Images ``(B, C, H, W)`` at another size, as image libraries do it: bilinear between the centres of pixels, which are
+    square and fill the image; averaged where it shrinks."""
     if tuple(values.shape[-2:]) == tuple(size):
         return values
     one_column = 1 in (values.shape[-1], size[1])  # where torch (2.13) gives the first row everywhere
@@ -80,7 +80,7 @@ def image_scores(scores: Tensor, padded: tuple[int, int], seen: tuple[int, int],
 
 @lru_cache(maxsize=32)
 def _axis_weights(scores: int, padded: int, seen: int, image: int) -> Tensor:
-    """What the two steps of `image_scores` do to one axis, ``(image, scores)``: both are linear, and the picture between them has
+    """What the two steps of `image_scores` do to one axis, ``(image, scores)``: both are linear, and the image between them has
     several times the numbers of what goes in and comes out."""
     with torch.inference_mode(False), torch.no_grad():  # whoever asks first, all others may differentiate
         basis = torch.eye(scores, dtype=torch.float64).reshape(1, scores, scores, 1)

@@ -1,4 +1,4 @@
-"""From a picture to labels: preprocessing, network, upsampling, CRF."""
+"""From an image to labels: preprocessing, network, upsampling, CRF."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deeplab_crf.crf.diagnosis import entropy, map_labels, marginals
 from deeplab_crf.crf.inputs import image_units
 from deeplab_crf.data.images import BGR_MEAN
 from deeplab_crf.models.deeplab import DeepLab
-from deeplab_crf.models.images import Picture, as_pictures
+from deeplab_crf.models.images import ImageLike, as_images
 from deeplab_crf.models.interp import image_scores, pad_bottom_right, padded_size, resize, size_with_longer_side
 from deeplab_crf.nn import fuse
 from deeplab_crf.ops.library import CUDA_BUILT
@@ -59,7 +59,7 @@ class Segmentation:
 class SegmentationPipeline(nn.Module):
     """A network and its CRF, with the preprocessing that its weights were trained with.
 
-    ``pipeline.predict(images)`` takes pictures as they come and gives labels. ``pipeline(batch)`` takes a tensor, is differentiable
+    ``pipeline.predict(images)`` takes images as they come and gives labels. ``pipeline(batch)`` takes a tensor, is differentiable
     through the CRF (CRF as RNN), compiles and exports.
 
     network: which. crf: "released", the one of the variant (ten iterations, normalised after the filter, as the papers run it);
@@ -120,7 +120,7 @@ class SegmentationPipeline(nn.Module):
     @property
     def inference_network(self) -> nn.Module:
         """What `predict` runs: `deeplab_crf.nn.fuse` of the network in evaluation mode, made anew after its weights have changed or
-        moved. The network itself in training mode, and for MSc variants, which read their trunk's inner layers."""
+        moved. The network itself in training mode, and for MSc variants, which read their backbone's inner layers."""
         if not self.fused or self.network.training or self.network.msc is not None:
             return self.network
         tensors = (*self.network.parameters(), *self.network.buffers())
@@ -148,59 +148,59 @@ class SegmentationPipeline(nn.Module):
         return logits if self.crf is None else refine_logits(self.crf, logits, images, self.min_probability)
 
     @torch.no_grad()
-    def predict(self, images: Picture | Sequence[Picture]) -> list[Segmentation]:
-        """Segment one image or several, of any sizes: PIL images, NumPy arrays or tensors in RGB, see `pictures.as_pictures`.
+    def predict(self, images: ImageLike | Sequence[ImageLike]) -> list[Segmentation]:
+        """Segment one image or several, of any sizes: PIL images, NumPy arrays or tensors in RGB, see `images.as_images`.
 
         Images are resized (see longer_side) and padded with the mean at the bottom and at the right; those of the same padded
         size go through the network together, and the CRF sees each without its padding. An image's result does not depend on what
         else is in the list. In evaluation mode whatever the pipeline's; which is as before afterwards.
         """
-        pictures = as_pictures(images, self.image_range)
+        tensors = as_images(images, self.image_range)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, picture in enumerate(pictures):
-            groups[self.padded_size(picture)].append(i)
+        for i, image in enumerate(tensors):
+            groups[self.padded_size(image)].append(i)
         results: dict[int, Segmentation] = {}
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             for size, members in groups.items():
-                segmented = self._predict_batch([pictures[i] for i in members], size)
+                segmented = self._predict_batch([tensors[i] for i in members], size)
                 results.update(zip(members, segmented, strict=True))
         finally:
             for module, mode in modes:
                 module.training = mode
-        return [results[i] for i in range(len(pictures))]
+        return [results[i] for i in range(len(tensors))]
 
-    def seen_size(self, picture: Tensor) -> tuple[int, int]:
-        """Rows and columns to which a picture ``(3, H, W)`` is resized for the network, without padding."""
-        return size_with_longer_side((picture.shape[-2], picture.shape[-1]), self.longer_side)
+    def seen_size(self, image: Tensor) -> tuple[int, int]:
+        """Rows and columns to which an image ``(3, H, W)`` is resized for the network, without padding."""
+        return size_with_longer_side((image.shape[-2], image.shape[-1]), self.longer_side)
 
-    def padded_size(self, picture: Tensor) -> tuple[int, int]:
-        """Rows and columns that the network sees of a picture ``(3, H, W)``, padding included."""
+    def padded_size(self, image: Tensor) -> tuple[int, int]:
+        """Rows and columns that the network sees of an image ``(3, H, W)``, padding included."""
         rows, columns = (
-            padded_size(max(length, self.pad_to), self.network.size_multiple) for length in self.seen_size(picture)
+            padded_size(max(length, self.pad_to), self.network.size_multiple) for length in self.seen_size(image)
         )
         return rows, columns
 
     @torch.no_grad()
-    def padded_logits(self, pictures: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """The network's part of `predict`, in evaluation mode: logits ``(B, C, *size)``, on its device, for pictures ``(3, H, W)``
+    def padded_logits(self, images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """The network's part of `predict`, in evaluation mode: logits ``(B, C, *size)``, on its device, for images ``(3, H, W)``
         resized and then padded to ``size``. Those of the padding are still there: score i of the network stands at pixel 8 i."""
         device = next(self.network.parameters()).device
         seen = []
-        for picture in pictures:
-            image = resize(picture.to(device, self.mean.dtype)[None], self.seen_size(picture))
-            seen.append(pad_bottom_right(self.preprocess(image), size))
+        for image in images:
+            resized = resize(image.to(device, self.mean.dtype)[None], self.seen_size(image))
+            seen.append(pad_bottom_right(self.preprocess(resized), size))
         logits: Tensor = self.inference_network(torch.cat(seen))["out"]
         return logits
 
-    def _predict_batch(self, pictures: list[Tensor], size: tuple[int, int]) -> list[Segmentation]:
+    def _predict_batch(self, images: list[Tensor], size: tuple[int, int]) -> list[Segmentation]:
         """Images that are padded to the same ``size``."""
         results = []
-        for picture, padded in zip(pictures, torch.split(self.padded_logits(pictures, size), 1), strict=True):
-            image = (picture.shape[-2], picture.shape[-1])
-            logits = image_scores(padded, size, self.seen_size(picture), image).contiguous()
-            results.append(Segmentation(self.refine(logits, picture.to(logits.device)[None])[0], logits[0]))
+        for image, padded in zip(images, torch.split(self.padded_logits(images, size), 1), strict=True):
+            image_size = (image.shape[-2], image.shape[-1])
+            logits = image_scores(padded, size, self.seen_size(image), image_size).contiguous()
+            results.append(Segmentation(self.refine(logits, image.to(logits.device)[None])[0], logits[0]))
         return results
 
 

@@ -1,8 +1,8 @@
-"""A trunk with fewer channels from a pretrained one, without training: what a small machine starts from.
+"""A backbone with fewer channels from a pretrained one, without training: what a small machine starts from.
 
 Each layer keeps the channels from which the others are best linear combinations (pivoted Cholesky decomposition of their second
 moments, as interpolative decompositions do: Chee et al., NeurIPS 2022, arXiv 2108.00065), and its weights are fitted anew, by
-ridge regression on the narrow trunk's own features, to what the full layer says before ReLU (as He et al., ICCV 2017, arXiv
+ridge regression on the narrow backbone's own features, to what the full layer says before ReLU (as He et al., ICCV 2017, arXiv
 1707.06168). So errors do not pile up from layer to layer. Then each layer is scaled so that what leaves it has mean square one,
 which with ReLU and pooling changes nothing but the scale of the features, and makes all layers learn at similar rates.
 """
@@ -13,21 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplab_crf.models.vgg import VGG16Trunk
+from deeplab_crf.models.vgg import VGG16Backbone
 
 RIDGE = 1e-4  # of the mean second moment of the inputs
 SAMPLES = 60_000  # pixels that each layer is fitted to
 
 
 @torch.no_grad()
-def narrow_trunk(full: VGG16Trunk, narrow: VGG16Trunk, images: Tensor, seed: int = 0) -> list[float]:
-    """Fill ``narrow`` so that it says what ``full`` says on ``images``, but for its scale and for channels that it lacks.
+def prune_backbone(full: VGG16Backbone, narrow: VGG16Backbone, images: Tensor, seed: int = 0) -> list[float]:
+    """Fill ``narrow`` so that it gives the features of ``full`` on ``images``, but for its scale and the channels that it lacks.
 
-    full, narrow: trunks of the same layers, the second with at most as many channels. images: ``(B, 3, H, W)``, BGR minus the mean;
-    some dozen crops of the photographs to train on. seed: of the choice of pixels. Both trunks stay in the mode they are in.
+    full, narrow: backbones of the same layers, the second with at most as many channels. images: ``(B, 3, H, W)``, BGR
+    minus the mean; some dozen crops of the training images. seed: chooses the pixels. Both stay in the mode they are in.
 
     Returns each convolution's relative error: the mean squared difference to the full layer's kept channels before ReLU, over
-    their variance. Raises ValueError where the trunks do not fit.
+    their variance. Raises ValueError where the backbones do not fit.
     """
     _check(full, narrow, images)
     generator = torch.Generator().manual_seed(seed)
@@ -46,14 +46,16 @@ def narrow_trunk(full: VGG16Trunk, narrow: VGG16Trunk, images: Tensor, seed: int
     return errors
 
 
-def _check(full: VGG16Trunk, narrow: VGG16Trunk, images: Tensor) -> None:
+def _check(full: VGG16Backbone, narrow: VGG16Backbone, images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
         raise ValueError(f"images must have shape (B, 3, H, W), BGR minus the mean; got {tuple(images.shape)}")
     if len(full.features) != len(narrow.features):
         raise ValueError(
             f"narrow must have the layers of full, {len(full.features)}; got {len(narrow.features)} (average_pool must agree)"
         )
-    channels = [next(m.out_channels for m in trunk.features if isinstance(m, nn.Conv2d)) for trunk in (full, narrow)]
+    channels = [
+        next(m.out_channels for m in backbone.features if isinstance(m, nn.Conv2d)) for backbone in (full, narrow)
+    ]
     if channels[1] > channels[0]:
         raise ValueError(f"narrow must have at most the {channels[0]} channels of full in conv1; got {channels[1]}")
 

@@ -39,7 +39,7 @@ class Bottleneck(nn.Module):
         return result
 
 
-class ResNetTrunk(nn.Module):
+class ResNetBackbone(nn.Module):
     """Images ``(B, 3, H, W)``, BGR minus the mean, to features ``(B, 2048, h, w)``: 321 -> 41, 513 -> 65.
 
     conv1 7 x 7 stride 2, max pool 3 x 3 stride 2 (padding 1, ceil mode: 161 -> 81), then strides 1, 2, 1, 1 and dilations 1, 1,
@@ -77,7 +77,7 @@ class ResNetTrunk(nn.Module):
                 module.weight.requires_grad_(False)
                 module.bias.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> ResNetTrunk:
+    def train(self, mode: bool = True) -> ResNetBackbone:
         """Training mode; frozen batch norm stays in evaluation mode and keeps its statistics."""
         super().train(mode)
         if self.frozen_norm:

@@ -16,7 +16,7 @@ from PIL import Image
 from deeplab_crf.core.image_range import ImageRange
 from deeplab_crf.data.classes import class_names, class_palette
 from deeplab_crf.data.figures import figure, legend
-from deeplab_crf.data.images import LabelImage, as_rgb, overlay, write_labels, write_picture
+from deeplab_crf.data.images import LabelImage, as_rgb, overlay, write_image, write_labels
 from deeplab_crf.data.rasters import read_image
 from deeplab_crf.data.results import FileJob
 from deeplab_crf.runtime.files import IMAGE_SUFFIXES, files_by_stem, matching_name
@@ -29,7 +29,7 @@ LEGEND_WIDTH = 480
 
 @dataclass(frozen=True)
 class SegmentJob:
-    """One image: photograph to read, label image (and pictures, if asked for) to write."""
+    """One image: image to read, label image (and images, if asked for) to write."""
 
     image: Path
     labels_out: Path
@@ -47,8 +47,8 @@ class SegmentJob:
         return tuple(path for path in (self.overlay_out, self.figure_out, self.labels_out) if path is not None)
 
 
-def plan_images(inputs: Sequence[Path], out: Path, *, with_pictures: bool = True) -> tuple[SegmentJob, ...]:
-    """The jobs for image files and for the images of folders: ``out/STEM.png``, and with pictures ``out/overlays/STEM.png`` and
+def plan_images(inputs: Sequence[Path], out: Path, *, with_figures: bool = True) -> tuple[SegmentJob, ...]:
+    """The jobs for image files and for the images of folders: ``out/STEM.png``, and with images ``out/overlays/STEM.png`` and
     ``out/figures/STEM.png``.
 
     Raises ValueError where there is no image, two images share a stem, or a result would overwrite an image.
@@ -59,8 +59,8 @@ def plan_images(inputs: Sequence[Path], out: Path, *, with_pictures: bool = True
         if stem in jobs:
             raise ValueError(f"the results of {jobs[stem].image} and {image} would have the same name; rename one")
         name = f"{image.stem}.png"
-        pictures = (out / "overlays" / name, out / "figures" / name) if with_pictures else (None, None)
-        jobs[stem] = SegmentJob(image, out / name, *pictures)
+        images = (out / "overlays" / name, out / "figures" / name) if with_figures else (None, None)
+        jobs[stem] = SegmentJob(image, out / name, *images)
     if not jobs:
         raise ValueError(f"no image in {', '.join(map(str, inputs))} (known: {', '.join(sorted(IMAGE_SUFFIXES))})")
     read = {job.image.resolve() for job in jobs.values()}
@@ -87,7 +87,7 @@ def segment_file(job: SegmentJob, pipeline: SegmentationPipeline, image_range: I
     colours = class_palette(names)
     labels, before = (LabelImage(ids.cpu().numpy(), colours) for ids in (result.labels, result.network_labels))
     if job.overlay_out is not None:
-        write_picture(job.overlay_out, overlay(image, labels))
+        write_image(job.overlay_out, overlay(image, labels))
     if job.figure_out is not None:
         panels = [
             ("image", Image.fromarray(as_rgb(image).clip(0, 255).astype(np.uint8))),
@@ -96,7 +96,7 @@ def segment_file(job: SegmentJob, pipeline: SegmentationPipeline, image_range: I
         if pipeline.crf is not None:
             panels.append(("network and CRF", overlay(image, labels)))
         seen = {int(i): names[i] for i in np.union1d(before.ids, labels.ids)}
-        write_picture(job.figure_out, figure(panels, seen, colours))
+        write_image(job.figure_out, figure(panels, seen, colours))
     write_labels(job.labels_out, labels)
 
 
@@ -106,7 +106,7 @@ def _class_names(pipeline: SegmentationPipeline) -> tuple[str, ...]:
 
 
 def legend_job(folder: Path) -> FileJob:
-    """The legend of the pictures in ``folder``, which is a result of its own."""
+    """The legend of the images in ``folder``, which is a result of its own."""
     return FileJob((), (folder / "legend" / "legend.png",))
 
 
@@ -114,4 +114,4 @@ def write_legend(folder: Path, pipeline: SegmentationPipeline) -> None:
     """Write ``folder/legend/legend.png``: the colours of all classes and their names."""
     (path,) = legend_job(folder).outputs
     names = _class_names(pipeline)
-    write_picture(path, legend(dict(enumerate(names)), LEGEND_WIDTH, class_palette(names)))
+    write_image(path, legend(dict(enumerate(names)), LEGEND_WIDTH, class_palette(names)))

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class VGG16:
-    """The trunk of V1 and of V2's VGG nets: output stride 8, conv5 dilated by 2.
+    """The backbone of V1 and of V2's VGG nets: output stride 8, conv5 dilated by 2.
 
     channels: of conv1; the others have 2, 4, 8 and 8 times as many; 64 in the papers. average_pool: pool5a, an average over 3 x 3
     after pool5. frozen_stages: how many, from the first, keep their weights in training.
@@ -31,7 +31,7 @@ class VGG16:
 
 @dataclass(frozen=True)
 class ResNet:
-    """The trunk of V2's residual nets: output stride 8, layer3 dilated by 2 and layer4 by 4.
+    """The backbone of V2's residual nets: output stride 8, layer3 dilated by 2 and layer4 by 4.
 
     blocks: bottlenecks of each of the four layers. channels: of conv1. frozen_norm: batch norm keeps its pretrained statistics,
     scale and shift also in training, as in the released models; a net that trains from nothing needs False.
@@ -49,7 +49,7 @@ class ResNet:
 
 @dataclass(frozen=True)
 class Head:
-    """From the trunk to the classes: a branch for each dilation rate, summed.
+    """From the backbone to the classes: a branch for each dilation rate, summed.
 
     channels > 0: fc6 (kernel x kernel, dilated), fc7 (1 x 1) and fc8 (1 x 1, to the classes), with ReLU and dropout between.
     channels = 0: one convolution straight to the classes. dropout: the share of features left out in training. Padding keeps the
@@ -72,7 +72,7 @@ class Variant:
     """
 
     name: str
-    trunk: VGG16 | ResNet
+    backbone: VGG16 | ResNet
     head: Head
     crf: str
     msc_channels: int = 0
@@ -99,7 +99,7 @@ def _papers() -> tuple[Variant, ...]:
         Variant("v2-vgg16-aspp-s", plain, replace(LARGE_FOV, rates=(2, 4, 8, 12)), v2),
         Variant("v2-vgg16-aspp-l", plain, replace(LARGE_FOV, rates=ASPP_RATES), v2),
     )
-    # Ours, for small machines: half of the trunk's channels, fewer of the heads'; see `models.narrow`.
+    # Ours, for small machines: half of the backbone's channels, fewer of the heads'; see `models.narrow`.
     half, head = VGG16(channels=32, frozen_stages=1), Head(kernel=3, rates=(12,), channels=384, dropout=0.2)
     narrow = (
         Variant("v1-narrow-largefov", replace(half, average_pool=True), head, v1),
@@ -115,9 +115,13 @@ def _papers() -> tuple[Variant, ...]:
     heads = {"largefov": Head(kernel=3, rates=(12,)), "aspp": Head(kernel=3, rates=ASPP_RATES)}
     residual = tuple(
         Variant(
-            f"v2-{trunk}-{head}", trunks[trunk], heads[head], "deeplab-v2-resnet101", multi_scale=trunk != "compact"
+            f"v2-{backbone}-{head}",
+            trunks[backbone],
+            heads[head],
+            "deeplab-v2-resnet101",
+            multi_scale=backbone != "compact",
         )
-        for trunk in trunks
+        for backbone in trunks
         for head in heads
     )
     small = replace(heads["aspp"], rates=(3, 6, 9, 12))  # kazuto1011/deeplab-pytorch's DeepLabV2S

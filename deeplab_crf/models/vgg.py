@@ -10,7 +10,7 @@ from deeplab_crf.models.variants import VGG16
 STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 
 
-class VGG16Trunk(nn.Module):
+class VGG16Backbone(nn.Module):
     """Images ``(B, 3, H, W)``, BGR minus the mean, to features ``(B, 512, h, w)``: 321 -> 41, 513 -> 65.
 
     3 x 3 convolutions with padding 1; 3 x 3 pooling, padding 1, in ceil mode: stride 2 thrice, then stride 1 and conv5 dilated by

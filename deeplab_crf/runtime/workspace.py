@@ -1,6 +1,6 @@
 """Memory for the kernels' intermediate values, kept from call to call.
 
-A script that refines a folder of photographs asks for the same tens of megabytes again and again. By sampling, clearing pages
+A script that refines a folder of images asks for the same tens of megabytes again and again. By sampling, clearing pages
 fresh from the operating system took about a tenth of an inference.
 """
 

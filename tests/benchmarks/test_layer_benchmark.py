@@ -136,7 +136,7 @@ def test_bad_arguments(options: list[str], message: str, capsys: pytest.CaptureF
 
 
 # --------------------------------------------------------------------------------------------------------------------- learning
-def write_photographs(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """Five small ones in the manner of the shared data: discs on a ground, scores at an eighth of the size."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:64, :80]
@@ -152,7 +152,7 @@ def write_photographs(folder: Path) -> None:
 
 def test_learning_on_held_back_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
-    write_photographs(tmp_path)
+    write_images(tmp_path)
     files = {"json": tmp_path / "learn.json", "markdown": tmp_path / "learn.md", "plot": tmp_path / "learn.png"}
     options = [part for name, file in files.items() for part in (f"--{name}", str(file))]
     assert learn_crf.main(["--data", str(tmp_path), "--steps", "20", *options]) == 0

@@ -20,7 +20,7 @@ from samples import run_python
 import deeplab_crf
 from deeplab_crf.benchmark import crf as benchmark
 from deeplab_crf.cli import main
-from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH
+from deeplab_crf.data.sample import ASTRONAUT, COARSE_LABELS
 
 TINY = ["bench", "--size", "64x48", "--classes", "3", "--iterations", "2", "--repeats", "1"]
 
@@ -70,7 +70,7 @@ def test_demo_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for path in sorted((tmp_path / "demo").iterdir()):
         with Image.open(path) as picture:
             pictures[path.name] = (picture.mode, picture.size)
-    with Image.open(PHOTOGRAPH) as photograph:
+    with Image.open(ASTRONAUT) as photograph:
         width, height = photograph.size
     assert pictures == {
         "after.png": ("RGB", (width, height)),
@@ -91,7 +91,7 @@ def test_demo_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_demo_hugs_the_person(tmp_path: Path) -> None:
     """Lone wrong blocks vanish, and the border of the person lies where colours change, which it did not before."""
     assert main(["demo", "-o", str(tmp_path)]) == 0
-    with Image.open(PHOTOGRAPH) as picture:
+    with Image.open(ASTRONAUT) as picture:
         image = np.array(picture, dtype=np.float64)
     with Image.open(COARSE_LABELS) as picture:
         before = np.array(picture)
@@ -109,9 +109,9 @@ def test_demo_hugs_the_person(tmp_path: Path) -> None:
 
 
 def test_sample_is_small_and_has_a_notice() -> None:
-    assert PHOTOGRAPH.stat().st_size <= 150_000
-    notice = PHOTOGRAPH.with_name("NOTICE.md").read_text()
-    for word in (PHOTOGRAPH.name, COARSE_LABELS.name, "NASA", "public domain"):
+    assert ASTRONAUT.stat().st_size <= 150_000
+    notice = ASTRONAUT.with_name("NOTICE.md").read_text()
+    for word in (ASTRONAUT.name, COARSE_LABELS.name, "NASA", "public domain"):
         assert word in notice
 
 

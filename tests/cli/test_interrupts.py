@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from samples import run_python
 
-from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH
+from deeplab_crf.data.sample import ASTRONAUT, COARSE_LABELS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to a process there")
 
@@ -40,10 +40,10 @@ sys.exit(status)
 """
 DATA = ["--data", "folder:nowhere:val"]
 COMMANDS = {
-    "refine": ["refine", str(PHOTOGRAPH), str(COARSE_LABELS), "-o", "out.png"],
-    "segment": ["segment", str(PHOTOGRAPH), "-o", "out"],
-    "convert": ["convert", str(PHOTOGRAPH), "out.safetensors"],
-    "narrow": ["narrow", str(PHOTOGRAPH), "out.safetensors", "--model", "v2-narrow-aspp-l", *DATA],
+    "refine": ["refine", str(ASTRONAUT), str(COARSE_LABELS), "-o", "out.png"],
+    "segment": ["segment", str(ASTRONAUT), "-o", "out"],
+    "convert": ["convert", str(ASTRONAUT), "out.safetensors"],
+    "narrow": ["narrow", str(ASTRONAUT), "out.safetensors", "--model", "v2-narrow-aspp-l", *DATA],
     "evaluate": ["evaluate", *DATA],
     "tune": ["tune", *DATA, "-o", "out"],
     "train": ["train", "-o", "out", "--model", "v2-compact-aspp", "--data", "folder", "--root", "nowhere"],
@@ -78,7 +78,7 @@ sys.meta_path.insert(0, Speaking())
 from deeplab_crf.cli import main
 sys.exit(main())
 """
-    command = [sys.executable, "-c", script, "refine", str(PHOTOGRAPH), str(COARSE_LABELS), "-o", "out.png"]
+    command = [sys.executable, "-c", script, "refine", str(ASTRONAUT), str(COARSE_LABELS), "-o", "out.png"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "imports\n"

@@ -36,7 +36,7 @@ def _few_channels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def full_network() -> DeepLab:
     torch.manual_seed(0)
     variant = few_channels("v1-vgg16-largefov")
-    return DeepLab(replace(variant, trunk=replace(variant.trunk, channels=4)), 3).eval()
+    return DeepLab(replace(variant, backbone=replace(variant.backbone, channels=4)), 3).eval()
 
 
 def folder(root: Path) -> Path:

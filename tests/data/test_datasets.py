@@ -17,7 +17,7 @@ from deeplab_crf.data.images import LabelImage, write_labels
 
 
 def write_voc(root: Path, labels: str, names: tuple[str, ...] = ("2007_01", "2007_02")) -> NDArray[np.int64]:
-    """JPEG photographs, palette labels with void borders."""
+    """JPEG images, palette labels with void borders."""
     ids = np.random.default_rng(0).integers(0, len(VOC_CLASSES), (24, 32))
     ids[:3] = 255
     (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.txt: the list is empty"):
         open_dataset("folder", root, "train")
     write_list(root / "train.txt", "train0", "train7")
-    with pytest.raises(ValueError, match="no photograph called 'train7'"):
+    with pytest.raises(ValueError, match="no image called 'train7'"):
         open_dataset("folder", root, "train")
     (root / "labels" / "val" / "val0.png").unlink()
     with pytest.raises(ValueError, match=r"labels.val: no label image called 'val0'"):
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_names_that_are_not_found_come_with_a_cure(tmp_path: Path) -> None:
     root = write_folder(tmp_path, train=2, val=1)
     write_list(root / "train.txt", "train0.png")
-    with pytest.raises(ValueError, match=r"no photograph called 'train0\.png' \(lists hold names without suffix\)"):
+    with pytest.raises(ValueError, match=r"no image called 'train0\.png' \(lists hold names without suffix\)"):
         open_dataset("folder", root, "train")
     label = root / "labels" / "val" / "val0.png"
     label.rename(label.with_suffix(".jpg"))
@@ -121,12 +121,12 @@ def test_names_that_are_not_found_come_with_a_cure(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_not_there_comes_with_those_that_are(tmp_path: Path) -> None:
-    """A misspelt name read all photographs of a folder with lists before."""
+    """A misspelt name read all images of a folder with lists before."""
     flat = tmp_path / "flat"
     for name in "abcd":
         write_pair(flat, name, (8, 8), seed=0, split=".")
     write_list(flat / "classes.txt", *CLASSES)
-    write_list(flat / "README.txt", "Photographs of mine.")
+    write_list(flat / "README.txt", "Images of mine.")
     for split in ("all", "train"):
         assert len(open_dataset("folder", flat, split)) == 4
     with pytest.raises(
@@ -182,7 +182,7 @@ def test_what_is_held_back_depends_on_seed_and_names_alone() -> None:
     )
     assert [len(held_back(names[:count], 0.01, 0)) for count in (2, 9)] == [1, 1]
     assert [len(held_back(names[:count], 0.99, 0)) for count in (2, 9)] == [1, 8]
-    with pytest.raises(ValueError, match="val_fraction needs at least 2 photographs, one of them to train on; got 1"):
+    with pytest.raises(ValueError, match="val_fraction needs at least 2 images, one of them to train on; got 1"):
         held_back(names[:1], 0.5, 0)
     for fraction in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="val_fraction must be between 0 and 1"):
@@ -241,10 +241,10 @@ def test_a_photograph_that_its_exif_turns_is_taken_as_its_labels_are(tmp_path: P
     stored = np.array(Image.open(path))
 
     def turn_by_exif(orientation: int) -> None:
-        picture = Image.fromarray(stored)
-        exif = picture.getexif()
+        image = Image.fromarray(stored)
+        exif = image.getexif()
         exif[0x0112] = orientation
-        picture.save(path, exif=exif)
+        image.save(path, exif=exif)
 
     turn_by_exif(6)
     np.testing.assert_array_equal(open_dataset("folder", root, "train")[0].image, stored)

@@ -72,8 +72,8 @@ def test_what_pillow_reads_keeps_its_numbers(tmp_path: Path, name: str, array: N
 
 def test_int16_tiff(tmp_path: Path) -> None:
     array = TWELVE.astype(np.int16) - 1024
-    picture = Image.fromarray(array.view(np.uint16))
-    picture.save(tmp_path / "ct.tif", tiffinfo={339: 2})  # SampleFormat: signed
+    image = Image.fromarray(array.view(np.uint16))
+    image.save(tmp_path / "ct.tif", tiffinfo={339: 2})  # SampleFormat: signed
     np.testing.assert_array_equal(read_stored_image(tmp_path / "ct.tif").pixels, array)
     with pytest.raises(ValueError, match=r"ct\.tif: the image must be in 0\.\.255.*values in -.*--image-range -"):
         read_image(tmp_path / "ct.tif")
@@ -250,8 +250,8 @@ def test_pages_of_one_size_are_no_bands(tmp_path: Path) -> None:
 def test_without_tifffile_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow reads colour of 16 bits in 8."""
     (tmp_path / "rgb.tif").write_bytes(tiff(bytes(6), (1, 1), [16, 16, 16], (262, 3, 2)))
-    with Image.open(tmp_path / "rgb.tif") as picture:
-        assert picture.mode == "RGB"
+    with Image.open(tmp_path / "rgb.tif") as image:
+        assert image.mode == "RGB"
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
     with pytest.raises(ValueError, match=r'rgb\.tif: a TIFF with several bands.*pip install "deeplab-crf\[tiff\]"'):
         read_stored_image(tmp_path / "rgb.tif")
@@ -261,10 +261,10 @@ def test_without_tifffile_it_says_what_to_install(tmp_path: Path, monkeypatch: p
 
 
 def write_turned(path: Path, array: NDArray[np.uint8], orientation: int) -> None:
-    picture = Image.fromarray(array)
-    exif = picture.getexif()
+    image = Image.fromarray(array)
+    exif = image.getexif()
     exif[0x0112] = orientation
-    picture.save(path, exif=exif)
+    image.save(path, exif=exif)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -273,8 +273,8 @@ def test_images_are_turned_as_pillow_turns_them(tmp_path: Path, orientation: int
     """Pillow itself turns TIFF while it decodes, which must not hide how the image is stored."""
     path = tmp_path / f"turned{suffix}"
     write_turned(path, BYTES, orientation)
-    with Image.open(path) as picture:
-        want = np.array(ImageOps.exif_transpose(picture))
+    with Image.open(path) as image:
+        want = np.array(ImageOps.exif_transpose(image))
     stored = read_stored_image(path)
     np.testing.assert_array_equal(stored.values(), want)
     np.testing.assert_array_equal(stored.values(upright=False), BYTES)

@@ -76,7 +76,7 @@ def test_mirrored_in_half_of_the_cases_the_padding_stays_at_the_right() -> None:
 
 
 def test_scales_come_equally_often_and_labels_go_with_the_image() -> None:
-    """A picture whose colours are its labels is one after scaling, too, but for the pixels along edges."""
+    """An image whose colours are its labels is one after scaling, too, but for the pixels along edges."""
     ids = np.repeat(np.repeat(np.arange(12).reshape(3, 4), 20, 0), 20, 1).astype(np.uint8)
     sample = Example("a", np.repeat(ids[:, :, None], 3, 2) * np.uint8(20), ids)
     sizes = []

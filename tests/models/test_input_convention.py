@@ -44,13 +44,13 @@ def saved(path: Path, state: dict[str, Any], prefix: str = "", **others: Any) ->
 
 
 def same_answers(model: DeepLab, state: dict[str, Any], as_trained: str) -> None:
-    """conv1 and bn1 answer to a picture as the file's do to the picture that it was trained on, away from the border."""
-    picture = torch.randint(0, 256, (1, 3, 48, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    """conv1 and bn1 answer to an image as the file's do to the image that it was trained on, away from the border."""
+    image = torch.randint(0, 256, (1, 3, 48, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     theirs = DeepLab(narrow(RESNET), CLASSES).eval().backbone
     theirs.load_state_dict(state)
-    ours = SegmentationPipeline(model, crf=None).preprocess(picture)
+    ours = SegmentationPipeline(model, crf=None).preprocess(image)
     seen = {
-        "rgb-1": (picture / 255 - MEAN) / STD,
+        "rgb-1": (image / 255 - MEAN) / STD,
         "bgr-255": ours,
         "rgb-255": ours.flip(1),
     }[as_trained]

@@ -90,15 +90,15 @@ def test_half_precision_files_round_and_take_half_the_space(tmp_path: Path) -> N
     assert not (tmp_path / "huge.safetensors").exists()
 
 
-def test_a_trunk_alone_is_an_initialisation(tmp_path: Path) -> None:
+def test_a_backbone_alone_is_an_initialisation(tmp_path: Path) -> None:
     model = small_model("v1-vgg16-largefov")
     other = DeepLab(narrow("v1-vgg16-largefov"), CLASSES)  # other numbers
-    save_weights(model, tmp_path / "trunk.safetensors", classifier=False)
+    save_weights(model, tmp_path / "backbone.safetensors", classifier=False)
     head = {name: value.clone() for name, value in numbers(other).items() if name.startswith("classifier")}
-    report = load_weights(other, tmp_path / "trunk.safetensors")
+    report = load_weights(other, tmp_path / "backbone.safetensors")
     assert set(report.missing) == set(head)
     for name, value in numbers(other).items():
         want = head[name] if name in head else numbers(model)[name]
         torch.testing.assert_close(value, want, rtol=0, atol=0)
     with pytest.raises(ValueError, match="has no classifier"):
-        load_model(tmp_path / "trunk.safetensors")
+        load_model(tmp_path / "backbone.safetensors")

@@ -1,4 +1,4 @@
-"""From pictures to labels: what the pipeline accepts, what it gives, and that it trains, compiles and exports."""
+"""From images to labels: what the pipeline accepts, what it gives, and that it trains, compiles and exports."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_prediction_leaves_the_mode_as_it_is_and_runs_in_evaluation() -> None:
     assert not first.requires_grad
 
 
-# ---------------------------------------------------------------- pictures of every kind
+# ---------------------------------------------------------------- images of every kind
 
 
 RGB = photo(HEIGHT, WIDTH)
@@ -191,9 +191,9 @@ SAME_AS_GRAY = {
 
 
 def gray_palette() -> Image.Image:
-    picture = Image.fromarray(GRAY).convert("P")
-    picture.putpalette([level for level in range(256) for _ in range(3)])
-    return picture
+    image = Image.fromarray(GRAY).convert("P")
+    image.putpalette([level for level in range(256) for _ in range(3)])
+    return image
 
 
 @pytest.mark.parametrize("kind", SAME_AS_RGB)
@@ -212,16 +212,16 @@ def test_gray_pictures(kind: str) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV"])
 def test_other_modes_are_what_pillow_makes_of_them(mode: str) -> None:
-    segmenter, picture = pipeline(crf=None), as_pil(mode)
-    (got,), (want,) = segmenter.predict(picture), segmenter.predict(np.array(picture.convert("RGB")))
+    segmenter, image = pipeline(crf=None), as_pil(mode)
+    (got,), (want,) = segmenter.predict(image), segmenter.predict(np.array(image.convert("RGB")))
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_on_their_side_are_turned_upright() -> None:
-    picture = Image.fromarray(RGB).rotate(90, expand=True)
-    picture.getexif()[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    image = Image.fromarray(RGB).rotate(90, expand=True)
+    image.getexif()[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     segmenter = pipeline(crf=None)
-    (got,), (want,) = segmenter.predict(picture), segmenter.predict(RGB)
+    (got,), (want,) = segmenter.predict(image), segmenter.predict(RGB)
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""A trunk of fewer channels that says what the full one says."""
+"""A backbone of fewer channels that says what the full one says."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from deeplab_crf.models.pruning import narrow_trunk
+from deeplab_crf.models.pruning import prune_backbone
 from deeplab_crf.models.variants import VGG16
-from deeplab_crf.models.vgg import VGG16Trunk
+from deeplab_crf.models.vgg import VGG16Backbone
 
 
-def trunk(channels: int, **options: Any) -> VGG16Trunk:
+def backbone(channels: int, **options: Any) -> VGG16Backbone:
     torch.manual_seed(channels)
-    return VGG16Trunk(VGG16(channels=channels, **options)).eval()
+    return VGG16Backbone(VGG16(channels=channels, **options)).eval()
 
 
 def crops(count: int = 3, size: int = 33) -> Any:
@@ -22,7 +22,7 @@ def crops(count: int = 3, size: int = 33) -> Any:
 
 
 @torch.no_grad()
-def unexplained(full: VGG16Trunk, part: VGG16Trunk, images: Any) -> float:
+def unexplained(full: VGG16Backbone, part: VGG16Backbone, images: Any) -> float:
     """Share of the full features' variance that no linear map of the narrow ones gives."""
     wide, have = (each(images).flatten(2).transpose(1, 2).flatten(0, 1).double() for each in (full, part))
     have = torch.cat([have, torch.ones_like(have[:, :1])], 1)
@@ -30,9 +30,9 @@ def unexplained(full: VGG16Trunk, part: VGG16Trunk, images: Any) -> float:
     return float((wide - fit).square().sum() / (wide - wide.mean(0)).square().sum())
 
 
-def redundant_trunk() -> VGG16Trunk:
-    """Four channels in the first stage, of which every second one is a multiple of the one before: a trunk of two says it all."""
-    full = trunk(4)
+def redundant_backbone() -> VGG16Backbone:
+    """Four channels in the first stage, of which every second one is a multiple of the one before: two suffice."""
+    full = backbone(4)
     with torch.no_grad():
         for layer in full.features:
             if isinstance(layer, torch.nn.Conv2d):
@@ -41,17 +41,17 @@ def redundant_trunk() -> VGG16Trunk:
 
 
 def test_channels_that_follow_from_others_cost_nothing() -> None:
-    full, small, images = redundant_trunk(), trunk(2), crops(12, 65)
-    errors = narrow_trunk(full, small, images)
+    full, small, images = redundant_backbone(), backbone(2), crops(12, 65)
+    errors = prune_backbone(full, small, images)
     assert len(errors) == 13
     assert max(errors) < 1e-4
     assert unexplained(full, small, crops(12, 65)) < 1e-3
 
 
-def test_as_many_channels_as_before_are_the_same_trunk() -> None:
-    full, small, images = trunk(2), trunk(2), crops(12, 65)
+def test_as_many_channels_as_before_are_the_same_backbone() -> None:
+    full, small, images = backbone(2), backbone(2), crops(12, 65)
     torch.nn.init.normal_(small.features[0].weight)
-    narrow_trunk(full, small, images)
+    prune_backbone(full, small, images)
     with torch.no_grad():
         want, got = full(images), small(images)
     scale = float((got * want).sum() / (got * got).sum())
@@ -60,8 +60,8 @@ def test_as_many_channels_as_before_are_the_same_trunk() -> None:
 
 
 def test_what_leaves_each_layer_has_mean_square_one() -> None:
-    small, images = trunk(2), crops(12, 65)
-    narrow_trunk(trunk(4), small, images)
+    small, images = backbone(2), crops(12, 65)
+    prune_backbone(backbone(4), small, images)
     values, squares = images, []
     with torch.no_grad():
         for layer in small.features:
@@ -72,15 +72,15 @@ def test_what_leaves_each_layer_has_mean_square_one() -> None:
 
 
 def test_features_stay_closer_than_those_of_plain_halving() -> None:
-    full, small, plain, images = trunk(4), trunk(2), trunk(2), crops(6, 49)
-    narrow_trunk(full, small, images)
+    full, small, plain, images = backbone(4), backbone(2), backbone(2), crops(6, 49)
+    prune_backbone(full, small, images)
     assert unexplained(full, small, images) < 0.7 * unexplained(full, plain, images)
 
 
 def test_the_same_images_and_seed_give_the_same_numbers() -> None:
-    first, second = trunk(2), trunk(2)
+    first, second = backbone(2), backbone(2)
     for each in (first, second):
-        narrow_trunk(trunk(4), each, crops())
+        prune_backbone(backbone(4), each, crops())
     for one, two in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
@@ -95,9 +95,9 @@ def test_the_same_images_and_seed_give_the_same_numbers() -> None:
 )
 def test_what_does_not_fit_is_refused(full: int, small: int, images: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        narrow_trunk(trunk(full), trunk(small), images)
+        prune_backbone(backbone(full), backbone(small), images)
 
 
 def test_layers_must_agree() -> None:
     with pytest.raises(ValueError, match="average_pool must agree"):
-        narrow_trunk(trunk(4), trunk(2, average_pool=True), crops())
+        prune_backbone(backbone(4), backbone(2, average_pool=True), crops())

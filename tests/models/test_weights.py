@@ -286,8 +286,8 @@ def test_torchvision_backbones_see_the_same_picture(name: str, tmp_path: Path) -
     imagenet = (image / 255 - MEAN) / STD
 
     def first(model: DeepLab, values: Any) -> Any:
-        trunk = model.backbone
-        return trunk.bn1(trunk.conv1(values)) if "resnet" in name else trunk.features[0](values)
+        backbone = model.backbone
+        return backbone.bn1(backbone.conv1(values)) if "resnet" in name else backbone.features[0](values)
 
     with torch.no_grad():
         got, want = first(ours, seen), first(theirs, imagenet)

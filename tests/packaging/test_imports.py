@@ -54,7 +54,7 @@ from deeplab_crf.cli import main
 assert main(["demo", "-o", sys.argv[1]]) == 0
 assert main(["info"]) == 0
 
-from deeplab_crf.data.sample import COARSE_LABELS, PHOTOGRAPH
+from deeplab_crf.data.sample import COARSE_LABELS, ASTRONAUT
 for call in (
     lambda: dense_crf(image, logits=scores, device="cuda"),
     lambda: deeplab_crf.pydensecrf.set_device("cuda:1"),
@@ -66,7 +66,7 @@ for call in (
         assert 'pip install "deeplab-crf[torch]"' in str(error), error
     else:
         raise AssertionError("CUDA without torch")
-assert main(["refine", str(PHOTOGRAPH), str(COARSE_LABELS), "-o", sys.argv[1] + "/out.png", "--device", "cuda"]) == 2
+assert main(["refine", str(ASTRONAUT), str(COARSE_LABELS), "-o", sys.argv[1] + "/out.png", "--device", "cuda"]) == 2
 """
 
 ON_THE_CPU = """

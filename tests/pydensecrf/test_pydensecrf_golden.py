@@ -37,14 +37,14 @@ def _index() -> dict[str, Any]:
     return index
 
 
-def _photograph(name: str) -> NDArray[np.uint8]:
+def _image(name: str) -> NDArray[np.uint8]:
     with Image.open(DATA / (name + ITEMS[name])) as image:
         return np.asarray(image.convert("RGB"))
 
 
 @cache
 def _crf(name: str, config: str) -> dcrf.DenseCRF2D:
-    parameters, image = _index()["configs"][config], _photograph(name)
+    parameters, image = _index()["configs"][config], _image(name)
     unary = np.load(REFERENCE / f"{name}_unary.npz")["unary"]
     crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], len(unary))
     crf.setUnaryEnergy(unary)

@@ -2,7 +2,7 @@
 
 Names do not tell it: Caffe's networks are kept under torchvision's names, and torchvision's under ``backbone.``. Numbers do where
 batch norm follows: the standard deviation that it stores, over the L2 size of the filters, is what a filter of size 1 answers to
-photographs. That is 52 to 230 for input in 0..255 (measured: VGG-16's filters at 3 x 3 and 7 x 7 on photographs) and 57 times
+images. That is 52 to 230 for input in 0..255 (measured: VGG-16's filters at 3 x 3 and 7 x 7 on images) and 57 times
 less for ImageNet's normalisation. VGG-16 has no batch norm, and the size of its first weights says nothing: trained by Caffe on
 0..255 their root mean square is 0.18 (measured), no smaller than weights for 0..1. There the scores of a whole classifier tell.
 """
@@ -130,7 +130,7 @@ def _vgg_scores(x: Tensor, tensors: Mapping[str, Tensor], classifier: Mapping[st
 
 
 def _natural_noise(size: int) -> Tensor:
-    """A gray image ``(1, 3, size, size)`` with photographs' spectrum, 1 / f, mean 0 and deviation 1, from a fixed seed."""
+    """A gray image ``(1, 3, size, size)`` with images' spectrum, 1 / f, mean 0 and deviation 1, from a fixed seed."""
     noise = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
     frequency = (rows[:, None].square() + columns.square()).sqrt()
