@@ -5,7 +5,7 @@ Names are loaded when they are first used: importing the package costs next to n
 
 from __future__ import annotations
 
-from deeplab_crf._lazy import load_name
+from deeplab_crf._lazy import check_compiled_module, load_name
 
 TYPE_CHECKING = False  # As typing's own for type checkers; importing typing would take longer than the package itself.
 
@@ -113,6 +113,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_native":
+        check_compiled_module(__name__, name)
     return load_name(__name__, _HOMES, name)
 
 

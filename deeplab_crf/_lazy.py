@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 
 TYPE_CHECKING = False
@@ -27,3 +28,16 @@ def load_name(package: str, homes: Mapping[str, str], name: str) -> Any:
         raise ImportError(f'{name} needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
     setattr(sys.modules[package], name, value)
     return value
+
+
+def check_compiled_module(package: str, name: str) -> None:
+    """Raise ImportError if the compiled module ``name`` of ``package`` does not exist.
+
+    Sources that come before the installed package on the path, as in the folder of a clone, hold no compiled module.
+    """
+    if importlib.util.find_spec(f"{package}.{name}") is None:
+        folder = sys.modules[package].__path__[0]
+        raise ImportError(
+            f"{package} was imported from {folder}, which holds the sources and no compiled module {name}. Start Python "
+            "in another folder to use the installed package, or install the sources in place: pip install -e ."
+        )

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import samples
 
 # Importing torch raises ImportError, as where it is not installed.
@@ -104,3 +110,20 @@ def test_the_doors_for_arrays_load_no_torch() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     done = samples.run_python("import deeplab_crf; deeplab_crf.nothing")
     assert "AttributeError: module 'deeplab_crf' has no attribute 'nothing'" in done.stderr
+
+
+def test_sources_without_their_compiled_module_are_named(tmp_path: Path) -> None:
+    """Python started in the folder of a clone finds the sources before the installed package."""
+    package = find_spec("deeplab_crf")
+    assert package is not None
+    assert package.origin is not None
+    shutil.copytree(
+        Path(package.origin).parent, tmp_path / "deeplab_crf", ignore=shutil.ignore_patterns("*.so", "data")
+    )
+    for code in ("import deeplab_crf; deeplab_crf.native_info", "from deeplab_crf.runtime import info"):
+        # -S: no installed package, and no import hook of an editable one.
+        command = [sys.executable, "-S", "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert f"imported from {tmp_path}/deeplab_crf, which holds the sources and no compiled module" in done.stderr
+        assert "pip install -e ." in done.stderr
