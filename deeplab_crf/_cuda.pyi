@@ -233,72 +233,103 @@ def mean_field_gradient_f64(
     image took; moves (iterations + 1, B), the largest entries of their adjoints. Nothing waits for the device: an image whose
     adjoint has none over the tolerance is left alone."""
 
-# in, out, kernel, stride, padding, dilation of an axis; batch, channels, filters, rows, columns of a convolution.
 _Axis = tuple[int, int, int, int, int, int]
-_Convolution = tuple[int, int, int, _Axis, _Axis]
-# Addresses of bias and residual, or 0, and whether a ReLU follows.
+"""`deeplab_crf.ops.conv.shapes.Axis`."""
+_ConvShape = tuple[int, int, int, _Axis, _Axis]
+"""`deeplab_crf.ops.conv.shapes.Shape`."""
 _Epilogue = tuple[int, int, bool]
+"""Addresses of bias (K) and residual, or 0, and whether a ReLU follows."""
 
 MAX_OFFSETS: int
 
-def winograd_tiles(shape: _Convolution) -> tuple[int, int, int]:
-    """Outputs of a tile along rows and columns, and the number of tiles. ValueError unless the kernel is 3 x 3 and the stride 1."""
+def winograd_tiles(shape: _ConvShape) -> tuple[int, int, int]:
+    """Return the outputs of a tile along rows and columns, and the number of tiles.
 
-def winograd_weights(
-    queue: _Queue, shape: _Convolution, weight: int, strides: tuple[int, int, int, int], out: int
-) -> None:
-    """out (matrices, C, K) of weight (K, C, 3, 3) of any strides; matrices = (rows + 2) (columns + 2) of a tile. All float32."""
+    Raises:
+        ValueError: The kernel is not 3 x 3 or the stride not 1.
+    """
 
-def winograd_inputs(queue: _Queue, shape: _Convolution, tiles: tuple[int, int], x: int, out: int) -> None:
-    """out (matrices, tiles, C) of the tiles [first, first + count) of x (B, H, W, C)."""
+def winograd_weights(queue: _Queue, shape: _ConvShape, weight: int, strides: tuple[int, ...], out: int) -> None:
+    """Write out (matrices, C, K) from weight (K, C, 3, 3) of any strides, all float32.
+
+    The number of matrices is (rows + 2) (columns + 2) for tiles of rows x columns outputs.
+    """
+
+def winograd_inputs(queue: _Queue, shape: _ConvShape, first_tile: int, num_tiles: int, x: int, out: int) -> None:
+    """Write out (matrices, num_tiles, C) for tiles of x (B, H, W, C)."""
 
 def winograd_outputs(
-    queue: _Queue, shape: _Convolution, tiles: tuple[int, int], products: int, epilogue: _Epilogue, out: int
+    queue: _Queue, shape: _ConvShape, first_tile: int, num_tiles: int, products: int, epilogue: _Epilogue, out: int
 ) -> None:
-    """The outputs (B, OH, OW, K) of these tiles from products (matrices, tiles, K), with the epilogue; residual as out."""
+    """Write the outputs of these tiles in out (B, OH, OW, K) from products (matrices, num_tiles, K).
 
-def conv_epilogue_f32(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None: ...
-def conv_epilogue_f64(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None: ...
-def conv_epilogue_f16(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None: ...
-def conv_epilogue_bf16(queue: _Queue, layout: _Triple, values: int, epilogue: _Epilogue) -> None:
-    """values = relu(values + bias + residual), in place; layout: elements, channels, neighbours that share a channel."""
+    The residual of the epilogue has the layout of out.
+    """
+
+def conv_epilogue_f32(
+    queue: _Queue, values: int, bias: int, residual: int, relu: bool, count: int, channels: int, inner: int
+) -> None: ...
+def conv_epilogue_f64(
+    queue: _Queue, values: int, bias: int, residual: int, relu: bool, count: int, channels: int, inner: int
+) -> None: ...
+def conv_epilogue_f16(
+    queue: _Queue, values: int, bias: int, residual: int, relu: bool, count: int, channels: int, inner: int
+) -> None: ...
+def conv_epilogue_bf16(
+    queue: _Queue, values: int, bias: int, residual: int, relu: bool, count: int, channels: int, inner: int
+) -> None:
+    """values = relu(values + bias + residual) in place: count elements, of which inner share a channel."""
 
 def gather_shifted_f32(
     queue: _Queue,
-    map: tuple[int, int, int, int],
-    offsets: Sequence[tuple[int, int]],
     products: int,
     bias: int,
     out: int,
-    strides: _Triple,
+    offsets: Sequence[tuple[int, int]],
+    batch: int,
+    height: int,
+    width: int,
+    classes: int,
+    channels_last: bool,
 ) -> None: ...
 def gather_shifted_f64(
     queue: _Queue,
-    map: tuple[int, int, int, int],
-    offsets: Sequence[tuple[int, int]],
     products: int,
     bias: int,
     out: int,
-    strides: _Triple,
+    offsets: Sequence[tuple[int, int]],
+    batch: int,
+    height: int,
+    width: int,
+    classes: int,
+    channels_last: bool,
 ) -> None: ...
 def gather_shifted_f16(
     queue: _Queue,
-    map: tuple[int, int, int, int],
-    offsets: Sequence[tuple[int, int]],
     products: int,
     bias: int,
     out: int,
-    strides: _Triple,
+    offsets: Sequence[tuple[int, int]],
+    batch: int,
+    height: int,
+    width: int,
+    classes: int,
+    channels_last: bool,
 ) -> None: ...
 def gather_shifted_bf16(
     queue: _Queue,
-    map: tuple[int, int, int, int],
-    offsets: Sequence[tuple[int, int]],
     products: int,
     bias: int,
     out: int,
-    strides: _Triple,
+    offsets: Sequence[tuple[int, int]],
+    batch: int,
+    height: int,
+    width: int,
+    classes: int,
+    channels_last: bool,
 ) -> None:
-    """out[b, p, k] = bias[k] + sum over the offsets (dy, dx) that stay inside of products[b, p + (dy, dx), offset, k]. map: B, H,
-    W, K. products (B, H W, offsets, K); bias float32 (float64 for f64), or 0; strides of out for image, pixel and class. At most
-    MAX_OFFSETS offsets."""
+    """out[b, p, k] = bias[k] + sum over offsets (dy, dx) of products[b, p + (dy, dx), offset, k].
+
+    Offsets that leave the map are left out. products: (B, H W, offsets, K). bias: (K) of float32
+    (float64 for f64), or 0. At most MAX_OFFSETS offsets.
+    """

@@ -11,6 +11,7 @@ are at least as many as threads; each has the bits that it has alone.
 Raises ValueError for what a user can mend, and KeyboardInterrupt from `mean_field_*`. The GIL is released inside.
 """
 
+from collections.abc import Sequence
 from typing import Final, TypedDict
 
 MAX_DIMENSIONS: Final[int]
@@ -411,51 +412,51 @@ def mean_field_gradient_f64(
     options: _GradientOptions,
 ) -> tuple[list[int], list[float]]: ...
 
-# Convolution, float32 alone. Arrays lie channels-last: x (B, H, W, C), residual and out (B, OH, OW, K), contiguous.
+# Convolutions of float32. Arrays are contiguous and channels-last: x (B, H, W, C), residual and out (B, OH, OW, K).
 
 _Axis = tuple[int, int, int, int, int, int]
-"""in, out, kernel, stride, padding, dilation."""
+"""`deeplab_crf.ops.conv.shapes.Axis`."""
 _ConvShape = tuple[int, int, int, _Axis, _Axis]
-"""B, C, K, rows, columns."""
+"""`deeplab_crf.ops.conv.shapes.Shape`."""
 _Epilogue = tuple[int, int, bool]
-"""bias (K) or 0, residual or 0, relu."""
+"""Addresses of bias (K) and residual, or 0, and whether a ReLU follows."""
 _Branch = tuple[int, tuple[int, ...], _Axis, _Axis]
 """weight (K, C, kh, kw), its strides in elements, rows, columns."""
 
 def winograd_weights_size(shape: _ConvShape) -> int:
-    """Floats of the transformed weights of a 3 x 3 convolution of stride 1."""
+    """Return the number of floats of the packed weights of a 3 x 3 convolution of stride 1."""
 
 def winograd_workspace_size(shape: _ConvShape) -> int: ...
 def winograd_products(shape: _ConvShape) -> int:
-    """Multiplications an input channel and filter."""
+    """Return the number of multiplications per input channel and filter."""
 
-def winograd_transform(shape: _ConvShape, weight: int, strides: tuple[int, ...], out: int, threads: int) -> None: ...
+def winograd_pack(shape: _ConvShape, weight: int, strides: tuple[int, ...], out: int, threads: int) -> None: ...
 def winograd(
-    shape: _ConvShape, x: int, transformed: int, epilogue: _Epilogue, out: int, workspace: int, threads: int
+    shape: _ConvShape, x: int, packed: int, epilogue: _Epilogue, out: int, workspace: int, threads: int
 ) -> bool:
-    """False if a sum was not finite; the result is then not to be used."""
+    """Return False if a sum was not finite; the result must then not be used."""
 
 def direct_weights_size(shape: _ConvShape) -> int: ...
 def direct_products(shape: _ConvShape) -> int:
-    """Multiplications an input channel and filter, of taps inside the map."""
+    """Return the number of multiplications per input channel and filter, of taps inside the map."""
 
 def direct_pack(shape: _ConvShape, weight: int, strides: tuple[int, ...], out: int, threads: int) -> None: ...
 def direct(shape: _ConvShape, x: int, packed: int, epilogue: _Epilogue, out: int, threads: int) -> None: ...
-def shifted_weights_size(shape: _ConvShape, branches: list[_Branch]) -> int:
-    """Of the sum of convolutions of stride 1; of `shape`, what the branches share is read."""
+def shifted_weights_size(shape: _ConvShape, branches: Sequence[_Branch]) -> int:
+    """Return the size for a sum of convolutions of stride 1, which share the sizes of ``shape``."""
 
-def shifted_products(shape: _ConvShape, branches: list[_Branch]) -> int:
-    """Multiplications an input channel, unused lanes counted."""
+def shifted_products(shape: _ConvShape, branches: Sequence[_Branch]) -> int:
+    """Return the number of multiplications per input channel, unused lanes included."""
 
-def shifted_pack(shape: _ConvShape, branches: list[_Branch], out: int, threads: int) -> None: ...
+def shifted_pack(shape: _ConvShape, branches: Sequence[_Branch], out: int, threads: int) -> None: ...
 def shifted_sum(
-    shape: _ConvShape, branches: list[_Branch], x: int, packed: int, epilogue: _Epilogue, out: int, threads: int
+    shape: _ConvShape, branches: Sequence[_Branch], x: int, packed: int, epilogue: _Epilogue, out: int, threads: int
 ) -> None: ...
 def add_relu(values: int, residual: int, count: int, threads: int) -> None:
-    """values <- relu(values + residual)."""
+    """values = relu(values + residual), in place."""
 
-def transpose_planes(values: int, shape: tuple[int, int, int], out: int, threads: int) -> None:
-    """out (planes, columns, rows) of values (planes, rows, columns)."""
+def transpose_planes(values: int, planes: int, rows: int, columns: int, out: int, threads: int) -> None:
+    """Write out (planes, columns, rows) from values (planes, rows, columns)."""
 
 def fingerprint(values: int, count: int, threads: int) -> int:
-    """64 bits that change when any bit of the values does."""
+    """Return a 64-bit hash that changes when any bit of the values does."""

@@ -1,6 +1,4 @@
-#include <pybind11/stl.h>
-
-#include <string>
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -8,154 +6,112 @@
 #include "bindings/module.h"
 #include "bindings/pointers.h"
 #include "bindings/released_gil.h"
-#include "conv/cpu/kernels.h"
-#include "conv/direct.h"
-#include "conv/epilogue.h"
-#include "conv/fingerprint.h"
-#include "conv/shifted.h"
-#include "conv/winograd.h"
-#include "support/parallel.h"
+#include "conv/cpu/direct.h"
+#include "conv/cpu/epilogue.h"
+#include "conv/cpu/fingerprint.h"
+#include "conv/cpu/layout.h"
+#include "conv/cpu/shifted.h"
+#include "conv/cpu/winograd.h"
 
 namespace deeplab_crf::bindings {
 namespace {
 
 namespace py = pybind11;
+using py::arg;
+using Unlocked = py::call_guard<ReleasedGil>;
 
 // Address of the weight, its strides, rows, columns.
-using BranchFields = std::tuple<uintptr_t, Strides, AxisFields, AxisFields>;
+using BranchFields = std::tuple<uintptr_t, Strides, conv::Axis, conv::Axis>;
+using Branches = std::vector<BranchFields>;
 
-conv::ShiftedSum make_sum(const ShapeFields& shape, const std::vector<BranchFields>& fields) {
+conv::ShiftedSum make_sum(const conv::Shape& shape, const Branches& fields) {
   std::vector<conv::Branch> branches;
   for (const auto& [weight, strides, rows, columns] : fields) {
-    conv::Branch branch{pointer<const float>(weight), {}, make_axis(rows), make_axis(columns)};
+    conv::Branch branch{.weight = pointer<const float>(weight), .strides = {}, .rows = rows, .columns = columns};
     std::copy(strides.begin(), strides.end(), branch.strides);
     branches.push_back(branch);
   }
-  return {make_shape(shape), branches};
+  return {shape, branches};
 }
 
-void transpose(uintptr_t in, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t out, int threads) {
-  const auto [planes, rows, columns] = shape;
-  constexpr int64_t kColumns = 64;
-  const int64_t blocks = (columns + kColumns - 1) / kColumns;
-  parallel_for(threads, planes * blocks, [&, planes_rows = rows, planes_columns = columns](int64_t task) {
-    const int64_t plane = task / blocks * planes_rows * planes_columns, first = task % blocks * kColumns;
-    const int64_t count = std::min(kColumns, planes_columns - first);
-    conv::product_kernels().transpose(pointer<const float>(in) + plane + first, planes_rows, count, planes_columns,
-                                      pointer<float>(out) + plane + first * planes_rows, planes_rows);
-  });
-}
-
-void register_winograd(py::module_& module) {
-  module.def(
-      "winograd_weights_size", [](const ShapeFields& shape) { return conv::winograd_weights_size(make_shape(shape)); },
-      py::arg("shape"));
-  module.def(
-      "winograd_workspace_size", [](const ShapeFields& shape) { return conv::winograd_workspace_size(make_shape(shape)); },
-      py::arg("shape"));
-  module.def(
-      "winograd_products", [](const ShapeFields& shape) { return conv::winograd_products(make_shape(shape)); }, py::arg("shape"));
-  module.def(
-      "winograd_transform",
-      [](const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out, int threads) {
-        const ReleasedGil released;
-        conv::transform_winograd_weights(make_shape(shape), pointer<const float>(weight), strides.data(), pointer<float>(out),
-                                         threads);
-      },
-      py::arg("shape"), py::arg("weight"), py::arg("strides"), py::arg("out"), py::arg("threads"));
+void register_convolution(py::module_& module) {
+  module.def("winograd_weights_size", conv::winograd_weights_size, arg("shape"));
+  module.def("winograd_workspace_size", conv::winograd_workspace_size, arg("shape"));
+  module.def("winograd_products", conv::winograd_products, arg("shape"));
+  module.def("direct_weights_size", conv::direct_weights_size, arg("shape"));
+  module.def("direct_products", conv::direct_products, arg("shape"));
+  const auto def_pack = [&](const char* name, void (*pack)(const conv::Shape&, const float*, const int64_t*, float*, int)) {
+    module.def(
+        name,
+        [pack](const conv::Shape& shape, uintptr_t weight, const Strides& strides, uintptr_t out, int threads) {
+          pack(shape, pointer<const float>(weight), strides.data(), pointer<float>(out), threads);
+        },
+        arg("shape"), arg("weight"), arg("strides"), arg("out"), arg("threads"), Unlocked());
+  };
+  def_pack("winograd_pack", conv::pack_winograd_weights);
+  def_pack("direct_pack", conv::pack_direct_weights);
   module.def(
       "winograd",
-      [](const ShapeFields& shape, uintptr_t x, uintptr_t transformed, const EpilogueFields& epilogue, uintptr_t out,
+      [](const conv::Shape& shape, uintptr_t x, uintptr_t packed, const conv::Epilogue& epilogue, uintptr_t out,
          uintptr_t workspace, int threads) {
-        const ReleasedGil released;
-        return conv::winograd(make_shape(shape), pointer<const float>(x), pointer<const float>(transformed),
-                              make_epilogue(epilogue), pointer<float>(out), pointer<float>(workspace), threads);
+        return conv::winograd(shape, pointer<const float>(x), pointer<const float>(packed), epilogue, pointer<float>(out),
+                              pointer<float>(workspace), threads);
       },
-      py::arg("shape"), py::arg("x"), py::arg("transformed"), py::arg("epilogue"), py::arg("out"), py::arg("workspace"),
-      py::arg("threads"));
-}
-
-void register_direct(py::module_& module) {
-  module.def(
-      "direct_weights_size", [](const ShapeFields& shape) { return conv::direct_weights_size(make_shape(shape)); },
-      py::arg("shape"));
-  module.def(
-      "direct_products", [](const ShapeFields& shape) { return conv::direct_products(make_shape(shape)); }, py::arg("shape"));
-  module.def(
-      "direct_pack",
-      [](const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out, int threads) {
-        const ReleasedGil released;
-        conv::pack_direct_weights(make_shape(shape), pointer<const float>(weight), strides.data(), pointer<float>(out), threads);
-      },
-      py::arg("shape"), py::arg("weight"), py::arg("strides"), py::arg("out"), py::arg("threads"));
+      arg("shape"), arg("x"), arg("packed"), arg("epilogue"), arg("out"), arg("workspace"), arg("threads"), Unlocked());
   module.def(
       "direct",
-      [](const ShapeFields& shape, uintptr_t x, uintptr_t packed, const EpilogueFields& epilogue, uintptr_t out, int threads) {
-        const ReleasedGil released;
-        conv::direct(make_shape(shape), pointer<const float>(x), pointer<const float>(packed), make_epilogue(epilogue),
-                     pointer<float>(out), threads);
+      [](const conv::Shape& shape, uintptr_t x, uintptr_t packed, const conv::Epilogue& epilogue, uintptr_t out, int threads) {
+        conv::direct(shape, pointer<const float>(x), pointer<const float>(packed), epilogue, pointer<float>(out), threads);
       },
-      py::arg("shape"), py::arg("x"), py::arg("packed"), py::arg("epilogue"), py::arg("out"), py::arg("threads"));
+      arg("shape"), arg("x"), arg("packed"), arg("epilogue"), arg("out"), arg("threads"), Unlocked());
 }
 
 void register_shifted(py::module_& module) {
   module.def(
       "shifted_weights_size",
-      [](const ShapeFields& shape, const std::vector<BranchFields>& branches) { return make_sum(shape, branches).weights_size(); },
-      py::arg("shape"), py::arg("branches"));
+      [](const conv::Shape& shape, const Branches& branches) { return make_sum(shape, branches).weights_size(); }, arg("shape"),
+      arg("branches"));
   module.def(
       "shifted_products",
-      [](const ShapeFields& shape, const std::vector<BranchFields>& branches) {
-        return make_sum(shape, branches).padded_products();
-      },
-      py::arg("shape"), py::arg("branches"));
+      [](const conv::Shape& shape, const Branches& branches) { return make_sum(shape, branches).padded_products(); }, arg("shape"),
+      arg("branches"));
   module.def(
       "shifted_pack",
-      [](const ShapeFields& shape, const std::vector<BranchFields>& branches, uintptr_t out, int threads) {
-        const conv::ShiftedSum sum = make_sum(shape, branches);
-        const ReleasedGil released;
-        sum.pack_weights(pointer<float>(out), threads);
+      [](const conv::Shape& shape, const Branches& branches, uintptr_t out, int threads) {
+        make_sum(shape, branches).pack_weights(pointer<float>(out), threads);
       },
-      py::arg("shape"), py::arg("branches"), py::arg("out"), py::arg("threads"));
+      arg("shape"), arg("branches"), arg("out"), arg("threads"), Unlocked());
   module.def(
       "shifted_sum",
-      [](const ShapeFields& shape, const std::vector<BranchFields>& branches, uintptr_t x, uintptr_t packed,
-         const EpilogueFields& epilogue, uintptr_t out, int threads) {
+      [](const conv::Shape& shape, const Branches& branches, uintptr_t x, uintptr_t packed, const conv::Epilogue& epilogue,
+         uintptr_t out, int threads) {
         const conv::ShiftedSum sum = make_sum(shape, branches);
-        const ReleasedGil released;
-        sum.run(pointer<const float>(x), pointer<const float>(packed), make_epilogue(epilogue), pointer<float>(out), threads);
+        sum.run(pointer<const float>(x), pointer<const float>(packed), epilogue, pointer<float>(out), threads);
       },
-      py::arg("shape"), py::arg("branches"), py::arg("x"), py::arg("packed"), py::arg("epilogue"), py::arg("out"),
-      py::arg("threads"));
+      arg("shape"), arg("branches"), arg("x"), arg("packed"), arg("epilogue"), arg("out"), arg("threads"), Unlocked());
 }
 
 }  // namespace
 
 void register_conv(py::module_& module) {
-  register_winograd(module);
-  register_direct(module);
+  register_convolution(module);
   register_shifted(module);
   module.def(
       "add_relu",
       [](uintptr_t values, uintptr_t residual, int64_t count, int threads) {
-        const ReleasedGil released;
         conv::add_relu(pointer<float>(values), pointer<const float>(residual), count, threads);
       },
-      py::arg("values"), py::arg("residual"), py::arg("count"), py::arg("threads"));
+      arg("values"), arg("residual"), arg("count"), arg("threads"), Unlocked());
   module.def(
       "transpose_planes",
-      [](uintptr_t in, const std::tuple<int64_t, int64_t, int64_t>& shape, uintptr_t out, int threads) {
-        const ReleasedGil released;
-        transpose(in, shape, out, threads);
+      [](uintptr_t values, int64_t planes, int64_t rows, int64_t columns, uintptr_t out, int threads) {
+        conv::transpose_planes(pointer<const float>(values), planes, rows, columns, pointer<float>(out), threads);
       },
-      py::arg("values"), py::arg("shape"), py::arg("out"), py::arg("threads"));
+      arg("values"), arg("planes"), arg("rows"), arg("columns"), arg("out"), arg("threads"), Unlocked());
   module.def(
       "fingerprint",
-      [](uintptr_t values, int64_t count, int threads) {
-        const ReleasedGil released;
-        return conv::fingerprint(pointer<const float>(values), count, threads);
-      },
-      py::arg("values"), py::arg("count"), py::arg("threads"));
+      [](uintptr_t values, int64_t count, int threads) { return conv::fingerprint(pointer<const float>(values), count, threads); },
+      arg("values"), arg("count"), arg("threads"), Unlocked());
 }
 
 }  // namespace deeplab_crf::bindings

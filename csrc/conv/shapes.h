@@ -1,11 +1,12 @@
-// Plain descriptions of a convolution. Arrays lie channels-last: x (B, H, W, C), result and residual (B, OH, OW, K), contiguous.
+// Plain descriptions of a convolution. Arrays are contiguous and channels-last: x (B, H, W, C),
+// result and residual (B, OH, OW, K).
 #pragma once
 
 #include <cstdint>
 
 namespace deeplab_crf::conv {
 
-// Along one axis: output o reads inputs o * stride - padding + tap * dilation.
+// Output o along an axis reads inputs o * stride - padding + tap * dilation.
 struct Axis {
   int64_t in, out, kernel, stride, padding, dilation;
 };
@@ -15,10 +16,10 @@ struct Shape {
   Axis rows, columns;
 };
 
-// y <- relu(y + bias + residual); what is null is left out.
+// y <- relu(y + bias + residual); null pointers are left out.
 struct Epilogue {
   const float* bias;      // (K)
-  const float* residual;  // as the result
+  const float* residual;  // shaped like the result
   bool relu;
 };
 

@@ -1,9 +1,10 @@
-// The one-dimensional minimal filtering algorithms F(m, 3), m = 1..4, that Winograd convolution is made of (Winograd 1980; Lavin &
-// Gray 2016), as compile-time matrices for host and device.
+// The one-dimensional minimal filtering algorithms F(m, 3), m = 1..4, of Winograd convolution
+// (Winograd 1980; Lavin & Gray 2016), as compile-time matrices for host and device.
 //
-// y = A^T [(G g) * (D d)]: m outputs y_i = sum_k g_k d_(i+k) of a 3-tap correlation from m + 2 inputs and m + 2 products, one at
-// each point: 0, 1, infinity, -1, 2, -2, of which F(m, 3) takes the first m + 2. G does not depend on m, so tiles of all sizes
-// share one set of transformed weights, and a smaller tile just uses fewer of its matrices.
+// y = A^T [(G g) * (D d)]: m outputs y_i = sum_k g_k d_(i+k) of a 3-tap correlation from m + 2
+// inputs and m + 2 products, one for each point 0, 1, infinity, -1, 2, -2, of which F(m, 3) takes
+// the first m + 2. G does not depend on m, so tiles of all sizes share one set of transformed
+// weights; a smaller tile uses fewer of its matrices.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +14,13 @@ namespace deeplab_crf::conv {
 constexpr int kTaps = 3;
 constexpr int kLargestTile = 4;
 constexpr int kMaxPoints = kLargestTile + 2;
-constexpr int kInfinity = 2;  // number of the point at infinity
+constexpr int kInfinity = 2;  // index of the point at infinity
 
 constexpr int points_of(int tile) { return tile + 2; }
 
 constexpr double kPoint[kMaxPoints] = {0, 1, 0, -1, 2, -2};
-// Row i of G is kScale[i] [1, p, p^2], at infinity [0, 0, 1]: the scales that make F(4, 3)'s other matrices integer.
+// Row i of G is kScale[i] [1, p, p^2], and [0, 0, 1] at infinity. These scales make the other
+// matrices of F(4, 3) integer.
 constexpr double kScale[kMaxPoints] = {1.0 / 4, -1.0 / 6, 1, -1.0 / 6, 1.0 / 24, 1.0 / 24};
 
 struct WeightMatrix {
@@ -42,8 +44,9 @@ struct DataMatrix {
   float at[Tile + 2][Tile + 2];
 };
 
-// Row i: the coefficients of prod_(q != p) (z - q), ascending, over the finite points q of F(Tile, 3), divided by the value at p
-// and by kScale; at infinity, of the product over all of them.
+// Row i holds the coefficients of prod_(q != p) (z - q), ascending, over the finite points q of
+// F(Tile, 3), divided by the value at p and by kScale; at infinity, those of the product over all
+// finite points.
 template <int Tile>
 constexpr DataMatrix<Tile> make_data_matrix() {
   DataMatrix<Tile> d{};
@@ -69,7 +72,7 @@ struct OutputMatrix {
   float at[Tile][Tile + 2];
 };
 
-// Column i: 1, p, p^2 ...; at infinity only the last output.
+// Column i is 1, p, p^2 ...; at infinity it has only the last output.
 template <int Tile>
 constexpr OutputMatrix<Tile> make_output_matrix() {
   OutputMatrix<Tile> a{};

@@ -1,4 +1,4 @@
-"""`fuse`: BatchNorm, bias, residual and ReLU become part of the convolutions of a network that is no longer trained."""
+"""`fuse`: fold BatchNorm, bias, residual and ReLU into the convolutions of a network for inference."""
 
 from __future__ import annotations
 
@@ -9,40 +9,49 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from deeplab_crf.nn.fused_forward import give_forward, is_fused
+from deeplab_crf.nn.fused_forward import install_forward, is_fused
 from deeplab_crf.nn.fusion_check import check_parts, compare
 from deeplab_crf.nn.fusion_report import FusionReport
 from deeplab_crf.nn.graph_fusion import fuse_graph
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
 from deeplab_crf.nn.reparametrized import is_hooked
-from deeplab_crf.nn.tracing import asks_for_layout, has_own_code, keeps_layout, trace, works_in_any_layout
+from deeplab_crf.nn.tracing import (
+    depends_on_layout,
+    graph_depends_on_layout,
+    runs_foreign_code,
+    trace,
+    works_in_any_layout,
+)
 
 
 def fuse(model: nn.Module, example: Any = None) -> nn.Module:
-    """Makes a copy of ``model`` that computes the same in less time.
+    """Make a copy of ``model`` that computes the same in less time.
 
-    - BatchNorm behind a convolution is folded into its weight and bias, in float64. Weight and spectral normalisation and pruning
-      become plain weights.
-    - Convolutions of 3x3 and stride 1, and of 1x1, with 16 channels or more, become `DilatedConv2d`, with the residual that is
-      added and the ReLU that follows merged; what our kernels do not win stays torch's.
+    - BatchNorm after a convolution is folded into its weight and bias, in float64. Weight and
+      spectral normalisation and pruning become plain weights.
+    - Convolutions of 3x3 and stride 1, and of 1x1, with 16 channels or more, become `DilatedConv2d`,
+      with the residual and the ReLU that follow merged. Other convolutions stay torch's.
     - Sums of parallel dilated convolutions over one input (DeepLabV2's head) become one `ASPPSum`.
-    - Weights are laid out channels_last, so that everything after the first convolution is.
+    - Weights become channels_last, and with them everything after the first convolution.
 
-    The network is followed with torch.fx; the copy of one that can be followed keeps ``forward`` and
-    the modules, not other methods. Where it cannot (control flow that depends on values), and where
-    torch.fx would leave something out (hooks, arguments that may be None), the copy is of the network's
-    class, and its children are followed one by one. These keep their class, their attributes and their
-    own children, so that a forward may do with them what it likes; only their ``forward`` is another,
-    for the memory of a second set of the weights that BatchNorms are folded into. Shared modules stay
-    shared. The copy is for inference: gradients are right, but a folded BatchNorm no longer learns.
+    The network is traced with torch.fx. The copy of a network that can be traced keeps ``forward`` and
+    the modules, but no other methods. Where tracing fails (control flow that depends on values), or
+    torch.fx would leave something out (hooks, arguments that may be None), the copy is of the
+    network's class, and its children are traced one by one.
+
+    Such children keep their class, attributes and own children, so any code may use them as before.
+    Only their ``forward`` is replaced, at the memory of a second set of the weights that BatchNorms are
+    folded into. Shared modules stay shared. The copy is for inference: gradients are right, but a
+    folded BatchNorm no longer learns.
 
     Args:
         model: The network, in eval mode.
-        example: An input, or a tuple of the arguments of ``forward``. If given, the copy is compared with the network on it. What
-            fails, or gives a result that differs by more than 1e-3 of the largest value, is left as it was, part by part.
+        example: An input, or a tuple of the arguments of ``forward``. If given, the copy is compared
+            with the network on it. Parts that fail, or differ by more than 1e-3 of the largest value,
+            stay as they were.
 
     Returns:
-        The copy. Its ``fusion_report`` says what was done, and how large the difference on the example is (`FusionReport`).
+        The copy. Its ``fusion_report`` (`FusionReport`) lists the changes and the difference on the example.
 
     Raises:
         ValueError: The network is in training mode.
@@ -51,17 +60,17 @@ def fuse(model: nn.Module, example: Any = None) -> nn.Module:
         raise ValueError(
             "fuse needs a network in eval mode, whose BatchNorms are constants; got one in training mode. Call .eval()"
         )
-    with unset_fake_temporarily():  # copying would fail under the mode
+    with unset_fake_temporarily():  # deepcopy fails under a fake tensor mode
         if example is not None:
             return _checked(model, example if isinstance(example, tuple) else (example,))
         fusion = _Fusion(model)
         if not fusion.report.layout:
-            fusion.lay_out()
+            fusion.use_channels_last()
         return fusion.finish()
 
 
 class _FusedNetwork(fx.GraphModule):
-    """A network that was followed as a whole. Copies keep the report, which fx.GraphModule would drop."""
+    """A network that was traced as a whole. Its copies keep the report, which fx.GraphModule drops."""
 
     fusion_report: FusionReport
 
@@ -77,7 +86,7 @@ class _FusedNetwork(fx.GraphModule):
 
 
 class _Part(NamedTuple):
-    """A module with a `FusedForward`: the modules that it calls beside its own, and what was done."""
+    """A module with a `FusedForward`, the new modules that it calls, and its report."""
 
     module: nn.Module
     prefix: str
@@ -86,20 +95,20 @@ class _Part(NamedTuple):
 
 
 class _Fusion:
-    """A copy of a network, and its modules, each visited once."""
+    """A copy of a network whose modules are fused, each visited once."""
 
-    def __init__(self, model: nn.Module, why_in_parts: str | None = None) -> None:
-        """why_in_parts: The reason why the network is not followed as a whole, if it is not."""
+    def __init__(self, model: nn.Module, untraced: str | None = None) -> None:
+        """Fuse a copy of the model, part by part if there is a reason ``untraced`` not to trace it as a whole."""
         self.report = FusionReport()
         self.network: Any = _copied(model)
         self.visited: set[nn.Module] = set()
         self.parts: dict[str, _Part] = {}
-        self.laid_out: list[Tensor] = []
+        self.channels_last: list[Tensor] = []
         self.works_in_any_layout: dict[type[nn.Module], bool] = {}
-        if why_in_parts is None:
+        if untraced is None:
             self._visit(self.network, "")
         else:
-            self._visit_children(self.network, "", why_in_parts)
+            self._visit_children(self.network, "", untraced)
 
     def _visit(self, module: nn.Module, prefix: str) -> None:
         if module in self.visited:
@@ -119,11 +128,11 @@ class _Fusion:
             else:
                 report = FusionReport()
                 traced, added = self._rewrite(module, found.graph, prefix, report)
-                self.parts[name] = _Part(module, prefix, give_forward(module, traced, added), report)
+                self.parts[name] = _Part(module, prefix, install_forward(module, traced, added), report)
 
-    def _visit_children(self, module: nn.Module, prefix: str, why: str | None = None) -> None:
-        if why is not None:
-            self.report.untraced[prefix.rstrip(".")] = why
+    def _visit_children(self, module: nn.Module, prefix: str, untraced: str | None = None) -> None:
+        if untraced is not None:
+            self.report.untraced[prefix.rstrip(".")] = untraced
             self._note_layout(module, prefix.rstrip("."))
         for name, child in list(module.named_children()):
             self._visit(child, f"{prefix}{name}.")
@@ -133,17 +142,17 @@ class _Fusion:
     ) -> tuple[fx.GraphModule, dict[str, str]]:
         traced = _FusedNetwork(module, graph, type(module).__name__)
         added = fuse_graph(traced, prefix, report)
-        if keeps_layout(graph):
+        if graph_depends_on_layout(graph):
             self.report.layout.append(prefix.rstrip("."))
         for name, child in list(traced.named_modules()):
-            if child is not traced and is_hooked(child):  # called as a whole
+            if child is not traced and is_hooked(child):  # torch.fx calls it as a whole
                 self._visit(child, f"{prefix}{name}.")
             elif child is not traced:
                 self._note_layout(child, f"{prefix}{name}")
         return traced, added
 
     def _note_layout(self, module: nn.Module, name: str) -> None:
-        if not has_own_code(module) or not asks_for_layout(module):
+        if not runs_foreign_code(module) or not depends_on_layout(module):
             return
         kind = type(module)
         if kind not in self.works_in_any_layout:
@@ -153,30 +162,32 @@ class _Fusion:
         if is_hooked(module) or not self.works_in_any_layout[kind]:
             self.report.layout.append(name)
 
-    def lay_out(self) -> None:
-        """Makes weights channels_last, those of torch's and our modules."""
+    def use_channels_last(self) -> None:
+        """Make the weights of torch's and our modules channels_last."""
         for module in self.network.modules():
             if type(module).__module__.startswith(("torch.", "deeplab_crf.")):
                 for values in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                    # Module.to would refuse five axes.
+                    # Not Module.to, which refuses tensors of five axes.
                     if values.ndim == 4 and not values.is_contiguous(memory_format=torch.channels_last):
                         values.data = values.data.contiguous(memory_format=torch.channels_last)
-                        self.laid_out.append(values)
+                        self.channels_last.append(values)
 
-    def undo_layout(self) -> None:
-        for values in self.laid_out:
+    def restore_layout(self) -> None:
+        """Undo `use_channels_last`."""
+        for values in self.channels_last:
             values.data = values.data.contiguous()
-        self.laid_out.clear()
+        self.channels_last.clear()
 
-    def leave(self, name: str, why: str) -> None:
-        """Gives a part the forward of its class back, and goes on with its children."""
+    def unfuse(self, name: str, reason: str) -> None:
+        """Restore the forward of a part's class, and fuse its children instead."""
         part = self.parts.pop(name)
         del part.module.__dict__["forward"]
         for owner, label in part.added:
             delattr(owner, label)
-        self._visit_children(part.module, part.prefix, why)
+        self._visit_children(part.module, part.prefix, reason)
 
     def finish(self) -> nn.Module:
+        """Return the network with its report."""
         for part in self.parts.values():
             self.report.add(part.report)
         self.network.fusion_report = self.report
@@ -184,30 +195,29 @@ class _Fusion:
 
 
 def _checked(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
-    """`fuse` with an example."""
+    """Fuse as much as gives the right results on the inputs."""
     fusion = _Fusion(model)
-    fusion.lay_out()
-    difference, why = compare(model, fusion.network, inputs)
-    if why is not None:
-        fusion = _Fusion(model, f"on the example: {why}")
+    fusion.use_channels_last()
+    difference, reason = compare(model, fusion.network, inputs)
+    if reason is not None:
+        fusion = _Fusion(model, f"on the example: {reason}")
         while failed := check_parts(fusion.network, {name: part.module for name, part in fusion.parts.items()}, inputs):
-            for name, reason in failed.items():
-                fusion.leave(name, f"on the example: {reason}")
-        fusion.lay_out()
-        difference, why = compare(model, fusion.network, inputs)
-        if why is not None:
-            fusion.undo_layout()
-            difference, why = compare(model, fusion.network, inputs)
-    if why is not None:
+            for name, failure in failed.items():
+                fusion.unfuse(name, f"on the example: {failure}")
+        fusion.use_channels_last()
+        difference, reason = compare(model, fusion.network, inputs)
+        if reason is not None:
+            fusion.restore_layout()
+            difference, reason = compare(model, fusion.network, inputs)
+    if reason is not None:
         fusion.network, fusion.parts = _copied(model), {}
-        fusion.report, difference = FusionReport(untraced={"": f"on the example: {why}"}), 0.0
+        fusion.report, difference = FusionReport(untraced={"": f"on the example: {reason}"}), 0.0
     fusion.report.difference = difference
     return fusion.finish()
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of what torch does not copy: tensors with a history, which hooks compute anew at each call, and fake
-    tensors."""
+    """Return a deep copy, including tensors that torch refuses to copy: those with a history and fake ones."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():

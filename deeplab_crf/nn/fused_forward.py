@@ -1,4 +1,4 @@
-"""Puts a rewritten forward in the place of that of a module's class; all else of the module stays as it was."""
+"""Replacement of a module's forward by a rewritten graph, leaving everything else of the module unchanged."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import Tensor, fx, nn
 
 
 class FusedForward:
-    """What `fuse` puts into the attribute ``forward`` of a module that is called by code that it could not follow.
+    """The attribute ``forward`` of a fused module that is called by code which torch.fx cannot follow.
 
-    The graph was followed with stand-ins for tensors. Called with anything else (a list of features, a number, None), the
-    forward of the module's class runs.
+    The graph was traced with proxies for tensors. For arguments of other types (a list of features, a
+    number, None), the forward of the module's class runs.
     """
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         self.module = module
         code = graph.python_code("self")
         self.source = code.src
-        # Kept apart since modules cannot be pickled.
+        # Stored by name, since Python modules cannot be pickled.
         self.packages = {name: value.__name__ for name, value in code.globals.items() if isinstance(value, ModuleType)}
         self.names = {name: value for name, value in code.globals.items() if not isinstance(value, ModuleType)}
         self._compile()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Like forward of the module."""
+        """Compute the forward of the module."""
         if all(isinstance(value, Tensor) for value in (*arguments, *named.values())):
             return self._function(self.module, *arguments, **named)
         return self.plain(*arguments, **named)
 
     def plain(self, *arguments: Any, **named: Any) -> Any:
-        """The forward of the module's class."""
+        """Compute the forward of the module's class."""
         return type(self.module).forward(self.module, *arguments, **named)
 
     def _compile(self) -> None:
@@ -51,37 +51,39 @@ class FusedForward:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether the module runs a `FusedForward`."""
+    """Return whether the module runs a `FusedForward`."""
     return isinstance(vars(module).get("forward"), FusedForward)
 
 
-def give_forward(module: nn.Module, traced: fx.GraphModule, added: dict[str, str]) -> list[tuple[nn.Module, str]]:
-    """Lets a module run a graph that was made from it.
+def install_forward(module: nn.Module, traced: fx.GraphModule, added: dict[str, str]) -> list[tuple[nn.Module, str]]:
+    """Make a module run its rewritten graph.
 
-    The modules that were added to the graph are put into the convolutions that they stand for, as ``fused``: no network goes
-    through the children of a convolution, and moving, saving and setting the mode reach them there.
+    The new modules of the graph become children ``fused`` of the convolutions that they replace: no
+    network iterates over the children of a convolution, and ``to``, ``state_dict`` and ``train`` reach them.
 
     Args:
-        module: Gets the attribute ``forward``.
-        traced: Its graph, rewritten.
-        added: The modules that the graph has and ``module`` has not: name -> name of the convolution.
+        module: The module, whose attribute ``forward`` is set.
+        traced: Its rewritten graph.
+        added: The new modules of the graph: name -> name of the convolution.
 
     Returns:
-        The convolutions, and the names in them, of what was added.
+        The owner and the name in it of each new module.
     """
-    places, targets = [], {}
+    children, targets = [], {}
     for name, owner_name in added.items():
         owner = module.get_submodule(owner_name)
         label = next(label for i in itertools.count() if not hasattr(owner, label := f"fused_{i}" if i else "fused"))
         owner.add_module(label, traced.get_submodule(name))
-        places.append((owner, label))
+        children.append((owner, label))
         targets[name] = f"{owner_name}.{label}"
     for node in traced.graph.nodes:
         if node.op == "call_module":
             node.target = targets.get(str(node.target), node.target)
-        elif node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):  # to be moved with the module
+        elif node.op == "get_attr" and str(node.target).startswith(
+            "_tensor_constant"
+        ):  # moves with the module as a buffer
             value = vars(module).pop(node.target, None)
             if value is not None:
                 module.register_buffer(node.target, value, persistent=False)
     vars(module)["forward"] = FusedForward(module, traced.graph)
-    return places
+    return children

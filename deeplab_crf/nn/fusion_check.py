@@ -1,4 +1,4 @@
-"""Comparing a fused network with the plain one on an example."""
+"""Comparison of a fused network with the plain one on an example."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of the largest value; a convolution by Winograd's algorithm differs by up to 1e-4.
-_BOUND = 1e-3
+# Tolerated difference relative to the largest value; one Winograd convolution differs by up to 1e-4.
+_TOLERANCE = 1e-3
 
 
 @torch.no_grad()
 def compare(plain: nn.Module, fused: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, str | None]:
-    """Runs both networks on copies of the inputs.
+    """Run both networks on copies of the inputs.
 
     Returns:
-        The largest difference over the largest value, and what is wrong with the fused network, or None.
+        The largest difference relative to the largest value, and the fault of the fused network or None.
     """
-    want = plain(*copy.deepcopy(inputs))
-    return _outcome(want, lambda: fused(*copy.deepcopy(inputs)))
+    expected = plain(*copy.deepcopy(inputs))
+    return _compare_results(expected, lambda: fused(*copy.deepcopy(inputs)))
 
 
 @torch.no_grad()
 def check_parts(network: nn.Module, parts: Mapping[str, nn.Module], inputs: tuple[Any, ...]) -> dict[str, str]:
-    """Runs the network with the plain forwards of its parts, each of which is compared with the fused one on the way.
+    """Run the network with the plain forwards of its parts and compare each with the fused one.
 
     Args:
         network: Contains the parts.
@@ -35,18 +35,18 @@ def check_parts(network: nn.Module, parts: Mapping[str, nn.Module], inputs: tupl
         inputs: The arguments of the network.
 
     Returns:
-        The names of the parts that fail or differ, with the reason.
+        The names of the parts that fail or differ, each with the reason.
     """
     failed: dict[str, str] = {}
 
     def checked(name: str, fused: Any) -> Callable[..., Any]:
         def forward(*arguments: Any, **named: Any) -> Any:
             copies = copy.deepcopy((arguments, named))
-            want = fused.plain(*arguments, **named)
-            _, why = _outcome(want, lambda: fused(*copies[0], **copies[1]))
-            if why is not None:
-                failed.setdefault(name, why)
-            return want
+            expected = fused.plain(*arguments, **named)
+            _, reason = _compare_results(expected, lambda: fused(*copies[0], **copies[1]))
+            if reason is not None:
+                failed.setdefault(name, reason)
+            return expected
 
         return forward
 
@@ -61,22 +61,22 @@ def check_parts(network: nn.Module, parts: Mapping[str, nn.Module], inputs: tupl
     return failed
 
 
-def _outcome(want: Any, run: Callable[[], Any]) -> tuple[float, str | None]:
+def _compare_results(expected: Any, run: Callable[[], Any]) -> tuple[float, str | None]:
     try:
-        got = run()
-    except Exception as error:  # whatever the network raises
+        result = run()
+    except Exception as error:  # a network may raise anything
         return 0.0, f"{type(error).__name__}: {error}".splitlines()[0]
-    wanted, given = list(_tensors(want)), list(_tensors(got))
-    if [_kind(value) for value in wanted] != [_kind(value) for value in given]:
+    a, b = list(_tensors(expected)), list(_tensors(result))
+    if [(x.dtype, x.device, x.shape) for x in a] != [(x.dtype, x.device, x.shape) for x in b]:
         return 0.0, "the results have other types or shapes"
-    differences = [(_difference(a, b), _bound(a)) for a, b in zip(wanted, given, strict=True) if a.numel()]
+    differences = [(_difference(x, y), _tolerance(x)) for x, y in zip(a, b, strict=True) if x.numel()]
     largest = max((difference for difference, _ in differences), default=0.0)
-    far = any(difference > bound for difference, bound in differences)
-    return largest, f"the results differ by {largest:.1e} of the largest value" if far else None
+    failed = any(difference > tolerance for difference, tolerance in differences)
+    return largest, f"the results differ by {largest:.1e} of the largest value" if failed else None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a result, whatever it is made of."""
+    """Yield the tensors in a result of any structure."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -89,19 +89,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(vars(value))
 
 
-def _kind(value: Tensor) -> tuple[Any, ...]:
-    return (value.dtype, value.device, value.shape)
+def _tolerance(value: Tensor) -> float:
+    return max(_TOLERANCE, 16 * torch.finfo(value.dtype).eps) if value.is_floating_point() else _TOLERANCE
 
 
-def _bound(value: Tensor) -> float:
-    return max(_BOUND, 16 * torch.finfo(value.dtype).eps) if value.is_floating_point() else _BOUND
-
-
-def _difference(want: Tensor, got: Tensor) -> float:
-    """Returns the largest difference over the largest finite value; for whole numbers and Booleans the share that differs."""
-    if not want.is_floating_point():
-        return (want != got).double().mean().item()
-    a, b = want.double(), got.double()
+def _difference(expected: Tensor, result: Tensor) -> float:
+    """Return the largest difference over the largest finite value, or the share of integers that differ."""
+    if not expected.is_floating_point():
+        return (expected != result).double().mean().item()
+    a, b = expected.double(), result.double()
     same = (a == b) | (a.isnan() & b.isnan())
     difference = torch.where(same, 0, (a - b).abs()).max()
     scale = torch.where(a.isfinite(), a.abs(), 0).max().clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,4 +1,4 @@
-"""What `fuse` has done to a network."""
+"""The report of `fuse`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class FusionReport:
-    """Names are those of the network's modules; "" is the network.
+    """What `fuse` did to a network, by the names of its modules; "" is the network itself.
 
     Attributes:
-        folded: BatchNorms that are part of a convolution now: name of the convolution -> name of the BatchNorm.
-        replaced: Convolutions that were replaced -> what was merged into them ("bias", "residual", "relu").
-        sums: Sums of parallel convolutions that are one module now.
-        left: Convolutions that are still torch's -> the reason.
-        untraced: Modules whose forward torch.fx cannot follow -> its error, or what it would leave
-            out. Their children were looked at one by one.
-        layout: Modules whose code depends on how tensors lie in memory, as Tensor.view does. Because
-            of them the weights are not laid out channels_last, unless that works on the example.
+        folded: Folded BatchNorms: name of the convolution -> name of the BatchNorm.
+        replaced: Replaced convolutions -> the parts merged into them ("bias", "residual", "relu").
+        sums: Sums of parallel convolutions that became one module.
+        left: Convolutions that remain torch's -> the reason.
+        untraced: Modules whose forward torch.fx cannot follow -> its error, or the part that it
+            would leave out. Their children were followed one by one.
+        layout: Modules whose code depends on the memory layout of tensors, as Tensor.view does. With
+            any of them, weights do not become channels_last unless that works on the example.
         difference: The largest difference from the network's output on the example, over the
             largest value; None without an example.
     """
@@ -31,14 +31,14 @@ class FusionReport:
     difference: float | None = None
 
     def add(self, other: FusionReport) -> None:
-        """Adds what was done to a part of the network."""
+        """Add the report of a part of the network."""
         self.folded |= other.folded
         self.replaced |= other.replaced
         self.left |= other.left
         self.sums += other.sums
 
     def __str__(self) -> str:
-        merged = [what for parts in self.replaced.values() for what in parts]
+        merged = [part for parts in self.replaced.values() for part in parts]
         residuals, relus = merged.count("residual"), merged.count("relu")
         lines = [
             f"{len(self.folded)} BatchNorms folded; {len(self.replaced)} convolutions replaced, with {residuals} residuals and "

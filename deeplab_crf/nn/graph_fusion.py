@@ -1,4 +1,4 @@
-"""The patterns of `fuse` on one traced graph: convolution, BatchNorm, sum, ReLU."""
+"""Rewriting of one traced graph for `fuse`: convolution, BatchNorm, sum, ReLU."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from torch import Tensor, fx, nn
 from deeplab_crf.nn.fusion_report import FusionReport
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
 from deeplab_crf.nn.reparametrized import is_hooked, plain_convolution
-from deeplab_crf.ops.conv.algorithms import among_ours
+from deeplab_crf.ops.conv.algorithms import MAX_SUM_FILTERS, MIN_CHANNELS, Policy
 from deeplab_crf.ops.conv.packed_weights import flush_denormals
-from deeplab_crf.ops.conv.shapes import result_dtype
+from deeplab_crf.ops.conv.shapes import make_geometry, output_size, result_dtype
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ADDING_METHODS = ("add", "add_")
 _RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
 _RELU_METHODS = ("relu", "relu_")
-# ``a += b`` and its like: writes to a tensor.
+# Operators such as ``a += b``, which write to a tensor.
 IN_PLACE_OPERATORS = (
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
     operator.iand, operator.ior, operator.ixor,
 )  # fmt: skip
 _RESHAPES = {"view": "reshape", "view_as": "reshape_as"}
-# With less, the registers of our kernels stay empty.
-_FEWEST_CHANNELS = 16
-# Filters up to which branches over one input are summed in one pass.
-_SUM_FILTERS = 64
 
 
 class _Merged(DilatedConv2d):
-    """Among others of its kind, and with a residual that may have to be broadcast or converted, or be a number, as the addition it
-    comes from allows. in_place: whether that addition kept the convolution's dtype and size."""
+    """A convolution in a fused network, whose residual may be anything that the original addition allowed.
+
+    It may need broadcasting or conversion, or be a number. With ``in_place``, the addition kept the
+    dtype and size of the convolution.
+    """
 
     in_place = False
 
-    def _policy(self) -> str:
-        return among_ours(super()._policy())
+    def _policy(self) -> int:
+        return super()._policy() | Policy.IN_FUSED_NETWORK
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None or (isinstance(residual, Tensor) and self._fits(x, residual)):
@@ -49,23 +48,20 @@ class _Merged(DilatedConv2d):
 
     def _fits(self, x: Tensor, residual: Tensor) -> bool:
         filters, _, *kernel = self.weight.shape
-        size = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(x.shape[-2:], self.padding, self.dilation, kernel, self.stride, strict=True)
-        ]
+        size = output_size(x.shape[-2:], kernel, make_geometry(self.stride, self.padding, self.dilation))
         return residual.dtype == result_dtype(x) and tuple(residual.shape) == (*x.shape[:-3], filters, *size)
 
 
 def fuse_graph(traced: fx.GraphModule, prefix: str, report: FusionReport) -> dict[str, str]:
-    """Rewrites the graph and recompiles it.
+    """Rewrite a graph and recompile it.
 
     Args:
-        traced: A network that was followed.
-        prefix: Begins the names in the report.
-        report: Is told what was done.
+        traced: The traced network.
+        prefix: The beginning of the names in the report.
+        report: Receives the changes.
 
     Returns:
-        The names of the modules that were added, each with that of the (first) convolution that it stands for.
+        The names of the new modules, each with that of the (first) convolution that it replaces.
     """
     fusion = _Fusion(traced, prefix, report)
     fusion.sum_branches()
@@ -82,19 +78,19 @@ class _Fusion:
         modules = traced.named_modules(remove_duplicate=False)
         self.modules = {name: plain_convolution(module) or module for name, module in modules}
         self.added: dict[str, str] = {}
-        # Modules that are called twice become one module again.
+        # Caches, so that a module that is called twice becomes one module again.
         self.folded: dict[tuple[str, str | None], tuple[nn.Parameter, nn.Parameter | None]] = {}
-        self.made: dict[tuple[Any, ...], str] = {}
+        self.created: dict[tuple[Any, ...], str] = {}
 
     def module(self, node: Any, kind: type | tuple[type, ...]) -> Any:
-        """The module that the node calls, if it is of that kind."""
+        """Return the module that the node calls if it is of that kind, else None."""
         if not isinstance(node, fx.Node) or node.op != "call_module":
             return None
         found = self.modules.get(str(node.target))
         return found if isinstance(found, kind) else None
 
     def plain_module(self, node: Any, *types: type) -> Any:
-        """The same for these very types, without hooks: subclasses and parametrizations may compute something else."""
+        """Return the module if its type is one of these and it has no hooks: subclasses may compute something else."""
         found = self.module(node, nn.Module)
         plain = type(found) in types and not is_hooked(found) and len(node.args) == 1 and not node.kwargs
         return found if plain else None
@@ -120,7 +116,7 @@ class _Fusion:
             and self._can_move(earliest.args[0], earliest, total)
             and all(
                 _is_branch(conv)
-                and conv.out_channels == first.out_channels <= _SUM_FILTERS
+                and conv.out_channels == first.out_channels <= MAX_SUM_FILTERS
                 and (conv.bias is None) == (first.bias is None)
                 for conv in convolutions
             )
@@ -146,8 +142,8 @@ class _Fusion:
                 self._merge(node, conv)
             other = self.module(node, nn.Conv2d) if conv is None else None
             if other is not None:
-                why = "hooks" if is_hooked(other) else type(other).__name__
-                self.report.left[self.prefix + str(node.target)] = why if node.args else "called with keywords"
+                reason = "hooks" if is_hooked(other) else type(other).__name__
+                self.report.left[self.prefix + str(node.target)] = reason if node.args else "called with keywords"
 
     def _merge(self, node: fx.Node, conv: Any) -> None:
         name = self.prefix + str(node.target)
@@ -156,7 +152,7 @@ class _Fusion:
         if norm is not None:
             chain.append(norm)
             self.report.folded[name] = self.prefix + str(norm.target)
-        reason = _why_left(conv)
+        reason = _reason_left(conv)
         if reason is not None:
             self.report.left[name] = reason
             if norm is not None:
@@ -165,7 +161,7 @@ class _Fusion:
         residual = self._following_sum(chain)
         in_place = residual is not None and self._writes(chain[-1])
         relu = self._following_relu(chain, residual)
-        module = self._made_module(node, norm, "relu" if relu else None, in_place)
+        module = self._merged_convolution(node, norm, "relu" if relu else None, in_place)
         self._replace(chain, module, (node.args[0], residual) if residual is not None else (node.args[0],))
         parts = {"bias": self.modules[module].bias is not None, "residual": residual is not None, "relu": relu}
         self.report.replaced[name] = [part for part, merged in parts.items() if merged]
@@ -177,13 +173,13 @@ class _Fusion:
         return user if user is not None and constant and self._can_move(node.args[0], node, user) else None
 
     def _following_sum(self, chain: list[fx.Node]) -> fx.Node | None:
-        """Adds the addition that follows to the chain, if it is one of two tensors, and returns the other one."""
+        """Append a following addition of two tensors to the chain and return the other tensor, or None."""
         user = _only_user(chain[-1])
         if user is None or not _is_addition(user) or not self._can_move(chain[0].args[0], chain[0], user):
             return None
         others = [argument for argument in user.args if argument is not chain[-1]]
         if self._writes(user) and user.args[0] is not chain[-1]:
-            return None  # it changes the other tensor, which may be used again
+            return None  # the addition changes the other tensor, which may be used again
         if len(others) != 1 or not isinstance(others[0], fx.Node) or not _is_tensor(others[0], self):
             return None
         chain.append(user)
@@ -206,7 +202,7 @@ class _Fusion:
         )
 
     def _can_move(self, read: Any, node: fx.Node, to: fx.Node) -> bool:
-        """Whether nothing between the two writes to what ``node`` reads, and ``to`` is to read instead."""
+        """Return whether ``to`` may read ``read`` instead of ``node``: no node between them writes to it."""
         memory = self._memory(read)
         between = node.next
         while between is not to:
@@ -216,18 +212,18 @@ class _Fusion:
         return True
 
     def _memory(self, node: fx.Node) -> set[fx.Node | None]:
-        """Nodes whose values may lie in the same memory, as views do. None: what comes from outside."""
+        """Return the nodes whose values may share memory, as views do; None stands for inputs of the graph."""
         memory: set[fx.Node | None] = set()
-        ways = [node]
-        while ways:
-            here = ways.pop()
-            if here not in memory and not self._is_fresh(here):
-                ways += here.all_input_nodes
-            memory |= {here} if here.all_input_nodes else {here, None}
+        pending = [node]
+        while pending:
+            current = pending.pop()
+            if current not in memory and not self._is_fresh(current):
+                pending += current.all_input_nodes
+            memory |= {current} if current.all_input_nodes else {current, None}
         return memory
 
     def _is_fresh(self, node: fx.Node) -> bool:
-        """Whether the value is surely a tensor of its own. Eval mode's Dropout, for one, returns its input."""
+        """Return whether the value surely has memory of its own. Dropout in eval mode, for one, returns its input."""
         module = self.module(node, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, DilatedConv2d, ASPPSum))
         if module is not None:
             return not is_hooked(module) and type(module).__module__.startswith(("torch.nn.", "deeplab_crf."))
@@ -241,7 +237,7 @@ class _Fusion:
 
     def _writes(self, node: fx.Node) -> bool:
         module = self.module(node, nn.Module)
-        if module is not None:  # what a hook, or a module inside, may do is not known
+        if module is not None:  # a hook or an inner module may write to anything
             return bool(getattr(module, "inplace", False)) or is_hooked(module) or any(True for _ in module.children())
         named = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         in_place = node.target in IN_PLACE_OPERATORS or (named.endswith("_") and not named.endswith("__"))
@@ -250,8 +246,10 @@ class _Fusion:
     # Views.
 
     def allow_any_layout(self) -> None:
-        """Makes reshape of view, which copies where channels_last does not allow a view. Values that are written to afterwards
-        keep the view: a copy would not see it."""
+        """Replace view by reshape, which copies where channels_last allows no view.
+
+        Values that are written to afterwards keep the view, since a copy would miss the write.
+        """
         written: set[fx.Node | None] = set()
         for node in reversed(self.traced.graph.nodes):
             is_view = node.op == "call_method" and node.target in _RESHAPES and not _is_of_type(node)
@@ -262,7 +260,7 @@ class _Fusion:
     # Modules.
 
     def _parameters(self, node: fx.Node, norm: fx.Node | None) -> tuple[nn.Parameter, nn.Parameter | None]:
-        """Weight and bias with the BatchNorm folded in; the same objects for the same modules."""
+        """Return weight and bias with the BatchNorm folded in, the same objects for the same modules."""
         key = (str(node.target), None if norm is None else str(norm.target))
         if key not in self.folded:
             conv: Any = self.modules[key[0]]
@@ -270,31 +268,31 @@ class _Fusion:
             self.folded[key] = folded
         return self.folded[key]
 
-    def _made_module(self, node: fx.Node, norm: fx.Node | None, activation: str | None, in_place: bool) -> str:
+    def _merged_convolution(self, node: fx.Node, norm: fx.Node | None, activation: str | None, in_place: bool) -> str:
         key = (str(node.target), None if norm is None else str(norm.target), activation, in_place)
-        if key not in self.made:
+        if key not in self.created:
             conv: Any = self.modules[str(node.target)]
             module = _Merged(
                 1, 1, 1, stride=conv.stride, padding=conv.padding, dilation=conv.dilation, activation=activation
             )
             module.weight, module.bias = self._parameters(node, norm)
             module.in_place = in_place
-            self.made[key] = self._add_module([str(node.target)], module.train(conv.training))
-        return self.made[key]
+            self.created[key] = self._add_module([str(node.target)], module.train(conv.training))
+        return self.created[key]
 
     def _folded_convolution(self, node: fx.Node, norm: fx.Node) -> str:
         key = (str(node.target), str(norm.target))
-        if key not in self.made:
-            # The same module with other parameters: any groups and padding, and subclasses, stay what they are.
+        if key not in self.created:
+            # A copy with other parameters, which keeps groups, padding and subclass.
             conv: Any = self.modules[key[0]]
             module = conv.__class__.__new__(conv.__class__)
             module.__dict__ = {**conv.__dict__, "_parameters": dict(conv._parameters), "_modules": {}}
             module.weight, module.bias = self._parameters(node, norm)
-            self.made[key] = self._add_module([key[0]], module)
-        return self.made[key]
+            self.created[key] = self._add_module([key[0]], module)
+        return self.created[key]
 
     def _add_module(self, names: list[str], module: nn.Module) -> str:
-        # Beside the other modules of the network, so that the old ones stay for other callers.
+        # Add it beside the old modules, which other callers may use.
         flat = f"fused_{'_'.join(names).replace('.', '_')}"
         count = 0
         while (unique := f"{flat}_{count}" if count else flat) in self.modules:
@@ -305,7 +303,7 @@ class _Fusion:
         return unique
 
     def _replace(self, chain: list[fx.Node], module: str, arguments: tuple[Any, ...]) -> None:
-        """A call of the module in place of the last node of the chain."""
+        """Replace the chain by a call of the module."""
         last = chain[-1]
         with self.traced.graph.inserting_before(last):
             call = self.traced.graph.call_module(module, arguments)
@@ -315,7 +313,7 @@ class _Fusion:
 
 
 def _is_of_type(view: fx.Node) -> bool:
-    """Whether Tensor.view is given a dtype instead of a size."""
+    """Return whether Tensor.view is given a dtype instead of a size."""
     return any(isinstance(argument, torch.dtype) for argument in (*view.args, *view.kwargs.values()))
 
 
@@ -327,17 +325,16 @@ def _is_addition(node: fx.Node) -> bool:
     adds = (node.op == "call_function" and node.target in _ADDITIONS) or (
         node.op == "call_method" and node.target in _ADDING_METHODS
     )
-    return adds and len(node.args) == 2 and not node.kwargs  # alpha and out are other things
+    return adds and len(node.args) == 2 and not node.kwargs  # alpha and out change its meaning
 
 
 def _is_tensor(node: fx.Node, fusion: _Fusion) -> bool:
-    """Whether the node's value is surely a tensor of the activations' kind: what a module or placeholder gives, or an addition or
-    a ReLU. A size, or an attribute, is not."""
+    """Return whether the value is surely an activation: of a module, placeholder, addition or ReLU."""
     return node.op in ("call_module", "placeholder") or _is_addition(node) or fusion._is_relu(node)
 
 
 def _summands(node: Any) -> list[Any]:
-    """The leaves of a tree of additions in their order. Zeros, which Python's sum starts with, are left out."""
+    """Return the leaves of a tree of additions in order, without the zero that Python's sum starts with."""
     if isinstance(node, fx.Node) and _is_addition(node):
         leaves: list[Any] = []
         for argument in node.args:
@@ -348,7 +345,7 @@ def _summands(node: Any) -> list[Any]:
 
 
 def _additions(node: fx.Node) -> list[fx.Node]:
-    """The additions of the same tree, the root last."""
+    """Return the additions of the same tree, the root last."""
     inner = [argument for argument in node.args if isinstance(argument, fx.Node) and _is_addition(argument)]
     return [*[addition for argument in inner for addition in _additions(argument)], node]
 
@@ -369,8 +366,8 @@ def _is_branch(conv: Any) -> bool:
     )
 
 
-def _why_left(conv: Any) -> str | None:
-    """Why a convolution stays torch's, or None."""
+def _reason_left(conv: Any) -> str | None:
+    """Return the reason why a convolution stays torch's, or None."""
     filters, channels, *kernel = conv.weight.shape
     if getattr(conv, "groups", 1) != 1:
         return f"groups={conv.groups}"
@@ -378,7 +375,7 @@ def _why_left(conv: Any) -> str | None:
         return f"padding {conv.padding!r}, {getattr(conv, 'padding_mode', 'zeros')}"
     if conv.weight.dtype != torch.float32:
         return f"{conv.weight.dtype}"
-    if min(filters, channels) < _FEWEST_CHANNELS:
+    if min(filters, channels) < MIN_CHANNELS:
         return f"{channels} -> {filters} channels"
     if kernel != [1, 1] and (kernel != [3, 3] or tuple(conv.stride) != (1, 1)):
         return f"kernel {kernel[0]}x{kernel[1]}, stride {conv.stride[0]}"
@@ -386,7 +383,10 @@ def _why_left(conv: Any) -> str | None:
 
 
 def _fold(conv: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """weight' = weight gamma / sqrt(var + eps), bias' = (bias - mean) gamma / sqrt(var + eps) + beta, in float64."""
+    """Fold a BatchNorm, in float64.
+
+    weight' = weight gamma / sqrt(var + eps), bias' = (bias - mean) gamma / sqrt(var + eps) + beta.
+    """
     with torch.no_grad():
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
@@ -394,7 +394,6 @@ def _fold(conv: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
         bias = (0 if conv.bias is None else conv.bias.double()) - norm.running_mean.double()
         bias = bias * scale + (0 if norm.bias is None else norm.bias.double())
         weight = conv.weight.double() * scale[:, None, None, None]
-        kind = conv.weight.dtype
-        grad = conv.weight.requires_grad
-        weight = flush_denormals(weight.to(kind))
-        return nn.Parameter(weight, requires_grad=grad), nn.Parameter(bias.to(kind), requires_grad=grad)
+        dtype, requires_grad = conv.weight.dtype, conv.weight.requires_grad
+        weight = flush_denormals(weight.to(dtype))
+        return nn.Parameter(weight, requires_grad), nn.Parameter(bias.to(dtype), requires_grad)

@@ -13,13 +13,12 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module is more than its class's forward."""
+    """Return whether calling the module runs more than the forward of its class."""
     return "forward" in vars(module) or any(getattr(module, name, None) for name in _HOOKS)
 
 
 def plain_convolution(module: nn.Module) -> nn.Conv2d | None:
-    """A torch.nn.Conv2d that computes what ``module`` does, with the weight that it has now; None where it is anything but a
-    torch.nn.Conv2d whose weight or bias is reparametrized."""
+    """Return a torch.nn.Conv2d with the current weight of a reparametrized one, or None for any other module."""
     if not _is_reparametrized(module):
         return None
     plain = nn.Conv2d.__new__(nn.Conv2d)
@@ -31,8 +30,10 @@ def plain_convolution(module: nn.Module) -> nn.Conv2d | None:
             hook(module, ())
         for name in ("weight", "bias"):
             value = getattr(module, name)
-            learns = any(parameter.requires_grad for parameter in module.parameters())
-            plain.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone(), learns))
+            requires_grad = any(parameter.requires_grad for parameter in module.parameters())
+            plain.register_parameter(
+                name, None if value is None else nn.Parameter(value.detach().clone(), requires_grad)
+            )
     return plain
 
 

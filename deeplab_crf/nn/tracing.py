@@ -1,4 +1,4 @@
-"""Following a module's forward with torch.fx, and what that cannot see: hooks, types, state that forward changes."""
+"""Tracing of a module's forward with torch.fx, with checks for hooks, types and changed state, which it misses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deeplab_crf.nn.graph_fusion import IN_PLACE_OPERATORS
 from deeplab_crf.nn.modules import ASPPSum, DilatedConv2d
 from deeplab_crf.nn.reparametrized import is_hooked
 
-# Code that uses one of these may depend on how a tensor lies in memory.
+# Code that uses one of these names may depend on the memory layout of a tensor.
 _LAYOUT_NAMES = frozenset({"view", "view_as", "as_strided", "is_contiguous", "data_ptr"})
-# What may give a tuple or a number: modules of torch.nn, functions and methods.
+# Modules of torch.nn, functions and methods that may return a tuple or a number.
 _TUPLE_MODULES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.AdaptiveLogSoftmaxWithLoss)
 _TUPLE_FUNCTIONS = re.compile(
     r"get(attr|item|_device)|\w*(split|chunk|with_indices|_mean|unique\w*)|unbind|size|stride|dim|ndimension|numel|max|min|aminmax"
@@ -28,10 +28,10 @@ _TUPLE_FUNCTIONS = re.compile(
 
 
 class _Value(fx.Proxy):
-    """A stand-in for a tensor that notices what `fx.Proxy` answers wrongly.
+    """A proxy for a tensor that corrects answers of `fx.Proxy`.
 
-    ``a += b`` is recorded as a write to ``a``, which other names may have too; fx.Proxy takes it for ``a = a + b``. Questions
-    for the type are answered for a tensor where the value is one or where `FusedForward` sees to it that it is one.
+    ``a += b`` is recorded as a write to ``a``, which other names may share; fx.Proxy records ``a = a + b``.
+    The type is Tensor where the value is surely one, or where `FusedForward` ensures that it is.
     """
 
     tracer: _Tracer
@@ -44,7 +44,7 @@ class _Value(fx.Proxy):
         return Tensor
 
     def __getattr__(self, k: str) -> Any:
-        # hasattr tells tensors from lists and dictionaries.
+        # Code uses hasattr to distinguish tensors from lists and dictionaries.
         if self.node.op == "placeholder" and not hasattr(Tensor, k):
             if _is_asked_by_forward():
                 self.tracer.answer_type(self.node)
@@ -53,12 +53,12 @@ class _Value(fx.Proxy):
 
 
 def _is_asked_by_forward() -> bool:
-    """Whether the property that calls this was read by a network's code, not by torch's, through the standard library or not."""
+    """Return whether a network's code, not torch's, read the calling property, directly or by the standard library."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__") in ("abc", "dataclasses", "functools", "typing"):
         frame = frame.f_back
     is_torch = str(frame.f_globals.get("__name__", "")).startswith("torch.")
-    # Without these names it is torch's compiled code that asks.
+    # Code without these names did not ask itself: torch's compiled code did.
     return not is_torch and not {"isinstance", "hasattr", "getattr"}.isdisjoint(frame.f_code.co_names)
 
 
@@ -81,7 +81,7 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def answer_type(self, node: fx.Node) -> None:
-        """Raises TraceError unless the value is a tensor."""
+        """Check that the value is a tensor; raise TraceError if it may not be."""
         if not self._gives_tensor(node):
             raise fx.proxy.TraceError(f"forward asks for the type of {node.name}")
 
@@ -106,29 +106,29 @@ class _Tracer(fx.Tracer):
 
 
 class Trace(NamedTuple):
-    """A graph, and whether it may be another one for arguments that are no tensors."""
+    """A graph, and whether arguments other than tensors might give another graph."""
 
     graph: fx.Graph
     for_tensors_alone: bool
 
 
 def trace(module: nn.Module, is_read: bool) -> Trace | str:
-    """Follows the module's forward, which is left as it was.
+    """Trace the module's forward and leave the module unchanged.
 
     Args:
         module: A module with a forward of its own.
-        is_read: Whether other code than the module's may read what its forward writes to attributes.
+        is_read: Whether other code may read attributes that its forward writes.
 
     Returns:
-        The trace, or why the module cannot be followed.
+        The trace, or the reason why the module cannot be traced.
     """
-    reason = _why_not_traced(module)
+    reason = _untraceable_reason(module)
     if reason is not None:
         return reason
     tracer, before = _Tracer(), _State(module)
     try:
         graph = tracer.trace(module)
-    except Exception as error:  # whatever forward raises when it meets a stand-in for a tensor
+    except Exception as error:  # forward may raise anything when given a proxy
         before.restore()
         return f"{type(error).__name__}: {error}".splitlines()[0]
     changed = before.restore()
@@ -138,12 +138,12 @@ def trace(module: nn.Module, is_read: bool) -> Trace | str:
     return Trace(graph, tracer.types_asked or len(placeholders) > 1)
 
 
-def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _have_same_values(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def _why_not_traced(module: nn.Module) -> str | None:
-    """What torch.fx would leave out without a word, or None."""
+def _untraceable_reason(module: nn.Module) -> str | None:
+    """Return the part of the module that torch.fx would silently leave out, or None."""
     if is_hooked(module):
         return "has hooks"
     forward = inspect.signature(type(module).forward)
@@ -152,7 +152,7 @@ def _why_not_traced(module: nn.Module) -> str | None:
 
 
 class _State:
-    """The attributes of a module and all that are in it, lists and dictionaries among them with their contents."""
+    """The attributes of a module and its submodules, with the contents of lists, dictionaries and buffers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -169,12 +169,12 @@ class _State:
         ]
 
     def restore(self) -> str | None:
-        """Undoes what has changed since. Returns the name of one such attribute, or None."""
+        """Undo all changes since; return the name of a changed attribute, or None."""
         changed = None
         for part, before in self.attributes:
             now = vars(part)
             names = [name for name in now.keys() | before.keys() if now.get(name) is not before.get(name)]
-            if part is self.module:  # where torch.fx keeps the tensors that forward makes from nothing
+            if part is self.module:  # torch.fx stores new tensors of forward there
                 names = [name for name in names if not name.startswith("_tensor_constant")]
             for name in names:
                 changed = name
@@ -187,8 +187,8 @@ class _State:
                 value.clear()
                 value.extend(content) if isinstance(value, list) else value.update(content)
         for name, buffer, version, values in self.buffers:
-            # Tensors made in inference mode do not count their versions.
-            same = buffer._version == version if version is not None else _same_numbers(buffer, values)
+            # Tensors created in inference mode have no version counter.
+            same = buffer._version == version if version is not None else _have_same_values(buffer, values)
             if not same:
                 changed = name
                 buffer.copy_(values)
@@ -196,14 +196,14 @@ class _State:
 
 
 def _contents(container: list[Any] | dict[Any, Any] | set[Any]) -> Any:
-    """The objects in a container, to be compared by identity."""
+    """Return the identities of the objects in a container."""
     if isinstance(container, dict):
         return {key: id(value) for key, value in container.items()}
     return type(container)(map(id, container))
 
 
-def asks_for_layout(module: nn.Module) -> bool:
-    """Whether the module's own code uses something that depends on how a tensor lies in memory, such as Tensor.view."""
+def depends_on_layout(module: nn.Module) -> bool:
+    """Return whether the module's own code uses an operation that depends on memory layout, such as Tensor.view."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(
         not _LAYOUT_NAMES.isdisjoint(names)
@@ -212,8 +212,10 @@ def asks_for_layout(module: nn.Module) -> bool:
 
 
 def _names_used(module: nn.Module, functions: list[Any]) -> Iterator[tuple[str, ...]]:
-    """The names in the code of functions and of what they may call: functions of their files, methods and properties of the module.
-    Torch's own are left out."""
+    """Yield the names in the code of functions, and of the functions, methods and properties that they may call.
+
+    torch's own functions are left out.
+    """
     seen: set[CodeType] = set()
     while functions:
         function = functions.pop()
@@ -235,26 +237,26 @@ def _names_used(module: nn.Module, functions: list[Any]) -> Iterator[tuple[str, 
 
 @torch.no_grad()
 def works_in_any_layout(convolution: nn.Conv2d) -> bool:
-    """Whether a subclass of torch.nn.Conv2d gives the same for an input that lies channels_last."""
+    """Return whether a subclass of torch.nn.Conv2d computes the same for a channels_last input."""
     before = _State(convolution)
     size = [n + d * (k - 1) for n, d, k in zip((5, 6), convolution.dilation, convolution.kernel_size, strict=True)]
     x = torch.randn(2, convolution.in_channels, *size).to(convolution.weight)
     try:
-        want, got = convolution(x), convolution(x.contiguous(memory_format=torch.channels_last))
-        return torch.allclose(want, got, rtol=1e-3, atol=1e-3, equal_nan=True)
-    except Exception:  # whatever its forward raises
+        expected, result = convolution(x), convolution(x.contiguous(memory_format=torch.channels_last))
+        return torch.allclose(expected, result, rtol=1e-3, atol=1e-3, equal_nan=True)
+    except Exception:  # its forward may raise anything
         return False
     finally:
         before.restore()
 
 
-def keeps_layout(graph: fx.Graph) -> bool:
-    """Whether a graph has operations that depend on how a tensor lies in memory."""
+def graph_depends_on_layout(graph: fx.Graph) -> bool:
+    """Return whether a graph has operations that depend on memory layout."""
     return any(getattr(node.target, "__name__", node.target) in _LAYOUT_NAMES for node in graph.nodes)
 
 
-def has_own_code(module: nn.Module) -> bool:
-    """Whether calling the module runs code that is neither torch's nor ours."""
+def runs_foreign_code(module: nn.Module) -> bool:
+    """Return whether calling the module runs code that is neither torch's nor ours."""
     return not _is_from(module, "torch.nn.modules.", "deeplab_crf.") or is_hooked(module)
 
 

@@ -1,6 +1,6 @@
-"""The torch API of the native kernels: operators ``torch.ops.deeplab_crf`` (ops/library.py) and their typed functions.
+"""The torch API of the native kernels: the operators ``torch.ops.deeplab_crf`` and typed functions for them.
 
-Importing this package registers the operators. Needs torch 2.6 or newer.
+Importing this package registers the operators. It needs torch 2.6 or newer.
 """
 
 import deeplab_crf.ops.conv.operators

@@ -1,9 +1,10 @@
-"""The operators ``torch.ops.deeplab_crf``: their schemas, and how kernels, shapes, derivatives and autocast join them.
+"""Registration of the operators ``torch.ops.deeplab_crf``.
 
-Every operator has a kernel for the CPU and one for CUDA, which joins where the CUDA engine was built.
+Every operator has a kernel for the CPU and one for CUDA, which is registered if the CUDA backend was built.
 
-B images, N points, d features, C channels, L labels, M kernels, T iterations. Batches of lattices are (rows, weights,
-structure) as in _native.pyi; lists have one entry a kernel.
+Schemas use B images, N points, d features, C channels, L labels, M kernels and T iterations. Batches of
+lattices are (rows, weights, structure) as in _native.pyi; lists have one entry per kernel. Norms without
+elements stand for ones. Gradients that are not needed have no elements.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch.autograd import forward_ad
 
 from deeplab_crf import _native
 
-# The oldest version that the suite passes on (docs/development.md): torch.compile and torch.export of DenseCRF fail on 2.5.1, and
-# plain inference on 2.4.1.
+# The oldest version on which the tests pass (docs/development.md): torch.compile and torch.export of
+# DenseCRF fail on 2.5.1, and plain inference on 2.4.1.
 OLDEST_TORCH = (2, 6)
 
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
@@ -30,48 +31,17 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
 _untyped: Any = torch.library  # Library has no annotations
 LIBRARY: Any = _untyped.Library("deeplab_crf", "DEF")
 
-# Norms without elements stand for ones. Gradients that are not needed have no elements.
-SCHEMAS = {
-    "pack_energies": "(Tensor logits, bool check=True) -> Tensor",
-    "unpack_scores": "(Tensor scores) -> Tensor",
-    "scaled_features": "(Tensor positions, Tensor? values, Tensor? index, Tensor widths) -> Tensor",
-    "lattice_build": "(Tensor features, int? max_vertices=None) -> (Tensor rows, Tensor weights, Tensor structure)",
-    "lattice_build_backward": "(Tensor grad_weights, Tensor features) -> Tensor",
-    "lattice_filter": "(Tensor values, Tensor rows, Tensor weights, Tensor structure, bool transpose=False) -> Tensor",
-    "lattice_filter_weights_backward": (
-        "(Tensor grad, Tensor values, Tensor rows, Tensor weights, Tensor structure, bool transpose) -> Tensor"
-    ),
-    "lattice_norm": "(Tensor rows, Tensor weights, Tensor structure, Tensor? mask, bool root) -> Tensor",
-    "mean_field": (
-        "(Tensor unary, Tensor[] rows, Tensor[] weights, Tensor[] structures, Tensor[] norms_in, Tensor[] norms_out, "
-        "Tensor[] compatibilities, Tensor? order, Tensor? start, int iterations, float damping, float tolerance, "
-        "bool log_output, str gradients) -> (Tensor out, Tensor trace)"
-    ),
-    "mean_field_backward": (
-        "(Tensor grad, Tensor out, Tensor trace, Tensor[] rows, Tensor[] weights, Tensor[] structures, Tensor[] norms_in, "
-        "Tensor[] norms_out, Tensor[] compatibilities, Tensor? order, int iterations, float tolerance, bool log_output, "
-        "bool from_start, bool fixed_point, bool[] needed) -> (Tensor grad_unary, Tensor grad_start, Tensor[] grad_weights, "
-        "Tensor[] grad_norms_in, Tensor[] grad_norms_out, Tensor[] grad_compatibilities)"
-    ),
-    "dilated_conv2d": (
-        "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, bool relu, "
-        "str policy) -> Tensor"
-    ),
-    "aspp_sum": "(Tensor x, Tensor[] weights, Tensor[] biases, int[] rates, str policy) -> Tensor",
-}
-
-for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema)
-
+# The names of all operators, in the order of registration.
+OPERATORS: list[str] = []
 
 CUDA_BUILT: bool = _native.build_info()["cuda_built"]
 
-# What runs on CUDA, by operator; tests run the same on an emulation.
+# The CUDA kernels by operator, which tests also run on an emulation.
 CUDA_KERNELS: dict[str, Callable[..., Any]] = {}
 
 
 def register_operator(
-    name: str,
+    schema: str,
     cpu: Callable[..., Any],
     fake: Callable[..., Any],
     backward: Callable[..., Any],
@@ -80,11 +50,22 @@ def register_operator(
     elsewhere: Callable[..., Any] | None = None,
     autocast: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
-    """Gives operator ``name`` its kernels, the shapes of its results, its derivative and its behaviour under autocast.
+    """Define an operator and register its kernels, result shapes, derivative and behaviour under autocast.
 
-    cuda: its kernel on CUDA; None: what runs elsewhere. elsewhere: what runs on devices that have no kernel; None: an error that
-    says so. autocast: what becomes of a tensor under autocast on a device type; None: half precision becomes float32, since 11
-    bits cannot keep to the precision that results are promised in."""
+    Args:
+        schema: The name and the signature.
+        cpu: The kernel on the CPU.
+        fake: Returns results of the right shapes without values.
+        backward: The derivative.
+        setup_context: Saves the tensors for ``backward``.
+        cuda: The kernel on CUDA; None for the one of ``elsewhere``.
+        elsewhere: The kernel on other devices; None for an error that names the devices.
+        autocast: Casts a tensor under autocast on a device type. None casts half precision to float32,
+            since 11 bits cannot give the promised precision of results.
+    """
+    LIBRARY.define(schema)
+    name = schema.partition("(")[0]
+    OPERATORS.append(name)
     qualified = f"deeplab_crf::{name}"
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     LIBRARY.impl(name, cpu, "CPU")
@@ -99,8 +80,10 @@ def register_operator(
 
 
 class _ReverseModeLibrary:
-    """What `register_autograd` takes for the library. The kernels it makes know reverse mode only, and would drop tangents: the
-    derivative would come out as 0."""
+    """The library for `register_autograd`, with a check for tangents.
+
+    The autograd kernels support reverse mode only. They would drop tangents, giving a derivative of 0.
+    """
 
     def impl(self, name: str, kernel: Callable[..., Any], key: str, **options: Any) -> None:
         def checked(keyset: Any, *arguments: Any, **named: Any) -> Any:
@@ -137,7 +120,7 @@ def has_tangent(tensor: Tensor) -> bool:
 
 
 def no_second_derivative(name: str) -> Callable[..., Any]:
-    """The derivative of an operator that is a derivative itself, where none is offered: an error that says so."""
+    """Return the backward function of an operator without second derivative, which raises RuntimeError."""
 
     def backward(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
@@ -167,18 +150,20 @@ def _full_precision(_device_type: str, tensor: Tensor) -> Tensor:
 
 
 def _no_backend(name: str) -> Callable[..., Any]:
-    """What runs where a device has no kernels."""
+    """Return the kernel for devices without kernels, which raises NotImplementedError."""
 
     def kernel(*arguments: Any) -> None:
         given = list(_tensors(arguments))
         kinds = sorted({f"{tensor.device} ({tensor.layout})" for tensor in given})
         missing = any(tensor.is_cuda for tensor in given) and not CUDA_BUILT
-        cure = (
-            "install deeplab-crf from source where nvcc (12.0 or later) is found, move all" if missing else "Move all"
+        hint = (
+            "Install deeplab-crf from source where nvcc (12.0 or later) is found, or move all"
+            if missing
+            else "Move all"
         )
         raise NotImplementedError(
             f"{name} has kernels for strided tensors on the CPU{' and CUDA' if CUDA_BUILT else ''}; got {', '.join(kinds)}. "
-            f'{cure[0].upper()}{cure[1:]} of them to the CPU, or use method="exact", which runs on any device'
+            f'{hint} of them to the CPU, or use method="exact", which runs on any device'
         )
 
     return kernel

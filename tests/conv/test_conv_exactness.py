@@ -285,9 +285,9 @@ def test_packed_weights_die_with_the_weight() -> None:
 
 
 def test_the_algorithm_is_set_for_good_or_for_a_while() -> None:
-    assert deeplab_crf.get_conv_algorithm() == "auto"
+    assert deeplab_crf.get_conv_algorithm() == ("auto", ())
     with conv_algorithm(forbid=["winograd", "direct"]):
-        assert deeplab_crf.get_conv_algorithm() == "auto-direct-winograd"
+        assert deeplab_crf.get_conv_algorithm() == ("auto", ("direct", "winograd"))
         x, weight, _ = tensors(Sizes(1, 64, 64, 41, 41))
         assert chosen_algorithm(x, weight, padding=2, dilation=2) == "torch"
     assert chosen_algorithm(x, weight, padding=2, dilation=2) == "winograd"
@@ -344,8 +344,8 @@ def test_what_memory_held_before_weights_are_packed_is_not_taken_for_weights(
     """Panels of filters are wider than 20 filters: a NaN between them must not send the call to torch."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
-    for slow in ("_by_torch", "_branch_by_branch"):
-        monkeypatch.setattr(f"deeplab_crf.ops.conv.operators.{slow}", lambda *_: pytest.fail("torch computed it"))
+    for slow in ("cpu.torch_conv2d", "composite.sum_branch_by_branch"):
+        monkeypatch.setattr(f"deeplab_crf.ops.conv.{slow}", lambda *_: pytest.fail("torch computed it"))
     x, weight, _ = tensors(Sizes(1, 20, 19, 9, 10))
     with torch.no_grad(), conv_algorithm(algorithm):
         summed = algorithm == "shifted"

@@ -12,6 +12,8 @@ from devices import Device
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
 from deeplab_crf.ops.conv import cuda as on_cuda
+from deeplab_crf.ops.conv.algorithms import ConvAlgorithm, Policy, make_policy
+from deeplab_crf.ops.conv.shapes import Axis, Shape
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -153,13 +155,14 @@ def test_a_small_workspace_is_used_in_turns(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_no_winograd_where_products_are_rounded() -> None:
     x = torch.zeros(1, 4, 9, 9)
-    shape = (1, 4, 4, (9, 9, 3, 1, 1, 1), (9, 9, 3, 1, 1, 1))
-    assert on_cuda.choose_algorithm(x, shape, "winograd") == "winograd"
-    assert on_cuda.choose_algorithm(x, shape, "auto") == "torch"
-    assert on_cuda.choose_algorithm(x.half(), shape, "winograd") == "torch"
+    axis = Axis(9, 9, 3, 1, 1, 1)
+    shape, forced = Shape(1, 4, 4, axis, axis), make_policy(ConvAlgorithm("winograd"))
+    assert on_cuda.find_algorithm(x, shape, forced) == "winograd"
+    assert on_cuda.find_algorithm(x, shape, Policy.AUTO) == "torch"
+    assert on_cuda.find_algorithm(x.half(), shape, forced) == "torch"
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        assert on_cuda.choose_algorithm(x, shape, "winograd") == "torch"
+        assert on_cuda.find_algorithm(x, shape, forced) == "torch"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -207,13 +210,13 @@ def test_sizes_that_another_thread_changes_after_the_check(
     """The kernels read what the tensors were at the start of the call."""
     arguments = [here(tensor) for tensor in (*tensors(SIZES[1]), torch.randn(2, 7, 13, 9))]
     want = expected(*arguments, **SIZES[1].geometry())
-    choose = on_cuda.choose_algorithm
+    choose = on_cuda.find_algorithm
 
     def choose_and_change(*given: object) -> str:
         arguments[changed].data = here(torch.zeros(1))
         return choose(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(on_cuda, "choose_algorithm", choose_and_change)
+    monkeypatch.setattr(on_cuda, "find_algorithm", choose_and_change)
     x, weight, bias, residual = arguments
     with conv_algorithm(algorithm):
         got = dilated_conv2d(x, weight, bias, residual=residual, **SIZES[1].geometry())

@@ -12,6 +12,7 @@ from devices import opcheck
 from torch.autograd import forward_ad
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d, set_conv_algorithm
+from deeplab_crf.ops.conv.algorithms import ConvAlgorithm, make_policy
 
 OPS = torch.ops.deeplab_crf
 SMALL = Sizes(2, 3, 4, 5, 6, padding=(2, 2), dilation=(2, 2))
@@ -66,12 +67,12 @@ def test_gradients_of_the_kernels_are_those_of_torch(algorithm: str) -> None:
 def test_opcheck(algorithm: str) -> None:
     x, weight, bias = _leaves(*tensors(SMALL))
     residual = torch.randn(2, 4, 5, 6, requires_grad=True)
-    geometry = ([1, 1], [2, 2], [2, 2])
-    opcheck(OPS.dilated_conv2d, (x, weight, bias, residual, *geometry, False, algorithm))
+    geometry, policy = ([1, 1], [2, 2], [2, 2]), make_policy(ConvAlgorithm(algorithm))
+    opcheck(OPS.dilated_conv2d, (x, weight, bias, residual, *geometry, False, policy))
     last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
-    opcheck(OPS.dilated_conv2d, (last, weight, None, None, *geometry, False, algorithm))
-    opcheck(OPS.aspp_sum, (x, [weight, weight.detach()], [bias, bias.detach()], [1, 2], algorithm))
-    opcheck(OPS.aspp_sum, (last, [weight], [], [3], algorithm))
+    opcheck(OPS.dilated_conv2d, (last, weight, None, None, *geometry, False, policy))
+    opcheck(OPS.aspp_sum, (x, [weight, weight.detach()], [bias, bias.detach()], [1, 2], policy))
+    opcheck(OPS.aspp_sum, (last, [weight], [], [3], policy))
 
 
 class _Network(torch.nn.Module):

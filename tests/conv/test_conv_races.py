@@ -11,7 +11,7 @@ from conv_samples import Sizes, error, expected, tensors
 from torch import Tensor
 
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
-from deeplab_crf.ops.conv import operators
+from deeplab_crf.ops.conv import cpu
 from deeplab_crf.ops.conv import packed_weights as conv_weights
 
 SIZES = Sizes(2, 20, 19, 9, 10)
@@ -33,13 +33,13 @@ def _arguments() -> list[Tensor]:
 @pytest.mark.parametrize("algorithm", ["direct", "winograd"])
 def test_sizes_that_change_after_the_check(monkeypatch: pytest.MonkeyPatch, algorithm: str, changed: int) -> None:
     arguments = _arguments()
-    choose = operators._choose
+    choose = cpu.find_algorithm
 
     def choose_and_change(*given: Any) -> str:
         arguments[changed].data = torch.zeros(1)
         return choose(*given)
 
-    monkeypatch.setattr(operators, "_choose", choose_and_change)
+    monkeypatch.setattr(cpu, "find_algorithm", choose_and_change)
     with pytest.raises(RuntimeError):
         _run(*arguments, algorithm)
 

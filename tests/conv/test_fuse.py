@@ -9,7 +9,7 @@ from torch import nn
 
 from deeplab_crf import conv_algorithm
 from deeplab_crf.nn import ASPPSum, DilatedConv2d, fuse
-from deeplab_crf.ops.conv import operators
+from deeplab_crf.ops.conv import cpu
 
 
 def _settled(model: nn.Module) -> nn.Module:
@@ -233,8 +233,8 @@ def test_with_several_threads_pointwise_convolutions_are_torch_s_alone_and_ours_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen: list[str] = []
-    choose = operators.choose_algorithm
-    monkeypatch.setattr(operators, "choose_algorithm", lambda *told: chosen.append(choose(*told)) or chosen[-1])
+    choose = cpu.choose_algorithm
+    monkeypatch.setattr(cpu, "choose_algorithm", lambda *told: chosen.append(choose(*told)) or chosen[-1])
     model = _settled(nn.Sequential(nn.Conv2d(128, 128, 1), nn.ReLU()))
     alone = DilatedConv2d(128, 128, 1)
     x = torch.randn(1, 128, 41, 41).to(memory_format=torch.channels_last)

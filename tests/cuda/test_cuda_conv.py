@@ -117,7 +117,7 @@ def test_epilogue(
     out = memory.empty(*shape, dtype=values.dtype)
     out[...] = values
     given = [address(memory.of(part)) if used else 0 for used, part in ((with_bias, bias), (with_residual, residual))]
-    getattr(emulated, f"conv_epilogue_{name}")(QUEUE, (out.size, channels, inner), address(out), (*given, relu))
+    getattr(emulated, f"conv_epilogue_{name}")(QUEUE, address(out), *given, relu, out.size, channels, inner)
     assert_close(out, want, largest, name, roundings=2)
 
 
@@ -126,7 +126,7 @@ def test_a_relu_leaves_nan(emulated: ModuleType, memory: Memory, name: str) -> N
     values = np.array([np.nan, -np.inf, np.inf, -1, 2, -0.0, 0, 3, np.nan], DTYPES[name][0])
     out = memory.empty(9, dtype=values.dtype)
     out[...] = values
-    getattr(emulated, f"conv_epilogue_{name}")(QUEUE, (9, 1, 9), address(out), (0, 0, True))
+    getattr(emulated, f"conv_epilogue_{name}")(QUEUE, address(out), 0, 0, True, 9, 1, 9)
     np.testing.assert_array_equal(out, [np.nan, 0, np.inf, 0, 2, 0, 0, 3, np.nan])
 
 
@@ -160,15 +160,17 @@ def test_gather(
     out = memory.empty(
         *((batch, height, width, classes) if last else (batch, classes, height, width)), dtype=products.dtype
     )
-    strides = (height * width * classes, *((classes, 1) if last else (1, height * width)))
     getattr(emulated, f"gather_shifted_{name}")(
         QUEUE,
-        (batch, height, width, classes),
-        offsets,
         address(memory.of(products)),
         address(memory.of(bias)),
         address(out),
-        strides,
+        offsets,
+        batch,
+        height,
+        width,
+        classes,
+        last,
     )
     assert_close(out if last else out.transpose(0, 2, 3, 1), want, largest, name, roundings=count + 1)
 
@@ -178,7 +180,7 @@ def test_as_many_offsets_as_there_may_be(emulated: ModuleType, memory: Memory) -
     products = np.ones((1, 1, 3, most + 1, 1), np.float32)
     out = memory.empty(1, 1, 3, 1)
     for count in (most, most + 1):
-        given = (QUEUE, (1, 1, 3, 1), [(0, 0)] * count, address(memory.of(products)), 0, address(out), (3, 1, 1))
+        given = (QUEUE, address(memory.of(products)), 0, address(out), [(0, 0)] * count, 1, 1, 3, 1, True)
         if count > most:
             with pytest.raises(ValueError, match=f"offsets must be at most MAX_OFFSETS, {most}; got {count}"):
                 emulated.gather_shifted_f32(*given)
@@ -249,10 +251,10 @@ def run_winograd(
     results = []
     for part in parts:
         inputs = memory.empty(matrices, part[1], problem.channels)
-        module.winograd_inputs(QUEUE, problem.shape, part, address(x), address(inputs))
+        module.winograd_inputs(QUEUE, problem.shape, *part, address(x), address(inputs))
         products = memory.of(np.matmul(inputs, transformed))
         out = memory.empty(problem.batch, *problem.out, problem.filters)
-        module.winograd_outputs(QUEUE, problem.shape, part, address(products), epilogue, address(out))
+        module.winograd_outputs(QUEUE, problem.shape, *part, address(products), epilogue, address(out))
         results.append(out)
     return results
 
@@ -324,10 +326,10 @@ def test_the_order_of_threads_does_not_show(emulated: ModuleType, memory: Memory
             (out,) = run_winograd(
                 emulated, memory, problem, memory.of(x), memory.of(weight), [(0, tiles)], (0, 0, True)
             )
-            emulated.conv_epilogue_f32(QUEUE, (out.size, 21, 1), address(out), (0, address(memory.of(out)), True))
+            emulated.conv_epilogue_f32(QUEUE, address(out), 0, address(memory.of(out)), True, out.size, 21, 1)
             gathered = memory.empty(2, 14, 19, 21)
-            given = (address(memory.of(products)), 0, address(gathered), (14 * 19 * 21, 21, 1))
-            emulated.gather_shifted_f32(QUEUE, (2, 14, 19, 21), OFFSETS, *given)
+            given = (address(memory.of(products)), 0, address(gathered))
+            emulated.gather_shifted_f32(QUEUE, *given, OFFSETS, 2, 14, 19, 21, True)
             results.append((out, gathered))
     finally:
         emulated.set_thread_order(0)

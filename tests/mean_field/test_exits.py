@@ -98,7 +98,7 @@ def test_the_interpreter_exits_while_a_thread_is_inside(call: str) -> None:
         "lambda: field.run(values)",
         "lambda: field.gradient(out, trace, values, [native.KernelGradient()])",
         "lambda: _native.fingerprint(address(many), many.size, 2)",
-        "lambda: _native.transpose_planes(address(many), (1, 2048, 1024), address(more), 2)",
+        "lambda: _native.transpose_planes(address(many), 1, 2048, 1024, address(more), 2)",
         "lambda: _native.direct(shape, address(x), address(packed), (0, 0, True), address(result), 2)",
         "_native.trim_memory",
     ],

@@ -13,22 +13,13 @@
 namespace deeplab_crf::cuda {
 namespace {
 
-using bindings::EpilogueFields;
-using bindings::make_epilogue;
-using bindings::make_shape;
-using bindings::ShapeFields;
 using bindings::Strides;
 
-// First tile, and how many.
-using RangeFields = std::tuple<int64_t, int64_t>;
-// Elements, channels, neighbours that share a channel.
-using LayoutFields = std::tuple<int64_t, int64_t, int64_t>;
-// Images, height, width, classes.
-using MapFields = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 using OffsetFields = std::vector<std::tuple<int32_t, int32_t>>;
+using Unlocked = py::call_guard<ReleasedGil>;
 
-WinogradTiles make_tiles(const ShapeFields& fields) {
-  const WinogradTiles tiles(make_shape(fields));
+WinogradTiles make_tiles(const conv::Shape& shape) {
+  const WinogradTiles tiles(shape);
   for (const conv::Axis& axis : {tiles.shape.rows, tiles.shape.columns}) {
     if (axis.kernel != conv::kTaps || axis.stride != 1) {
       throw InvalidArgument("the kernel size must be 3 and the stride 1; got " + std::to_string(axis.kernel) + " and " +
@@ -48,65 +39,72 @@ Offsets make_offsets(const OffsetFields& fields) {
   return offsets;
 }
 
-py::tuple describe_tiles(const ShapeFields& shape) {
-  const WinogradTiles tiles = make_tiles(shape);
-  return py::make_tuple(tiles.rows.size, tiles.columns.size, tiles.count());
-}
-
 void register_winograd(py::module_& module) {
-  module.def("winograd_tiles", &describe_tiles, py::arg("shape"));
+  module.def(
+      "winograd_tiles",
+      [](const conv::Shape& shape) {
+        const WinogradTiles tiles = make_tiles(shape);
+        return py::make_tuple(tiles.rows.size, tiles.columns.size, tiles.count());
+      },
+      py::arg("shape"));
   module.def(
       "winograd_weights",
-      [](const QueueFields& queue, const ShapeFields& shape, uintptr_t weight, const Strides& strides, uintptr_t out) {
-        const ReleasedGil released;
+      [](const QueueFields& queue, const conv::Shape& shape, uintptr_t weight, const Strides& strides, uintptr_t out) {
         winograd_weights(make_tiles(shape), pointer<const float>(weight), strides.data(), pointer<float>(out), make_queue(queue));
       },
-      py::arg("queue"), py::arg("shape"), py::arg("weight"), py::arg("strides"), py::arg("out"));
+      py::arg("queue"), py::arg("shape"), py::arg("weight"), py::arg("strides"), py::arg("out"), Unlocked());
   module.def(
       "winograd_inputs",
-      [](const QueueFields& queue, const ShapeFields& shape, const RangeFields& range, uintptr_t x, uintptr_t out) {
-        const ReleasedGil released;
-        winograd_inputs(make_tiles(shape), {std::get<0>(range), std::get<1>(range)}, pointer<const float>(x), pointer<float>(out),
+      [](const QueueFields& queue, const conv::Shape& shape, int64_t first_tile, int64_t num_tiles, uintptr_t x, uintptr_t out) {
+        winograd_inputs(make_tiles(shape), {.first = first_tile, .count = num_tiles}, pointer<const float>(x), pointer<float>(out),
                         make_queue(queue));
       },
-      py::arg("queue"), py::arg("shape"), py::arg("tiles"), py::arg("x"), py::arg("out"));
+      py::arg("queue"), py::arg("shape"), py::arg("first_tile"), py::arg("num_tiles"), py::arg("x"), py::arg("out"), Unlocked());
   module.def(
       "winograd_outputs",
-      [](const QueueFields& queue, const ShapeFields& shape, const RangeFields& range, uintptr_t products,
-         const EpilogueFields& epilogue, uintptr_t out) {
-        const ReleasedGil released;
-        winograd_outputs(make_tiles(shape), {std::get<0>(range), std::get<1>(range)}, pointer<const float>(products),
-                         make_epilogue(epilogue), pointer<float>(out), make_queue(queue));
+      [](const QueueFields& queue, const conv::Shape& shape, int64_t first_tile, int64_t num_tiles, uintptr_t products,
+         const conv::Epilogue& epilogue, uintptr_t out) {
+        winograd_outputs(make_tiles(shape), {.first = first_tile, .count = num_tiles}, pointer<const float>(products), epilogue,
+                         pointer<float>(out), make_queue(queue));
       },
-      py::arg("queue"), py::arg("shape"), py::arg("tiles"), py::arg("products"), py::arg("epilogue"), py::arg("out"));
+      py::arg("queue"), py::arg("shape"), py::arg("first_tile"), py::arg("num_tiles"), py::arg("products"), py::arg("epilogue"),
+      py::arg("out"), Unlocked());
 }
 
 template <class E>
 void register_type(py::module_& module, const std::string& suffix) {
   module.def(("conv_epilogue_" + suffix).c_str(),
-             [](const QueueFields& queue, const LayoutFields& layout, uintptr_t values, const EpilogueFields& fields) {
-               const auto& [count, channels, inner] = layout;
-               const auto& [bias, residual, relu] = fields;
-               const ReleasedGil released;
-               epilogue<E>({pointer<E>(values), pointer<const E>(bias), pointer<const E>(residual), count, channels, inner, relu},
+             [](const QueueFields& queue, uintptr_t values, uintptr_t bias, uintptr_t residual, bool relu, int64_t count,
+                int64_t channels, int64_t inner) {
+               epilogue<E>({.values = pointer<E>(values),
+                            .bias = pointer<const E>(bias),
+                            .residual = pointer<const E>(residual),
+                            .count = count,
+                            .channels = channels,
+                            .inner = inner,
+                            .relu = relu},
                            make_queue(queue));
              },
-             py::arg("queue"), py::arg("layout"), py::arg("values"), py::arg("epilogue"));
+             py::arg("queue"), py::arg("values"), py::arg("bias"), py::arg("residual"), py::arg("relu"), py::arg("count"),
+             py::arg("channels"), py::arg("inner"), Unlocked());
   module.def(("gather_shifted_" + suffix).c_str(),
-             [](const QueueFields& queue, const MapFields& map, const OffsetFields& offsets, uintptr_t products, uintptr_t bias,
-                uintptr_t out, const Triple& strides) {
-               GatherArguments<E> a{};
-               a.products = pointer<const E>(products);
-               a.bias = pointer<const typename GatherArguments<E>::Sum>(bias);
-               a.out = pointer<E>(out);
-               std::tie(a.batch, a.height, a.width, a.classes) = map;
-               std::tie(a.image_stride, a.pixel_stride, a.class_stride) = strides;
-               a.offsets = make_offsets(offsets);
-               const ReleasedGil released;
-               gather_shifted(a, make_queue(queue));
+             [](const QueueFields& queue, uintptr_t products, uintptr_t bias, uintptr_t out, const OffsetFields& offsets,
+                int64_t batch, int64_t height, int64_t width, int64_t classes, bool channels_last) {
+               gather_shifted<E>({.products = pointer<const E>(products),
+                                  .bias = pointer<const typename GatherArguments<E>::Sum>(bias),
+                                  .out = pointer<E>(out),
+                                  .batch = batch,
+                                  .height = height,
+                                  .width = width,
+                                  .classes = classes,
+                                  .image_stride = height * width * classes,
+                                  .pixel_stride = channels_last ? classes : 1,
+                                  .class_stride = channels_last ? 1 : height * width,
+                                  .offsets = make_offsets(offsets)},
+                                 make_queue(queue));
              },
-             py::arg("queue"), py::arg("map"), py::arg("offsets"), py::arg("products"), py::arg("bias"), py::arg("out"),
-             py::arg("strides"));
+             py::arg("queue"), py::arg("products"), py::arg("bias"), py::arg("out"), py::arg("offsets"), py::arg("batch"),
+             py::arg("height"), py::arg("width"), py::arg("classes"), py::arg("channels_last"), Unlocked());
 }
 
 }  // namespace

@@ -1,243 +1,180 @@
-// The transforms of Winograd convolution, a lane a channel.
-#include <utility>
+#include "conv/cpu/winograd.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
 
 #include "conv/cpu/kernels.h"
-#include "conv/denormals.h"
-#include "support/simd.h"
+#include "support/divide_up.h"
+#include "support/parallel.h"
 
-namespace deeplab_crf::DEEPLAB_CRF_ISA {
+namespace deeplab_crf::conv {
 namespace {
 
-using conv::kMaxPoints;
-using P = Pack<float, kLongLanes<float>>;
-constexpr int kLanes = P::kLanes;
+// One cache line. Rows and matrices at distances of a power of two would share cache sets.
+constexpr int64_t kPadding = 16;
 
-// sum of M[Row][k] * in(k) over the k from K on that are not zero; the first one found starts the sum.
-template <const auto& M, int Row, int K, int Size, class In>
-DEEPLAB_CRF_INLINE P dot_from(const In& in, P sum) {
-  if constexpr (K == Size) {
-    return sum;
-  } else {
-    constexpr float factor = M.at[Row][K];
-    if constexpr (factor == 0) {
-      return dot_from<M, Row, K + 1, Size>(in, sum);
-    } else {
-      return dot_from<M, Row, K + 1, Size>(in, sum + in(K) * factor);
-    }
-  }
+int64_t panels_of(int64_t columns) { return divide_up(columns, product_kernels().panel_width); }
+
+int64_t weight_matrix_stride(const Shape& shape) {
+  return panels_of(shape.filters) * shape.channels * product_kernels().panel_width + kPadding;
 }
 
-template <const auto& M, int Row, int K, int Size, class In>
-DEEPLAB_CRF_INLINE P dot(const In& in) {
-  constexpr float factor = M.at[Row][K];
-  if constexpr (factor == 0) {
-    return dot<M, Row, K + 1, Size>(in);
-  } else {
-    return dot_from<M, Row, K + 1, Size>(in, in(K) * factor);
+int64_t input_stride(const Shape& shape) { return divide_up(shape.channels, kPadding) * kPadding + kPadding; }
+int64_t output_stride(const Shape& shape) { return panels_of(shape.filters) * product_kernels().panel_width + kPadding; }
+
+// The tiles of an axis, the largest first.
+std::vector<AxisTile> make_tiles(const Axis& axis) {
+  std::vector<AxisTile> tiles;
+  for (int64_t phase = 0; phase < std::min(axis.dilation, axis.out); ++phase) {
+    const int64_t outputs = divide_up(axis.out - phase, axis.dilation);
+    for (int64_t first = 0; first < outputs; first += kLargestTile) {
+      tiles.push_back({phase + first * axis.dilation, static_cast<int>(std::min<int64_t>(kLargestTile, outputs - first))});
+    }
   }
+  std::stable_sort(tiles.begin(), tiles.end(), [](const AxisTile& a, const AxisTile& b) { return a.size > b.size; });
+  return tiles;
 }
 
-// out(i) = sum over k of M[i][k] in(k): one side of a two-dimensional transform.
-template <const auto& M, int Size, class In, class Out, int... Row>
-DEEPLAB_CRF_INLINE void apply(const In& in, const Out& out, std::integer_sequence<int, Row...>) {
-  (out(Row, dot<M, Row, 0, Size>(in)), ...);
+int64_t tiles_with_point(const AxisTile* tiles, int64_t count, int point) {
+  return std::count_if(tiles, tiles + count, [=](const AxisTile& tile) { return points_of(tile.size) > point; });
 }
 
-template <int Tile>
-constexpr conv::DataMatrix<Tile> kData = conv::make_data_matrix<Tile>();
-template <int Tile>
-constexpr conv::OutputMatrix<Tile> kOutput = conv::make_output_matrix<Tile>();
-constexpr conv::WeightMatrix kWeights = conv::make_weight_matrix();
-
-template <int Size>
-using Sequence = std::make_integer_sequence<int, Size>;
-
-// Where the inputs of tile outputs start, start + dilation ... lie along an axis: the first one.
-int64_t first_input(const conv::Axis& axis, const conv::AxisTile& tile) { return tile.start - axis.padding; }
-
-// One tile of Rows x Columns outputs: (Rows + 2)(Columns + 2) loads and stores a pack of channels, and for 4 x 4 about 240 flops a
-// channel.
-template <int Rows, int Columns>
-void transform_input_tile(const conv::Shape& shape, const float* x, const float* zeros, const conv::AxisTile& row,
-                          int64_t row_index, const conv::AxisTile& column, int64_t column_index,
-                          const conv::TileMatrices& matrices) {
-  constexpr int kHeight = Rows + 2, kWidth = Columns + 2;
-  const int64_t channels = shape.channels;
-  const float* from[kHeight][kWidth];
-  float* to[kHeight][kWidth];
-  for (int i = 0; i < kHeight; ++i) {
-    const int64_t y = first_input(shape.rows, row) + i * shape.rows.dilation;
-    for (int j = 0; j < kWidth; ++j) {
-      const int64_t left = first_input(shape.columns, column) + j * shape.columns.dilation;
-      const bool inside = y >= 0 && y < shape.rows.in && left >= 0 && left < shape.columns.in;
-      from[i][j] = inside ? x + (y * shape.columns.in + left) * channels : zeros;
-      to[i][j] = matrices.data + matrices.begin[i][j] + (row_index * matrices.column_counts[j] + column_index) * matrices.stride;
-    }
-  }
-  const auto transform = [&](int64_t c, const auto& load, const auto& store) DEEPLAB_CRF_INLINE_LAMBDA {
-    P half[kHeight][kWidth];
-    for (int j = 0; j < kWidth; ++j) {
-      apply<kData<Rows>, kHeight>([&](int i) DEEPLAB_CRF_INLINE_LAMBDA { return load(from[i][j] + c); },
-                                  [&](int i, P value) DEEPLAB_CRF_INLINE_LAMBDA { half[i][j] = value; }, Sequence<kHeight>{});
-    }
-    for (int i = 0; i < kHeight; ++i) {
-      apply<kData<Columns>, kWidth>([&](int j) DEEPLAB_CRF_INLINE_LAMBDA { return half[i][j]; },
-                                    [&](int j, P value) DEEPLAB_CRF_INLINE_LAMBDA { store(to[i][j] + c, value); },
-                                    Sequence<kWidth>{});
-    }
-  };
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    transform(
-        c, [](const float* p) DEEPLAB_CRF_INLINE_LAMBDA { return P::load(p); },
-        [](float* p, P value) DEEPLAB_CRF_INLINE_LAMBDA { value.store(p); });
-  }
-  if (c < channels) {
-    const int64_t left = channels - c;
-    transform(
-        c, [=](const float* p) DEEPLAB_CRF_INLINE_LAMBDA { return P::load_partial(p, left); },
-        [=](float* p, P value) DEEPLAB_CRF_INLINE_LAMBDA { value.store_partial(p, left); });
-  }
+int64_t products_along(const Axis& axis) {
+  int64_t products = 0;
+  for (const AxisTile& tile : make_tiles(axis)) products += points_of(tile.size);
+  return products;
 }
 
-// The same backwards. Returns zeros, or NaN where an output was not finite.
-template <int Rows, int Columns>
-P transform_output_tile(const conv::Shape& shape, const conv::TileMatrices& matrices, const conv::AxisTile& row, int64_t row_index,
-                        const conv::AxisTile& column, int64_t column_index, const conv::Epilogue& epilogue, float* out) {
-  constexpr int kHeight = Rows + 2, kWidth = Columns + 2;
-  const int64_t filters = shape.filters;
-  const float* from[kHeight][kWidth];
-  int64_t to[Rows][Columns];
-  for (int i = 0; i < kHeight; ++i) {
-    for (int j = 0; j < kWidth; ++j) {
-      from[i][j] = matrices.data + matrices.begin[i][j] + (row_index * matrices.column_counts[j] + column_index) * matrices.stride;
-    }
-  }
-  for (int i = 0; i < Rows; ++i) {
-    for (int j = 0; j < Columns; ++j) {
-      to[i][j] = ((row.start + i * shape.rows.dilation) * shape.columns.out + column.start + j * shape.columns.dilation) * filters;
-    }
-  }
-  P finite = P::zero();
-  const auto transform = [&](int64_t k, const auto& load, const auto& store) DEEPLAB_CRF_INLINE_LAMBDA {
-    P half[Rows][kWidth];
-    for (int j = 0; j < kWidth; ++j) {
-      apply<kOutput<Rows>, kHeight>([&](int i) DEEPLAB_CRF_INLINE_LAMBDA { return P::load(from[i][j] + k); },
-                                    [&](int i, P value) DEEPLAB_CRF_INLINE_LAMBDA { half[i][j] = value; }, Sequence<Rows>{});
-    }
-    const P bias = epilogue.bias != nullptr ? load(epilogue.bias + k) : P::zero();
-    for (int i = 0; i < Rows; ++i) {
-      apply<kOutput<Columns>, kWidth>([&](int j) DEEPLAB_CRF_INLINE_LAMBDA { return half[i][j]; },
-                                      [&](int j, P y) DEEPLAB_CRF_INLINE_LAMBDA {
-                                        finite = finite + y * 0.0f;
-                                        y = y + bias;
-                                        if (epilogue.residual != nullptr) y = y + load(epilogue.residual + to[i][j] + k);
-                                        if (epilogue.relu) y = P{y.v < P::zero().v ? P::zero().v : y.v};
-                                        store(out + to[i][j] + k, y);
-                                      },
-                                      Sequence<Columns>{});
-    }
-  };
-  int64_t k = 0;
-  for (; k + kLanes <= filters; k += kLanes) {
-    transform(
-        k, [](const float* p) DEEPLAB_CRF_INLINE_LAMBDA { return P::load(p); },
-        [](float* p, P value) DEEPLAB_CRF_INLINE_LAMBDA { value.store(p); });
-  }
-  if (k < filters) {
-    // Lanes beyond the filters hold products with the panel's zeros, which inputs that are not finite spoil: nothing is missed.
-    const int64_t left = filters - k;
-    transform(
-        k, [=](const float* p) DEEPLAB_CRF_INLINE_LAMBDA { return P::load_partial(p, left); },
-        [=](float* p, P value) DEEPLAB_CRF_INLINE_LAMBDA { value.store_partial(p, left); });
-  }
-  return finite;
+// Most elements of both sets of matrices for one row of tiles.
+int64_t row_size(const Shape& shape, int64_t column_tiles) {
+  return kMaxPoints * kMaxPoints * column_tiles * (input_stride(shape) + output_stride(shape));
 }
 
-// call(Rows, Columns) with the sizes of a tile as constants.
-template <class Call>
-DEEPLAB_CRF_INLINE void for_sizes(int rows, int columns, const Call& call) {
-  const auto for_columns = [&]<int Rows>() {
-    switch (columns) {
-      case 1:
-        return call.template operator()<Rows, 1>();
-      case 2:
-        return call.template operator()<Rows, 2>();
-      case 3:
-        return call.template operator()<Rows, 3>();
-      default:
-        return call.template operator()<Rows, 4>();
-    }
-  };
-  switch (rows) {
-    case 1:
-      return for_columns.template operator()<1>();
-    case 2:
-      return for_columns.template operator()<2>();
-    case 3:
-      return for_columns.template operator()<3>();
-    default:
-      return for_columns.template operator()<4>();
-  }
+// Rows of tiles in a chunk. The transformed inputs and outputs, C + K per tile, should stay in a
+// near cache; the weights that each chunk reads, C K, should be little beside them.
+int64_t chunk_rows(const Shape& shape, int64_t rows, int64_t column_tiles) {
+  const int64_t balance = shape.channels * shape.filters / (shape.channels + shape.filters);
+  const int64_t tiles = std::clamp(balance, kFewestTiles, kMostTiles);
+  const int64_t most = std::max<int64_t>(1, tiles / std::max<int64_t>(1, column_tiles));
+  const int64_t chunks = std::max<int64_t>(1, divide_up(rows, most));
+  return divide_up(rows, chunks);
 }
 
-void transform_input(const conv::Shape& shape, const float* x, const float* zeros, const conv::TileRow& tiles,
-                     const conv::TileMatrices& matrices) {
-  for (int64_t b = 0; b < tiles.num_columns; ++b) {
-    for_sizes(tiles.row.size, tiles.columns[b].size, [&]<int Rows, int Columns>() {
-      transform_input_tile<Rows, Columns>(shape, x, zeros, tiles.row, tiles.index, tiles.columns[b], b, matrices);
+struct RowTile {
+  int64_t image;
+  AxisTile tile;
+};
+
+class Convolution {
+ public:
+  Convolution(const Shape& shape, const float* x, const float* transformed, const Epilogue& epilogue, float* out, float* workspace,
+              int threads)
+      : shape_(shape), x_(x), transformed_(transformed), epilogue_(epilogue), out_(out), zeros_(workspace), threads_(threads) {
+    matrices_ = workspace + input_stride(shape);
+    std::fill(workspace, matrices_, 0.0f);
+    columns_ = make_tiles(shape.columns);
+    const std::vector<AxisTile> rows = make_tiles(shape.rows);
+    for (const AxisTile& tile : rows) {
+      for (int64_t image = 0; image < shape.batch; ++image) rows_.push_back({image, tile});
+    }
+  }
+
+  bool run() {
+    const int64_t rows = static_cast<int64_t>(rows_.size());
+    const int64_t most = chunk_rows(shape_, rows, static_cast<int64_t>(columns_.size()));
+    for (int64_t begin = 0; begin < rows; begin += most) run_chunk(begin, std::min(rows, begin + most));
+    return finite_;
+  }
+
+ private:
+  void run_chunk(int64_t begin, int64_t end) {
+    TileMatrices inputs{matrices_, {}, {}, input_stride(shape_)}, outputs{nullptr, {}, {}, output_stride(shape_)};
+    int64_t row_counts[kMaxPoints], size = 0, out_size = 0;
+    for (int i = 0; i < kMaxPoints; ++i) {
+      inputs.column_counts[i] = outputs.column_counts[i] = tiles_with_point(columns_.data(), columns_.size(), i);
+      row_counts[i] = std::count_if(rows_.begin() + begin, rows_.begin() + end,
+                                    [=](const RowTile& row) { return points_of(row.tile.size) > i; });
+    }
+    for (int i = 0; i < kMaxPoints; ++i) {
+      for (int j = 0; j < kMaxPoints; ++j) {
+        const int64_t rows = row_counts[i] * inputs.column_counts[j];
+        inputs.begin[i][j] = size;
+        outputs.begin[i][j] = out_size;
+        size += rows * inputs.stride;
+        out_size += rows * outputs.stride;
+      }
+    }
+    outputs.data = matrices_ + size;
+
+    parallel_for(threads_, end - begin, [&](int64_t row) {
+      const RowTile& tile = rows_[begin + row];
+      const float* image = x_ + tile.image * shape_.rows.in * shape_.columns.in * shape_.channels;
+      winograd_kernels().transform_input(shape_, image, zeros_, row_of_tiles(tile, row), inputs);
+    });
+    const int64_t panels = panels_of(shape_.filters);
+    parallel_for(threads_, kMaxPoints * kMaxPoints * panels, [&](int64_t task) {
+      const int i = static_cast<int>(task / panels / kMaxPoints), j = static_cast<int>(task / panels % kMaxPoints);
+      multiply(inputs, outputs, row_counts[i] * inputs.column_counts[j], i, j, task % panels);
+    });
+    parallel_for(threads_, end - begin, [&](int64_t row) {
+      const RowTile& tile = rows_[begin + row];
+      const int64_t first = tile.image * shape_.rows.out * shape_.columns.out * shape_.filters;
+      Epilogue epilogue = epilogue_;
+      if (epilogue.residual != nullptr) epilogue.residual += first;
+      if (!winograd_kernels().transform_output(shape_, outputs, row_of_tiles(tile, row), epilogue, out_ + first)) finite_ = false;
     });
   }
-}
 
-bool transform_output(const conv::Shape& shape, const conv::TileMatrices& matrices, const conv::TileRow& tiles,
-                      const conv::Epilogue& epilogue, float* out) {
-  P finite = P::zero();
-  for (int64_t b = 0; b < tiles.num_columns; ++b) {
-    for_sizes(tiles.row.size, tiles.columns[b].size, [&]<int Rows, int Columns>() {
-      finite = finite +
-               transform_output_tile<Rows, Columns>(shape, matrices, tiles.row, tiles.index, tiles.columns[b], b, epilogue, out);
-    });
+  TileRow row_of_tiles(const RowTile& row, int64_t index) const {
+    return {columns_.data(), static_cast<int64_t>(columns_.size()), row.tile, index};
   }
-  return first_lane(across_lanes<kLanes / 2>(finite, Sum{})) == 0;
-}
 
-P flush_denormals(P value) {
-  const P bound = P::broadcast(conv::kSmallestNormal);
-  const P magnitude{value.v < P::zero().v ? -value.v : value.v};
-  return P{magnitude.v < bound.v ? P::zero().v : value.v};
-}
-
-void transform_weights(const conv::Shape& shape, const float* weight, const int64_t* strides, int64_t panel, int64_t panel_width,
-                       float* u, int64_t matrix_stride) {
-  for (int64_t k = panel * panel_width; k < (panel + 1) * panel_width; k += kLanes) {
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      alignas(64) float taps[conv::kTaps][conv::kTaps][kLanes] = {};
-      for (int64_t lane = 0; lane < kLanes && k + lane < shape.filters; ++lane) {
-        const float* from = weight + (k + lane) * strides[0] + c * strides[1];
-        for (int y = 0; y < conv::kTaps; ++y) {
-          for (int x = 0; x < conv::kTaps; ++x) taps[y][x][lane] = from[y * strides[2] + x * strides[3]];
-        }
-      }
-      P half[kMaxPoints][conv::kTaps];
-      for (int x = 0; x < conv::kTaps; ++x) {
-        apply<kWeights, conv::kTaps>([&](int y) DEEPLAB_CRF_INLINE_LAMBDA { return P::load(taps[y][x]); },
-                                     [&](int i, P value) DEEPLAB_CRF_INLINE_LAMBDA { half[i][x] = value; }, Sequence<kMaxPoints>{});
-      }
-      float* to = u + (panel * shape.channels + c) * panel_width + k - panel * panel_width;
-      for (int i = 0; i < kMaxPoints; ++i) {
-        apply<kWeights, conv::kTaps>([&](int x) DEEPLAB_CRF_INLINE_LAMBDA { return half[i][x]; },
-                                     [&](int j, P value) DEEPLAB_CRF_INLINE_LAMBDA {
-                                       flush_denormals(value).store(to + (i * kMaxPoints + j) * matrix_stride);
-                                     },
-                                     Sequence<kMaxPoints>{});
-      }
-    }
+  void multiply(const TileMatrices& inputs, const TileMatrices& outputs, int64_t rows, int i, int j, int64_t panel) const {
+    const ProductKernels& kernels = product_kernels();
+    const int64_t width = kernels.panel_width;
+    const int64_t used = std::min(width, shape_.filters - panel * width);
+    const float* weights = transformed_ + (i * kMaxPoints + j) * weight_matrix_stride(shape_) + panel * shape_.channels * width;
+    kernels.multiply(inputs.data + inputs.begin[i][j], inputs.stride, rows, weights, shape_.channels,
+                     outputs.data + outputs.begin[i][j] + panel * width, outputs.stride,
+                     static_cast<int>(divide_up(used, kernels.lanes)), false);
   }
-}
+
+  const Shape& shape_;
+  const float* x_;
+  const float* transformed_;
+  Epilogue epilogue_;
+  float* out_;
+  float* zeros_;
+  float* matrices_;
+  int threads_;
+  std::vector<AxisTile> columns_;
+  std::vector<RowTile> rows_;
+  std::atomic<bool> finite_{true};
+};
 
 }  // namespace
 
-extern const conv::WinogradKernels winograd_kernels{transform_input, transform_output, transform_weights};
+int64_t winograd_weights_size(const Shape& shape) { return kMaxPoints * kMaxPoints * weight_matrix_stride(shape); }
 
-}  // namespace deeplab_crf::DEEPLAB_CRF_ISA
+int64_t winograd_workspace_size(const Shape& shape) {
+  const int64_t columns = static_cast<int64_t>(make_tiles(shape.columns).size());
+  const int64_t rows = shape.batch * static_cast<int64_t>(make_tiles(shape.rows).size());
+  return input_stride(shape) + chunk_rows(shape, rows, columns) * row_size(shape, columns);
+}
+
+int64_t winograd_products(const Shape& shape) { return shape.batch * products_along(shape.rows) * products_along(shape.columns); }
+
+void pack_winograd_weights(const Shape& shape, const float* weight, const int64_t* strides, float* transformed, int threads) {
+  parallel_for(threads, panels_of(shape.filters), [&](int64_t panel) {
+    winograd_kernels().transform_weights(shape, weight, strides, panel, product_kernels().panel_width, transformed,
+                                         weight_matrix_stride(shape));
+  });
+}
+
+bool winograd(const Shape& shape, const float* x, const float* transformed, const Epilogue& epilogue, float* out, float* workspace,
+              int threads) {
+  return Convolution(shape, x, transformed, epilogue, out, workspace, threads).run();
+}
+
+}  // namespace deeplab_crf::conv

@@ -5,16 +5,17 @@
 namespace deeplab_crf::cuda {
 namespace {
 
-// 16 bytes.
+// 16 bytes of elements, which a thread loads and stores at once.
 template <class E>
 struct alignas(16) Line {
   static constexpr int kSize = 16 / sizeof(E);
   E at[kSize];
 };
 
-// A thread 16 bytes of neighbours, at once where the arrays are aligned to that and the line is whole. One division finds the
-// channel of its first element, the others follow. Bytes an element: itself twice, and once of the residual; for 512 x 41 x 41 in
-// bfloat16 3.4 MB (5.2). 1 to 3 flops an element. Repeats bit for bit.
+// Each thread takes 16 bytes of neighbours, in one access if the arrays are aligned and the line is
+// whole. One division finds the channel of its first element; the others follow. Each element is
+// read and written once, and the residual read once: 3.4 MB (5.2 with a residual) for 512 x 41 x 41
+// in bfloat16, at 1 to 3 flops per element. Repeats bit for bit.
 template <class E>
 __global__ void __launch_bounds__(kThreads) finish_convolution(EpilogueArguments<E> a, bool aligned) {
   constexpr int kSize = Line<E>::kSize;

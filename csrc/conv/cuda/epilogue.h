@@ -1,4 +1,5 @@
-// What comes after a library's convolution, in one pass and in place. Plain C++: no CUDA header.
+// The epilogue after a library's convolution, in one pass and in place. Plain C++ without CUDA
+// headers.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +8,9 @@
 
 namespace deeplab_crf::cuda {
 
-// values <- relu(values + bias + residual); what is null is left out. E: float, double, Float16 or BFloat16; 16-bit numbers are
-// added as floats and rounded once.
-//   values, residual  `count` elements in which `inner` neighbours share a channel: H W in NCHW, 1 in NHWC
+// values <- relu(values + bias + residual); null pointers are left out. E: float, double, Float16
+// or BFloat16; 16-bit numbers are added as floats and rounded once.
+//   values, residual  `count` elements; `inner` neighbours share a channel: H W in NCHW, 1 in NHWC
 //   bias              (channels)
 template <class E>
 struct EpilogueArguments {

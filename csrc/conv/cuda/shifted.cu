@@ -5,10 +5,11 @@
 namespace deeplab_crf::cuda {
 namespace {
 
-// A thread an output pixel and class, neighbours having neighbouring classes: the K products of a pixel and tap are read in a row.
-// All threads look at the offsets in the same order, so those come from the constant cache. Bytes an output: S elements of products
-// and one written; for 41 x 41 x 21 and S = 33 floats 4.8 MB, less what falls outside. At most S flops. No atomics, and every sum
-// in the order of the offsets: repeats bit for bit.
+// One thread per output pixel and class. Neighbouring threads have neighbouring classes, so the K
+// products of a pixel and tap are read in a row. All threads read the offsets in the same order,
+// from the constant cache. Each output reads S products and is written once: 4.8 MB for 41 x 41 x
+// 21 and S = 33 floats, less the taps outside the map. At most S flops per output. There are no
+// atomics, and each sum follows the order of the offsets: repeats bit for bit.
 template <class E>
 __global__ void __launch_bounds__(kThreads) gather_taps(GatherArguments<E> a) {
   const int64_t item = thread_number();

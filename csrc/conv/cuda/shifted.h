@@ -1,5 +1,6 @@
-// The sum of convolutions of one input with few filters each, products first, shifts afterwards (conv/shifted.h): after a library's
-// product of all pixels with all taps, the pass that shifts and adds. Plain C++: no CUDA header.
+// The sum of convolutions of one input with few filters each, products first, shifts afterwards
+// (conv/cpu/shifted.h): the pass that shifts and adds, after a library's product of all pixels with
+// all taps. Plain C++ without CUDA headers.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,8 @@
 
 namespace deeplab_crf::cuda {
 
-// They travel with the launch, which takes 4 KB at most. Four rates of 3 x 3 have 33 distinct ones.
+// Offsets are launch arguments, which are limited to 4 KB. Four rates of 3 x 3 have 33 distinct
+// offsets.
 constexpr int kMaxOffsets = 128;
 
 struct Offsets {
@@ -17,11 +19,12 @@ struct Offsets {
   int32_t rows[kMaxOffsets], columns[kMaxOffsets];
 };
 
-// out[b, y, x, k] = bias[k] + sum over s of products[b, y + rows[s], x + columns[s], s, k], of those s that stay on the map.
-// E: float, double, Float16 or BFloat16; 16-bit numbers are added as floats and rounded once.
+// out[b, y, x, k] = bias[k] + sum of products[b, y + rows[s], x + columns[s], s, k] over the s that
+// stay on the map. E: float, double, Float16 or BFloat16; 16-bit numbers are added as floats and
+// rounded once.
 //   products  (B, H, W, S, K)
-//   bias      (K), what E is added as; or null
-//   out       strides in elements of an image, a pixel and a class
+//   bias      (K) of the type of the sums, or null
+//   out       with strides in elements between images, pixels and classes
 template <class E>
 struct GatherArguments {
   using Sum = std::conditional_t<sizeof(E) == 2, float, E>;

@@ -1,11 +1,10 @@
 #include "conv/cuda/winograd.h"
 #include "conv/cuda/winograd_kernels.cuh"
 #include "support/cuda/launch.h"
+#include "support/divide_up.h"
 
 namespace deeplab_crf::cuda {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 AxisTiles tiles_of_size(const conv::Axis& axis, int size) {
   const int64_t outputs = axis.out / axis.dilation, longer = axis.out % axis.dilation;
@@ -14,7 +13,7 @@ AxisTiles tiles_of_size(const conv::Axis& axis, int size) {
   return tiles;
 }
 
-// call.operator()<Rows, Columns>() with the sizes of the tiles as constants.
+// Calls call<Rows, Columns>() with the sizes of the tiles as constants.
 template <int Rows, class Call>
 void for_columns(int columns, const Call& call) {
   switch (columns) {

@@ -1,9 +1,12 @@
-// Winograd convolution F(m x m, 3 x 3) over the phases of a dilated convolution (conv/winograd.h) around a library's matrix
-// products: (1) inputs to one matrix for each pair of points; (2) the caller multiplies each with its matrix of weights; (3)
-// outputs, with the epilogue. Stride 1, any padding and dilation, float32. Plain C++: no CUDA header.
+// Winograd convolution F(m x m, 3 x 3) over the phases of a dilated convolution
+// (conv/cpu/winograd.h) with a library's matrix products: (1) inputs are transformed to one matrix
+// for each pair of points; (2) the caller multiplies each with its matrix of weights; (3) products
+// are transformed to outputs, with the epilogue. Stride 1, any padding and dilation, float32. Plain
+// C++ without CUDA headers.
 //
-// All tiles of a call have the same size, up to 4 x 4, which is chosen for each axis: so all matrices have the same rows, and their
-// products are one batch. What the last tile of a phase has too much is computed and not written.
+// All tiles of a call have the same size, up to 4 x 4, chosen for each axis, so all matrices have
+// the same number of rows, and their products are one batch. Outputs of a phase's last tile that
+// lie beyond the map are computed but not written.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +16,16 @@
 
 namespace deeplab_crf::cuda {
 
-// The tiles of an axis: phase by phase, the tiles of a phase in order. The first `longer` phases have outputs / phases + 1 outputs.
+// The tiles of an axis, phase by phase. The first `longer` phases have outputs / phases + 1
+// outputs.
 struct AxisTiles {
   int size;  // m
   int64_t longer;
-  int64_t in_longer, in_shorter;  // tiles of a phase
+  int64_t in_longer, in_shorter;  // tiles of a longer and of a shorter phase
   int64_t count;
 };
 
-// Of the size that needs the fewest products, the largest of those.
+// Chooses the tile size with the fewest products; of equal ones the largest.
 AxisTiles tiles_of(const conv::Axis& axis);
 
 struct WinogradTiles {
@@ -46,7 +50,8 @@ void winograd_weights(const WinogradTiles& tiles, const float* weight, const int
 // x (B, H, W, C) -> transformed (matrices, range.count, C): D d D^T.
 void winograd_inputs(const WinogradTiles& tiles, const TileRange& range, const float* x, float* transformed, const Queue& queue);
 
-// products (matrices, range.count, K) -> what those tiles write of out (B, OH, OW, K): relu(A^T m A + bias + residual).
+// products (matrices, range.count, K) -> the outputs of those tiles in out (B, OH, OW, K):
+// relu(A^T m A + bias + residual).
 void winograd_outputs(const WinogradTiles& tiles, const TileRange& range, const float* products, const conv::Epilogue& epilogue,
                       float* out, const Queue& queue);
 

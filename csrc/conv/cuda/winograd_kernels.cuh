@@ -1,5 +1,6 @@
-// The transforms of Winograd convolution, a thread a tile and channel. Neighbouring threads have neighbouring channels: every load
-// and store of a warp is one line of 128 bytes. All of a tile's numbers are in registers.
+// The transforms of Winograd convolution, one thread per tile and channel. Neighbouring threads
+// have neighbouring channels, so each load and store of a warp is one line of 128 bytes. All values
+// of a tile stay in registers.
 #pragma once
 
 #include <utility>
@@ -25,7 +26,7 @@ struct Weights {
   static constexpr int kColumns = conv::kTaps;
 };
 
-// sum + M[Row][k] in[k] over the k from K on; products with 0 are left out.
+// Adds M[Row][k] in[k] to `sum` for k from K on, leaving out zero factors.
 template <class M, int Row, int K>
 __device__ float dot(const float* in, float sum) {
   if constexpr (K == M::kColumns) {
@@ -58,7 +59,7 @@ __device__ inline int64_t start_of(const AxisTiles& tiles, const conv::Axis& axi
   return phase + number % in_phase * tiles.size * axis.dilation;
 }
 
-// Where a tile lies: its image and its first output.
+// The image of a tile and its first output.
 struct TilePlace {
   int64_t image, row, column;
 };
@@ -70,8 +71,9 @@ __device__ inline TilePlace place_of(const WinogradTiles& tiles, int64_t tile) {
 
 __device__ inline bool is_within(int64_t at, int64_t end) { return at >= 0 && at < end; }
 
-// U_ij = (G g G^T)_ij for the first Rows + 2 and Columns + 2 points. A thread a filter and channel, neighbours having neighbouring
-// filters: 9 floats read where they lie, once a weight, (Rows + 2)(Columns + 2) written. Repeats bit for bit.
+// U_ij = (G g G^T)_ij for the first Rows + 2 and Columns + 2 points. One thread per filter and
+// channel; neighbours have neighbouring filters. Reads 9 floats by stride, writes (Rows +
+// 2)(Columns + 2). Repeats bit for bit.
 template <int Rows, int Columns>
 __global__ void __launch_bounds__(kThreads)
     transform_weights(conv::Shape shape, const float* weight, int64_t by_filter, int64_t by_channel, int64_t by_row,
@@ -97,9 +99,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// V_ij = (D d D^T)_ij of the inputs d that a tile of Rows x Columns outputs reads, zeros outside the map. A thread a tile and
-// channel: (Rows + 2)(Columns + 2) floats in and out, for 4 x 4 that is 288 bytes and about 240 flops; tiles of a phase share 2 of
-// their 6 rows and columns, which the cache serves. Repeats bit for bit.
+// V_ij = (D d D^T)_ij of the inputs d that a tile of Rows x Columns outputs reads, zeros outside
+// the map. One thread per tile and channel: (Rows + 2)(Columns + 2) floats in and out, for 4 x 4
+// 288 bytes and about 240 flops. Tiles of a phase share 2 of their 6 rows and columns, which come
+// from the cache. Repeats bit for bit.
 template <int Rows, int Columns>
 __global__ void __launch_bounds__(kThreads)
     transform_inputs(WinogradTiles tiles, TileRange range, const float* x, float* transformed) {
@@ -132,9 +135,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// y = relu((A^T m A) + bias + residual) for a tile of Rows x Columns outputs; those beyond the map are not written. A thread a tile
-// and filter: (Rows + 2)(Columns + 2) floats in, Rows Columns out and as many of a residual; for 4 x 4 that is 208 bytes (272) and
-// about 200 flops. Repeats bit for bit.
+// y = relu((A^T m A) + bias + residual) for a tile of Rows x Columns outputs; those beyond the map
+// are not written. One thread per tile and filter: (Rows + 2)(Columns + 2) floats in, Rows Columns
+// out and as many of a residual; for 4 x 4 208 bytes (272 with a residual) and about 200 flops.
+// Repeats bit for bit.
 template <int Rows, int Columns>
 __global__ void __launch_bounds__(kThreads)
     transform_outputs(WinogradTiles tiles, TileRange range, const float* products, conv::Epilogue epilogue, float* out) {

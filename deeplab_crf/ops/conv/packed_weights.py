@@ -1,8 +1,8 @@
-"""Weights in the layouts of the kernels, made once and kept for as long as the weight lives and is the same.
+"""A cache of weights in the layouts of the kernels, valid while the weight lives and is unchanged.
 
-On the CPU that is asked at each call, of the numbers themselves (`_native.fingerprint`, 4 bytes a weight): a version counter does
-not see what is written through ``.data``, NumPy or shared memory. On CUDA it is the version counter that is asked, since reading
-the numbers would wait for the device.
+On the CPU, each call checks the values themselves (`_native.fingerprint`, 4 bytes per weight), because a
+version counter misses writes through ``.data``, NumPy or shared memory. On CUDA the version counter
+decides, since reading the values would wait for the device.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from deeplab_crf.ops.tensors import address
 from deeplab_crf.runtime.locks import ForkSafeLock
 
 _lock = ForkSafeLock()
-# Of each (first) weight: layout -> (marks, packed).
+# (First) weight -> layout -> (stamps, packed).
 _packed: Any = WeakTensorKeyDictionary()  # has no annotations
 
 
 def packed_weights(
     owner: Tensor, weights: Sequence[Tensor], layout: Hashable, size: int, pack: Callable[[Tensor], None]
 ) -> Tensor | None:
-    """Packs weights for the kernels on the CPU, or returns what was packed before.
+    """Return weights packed for the kernels on the CPU, from the cache if they are unchanged.
 
     Args:
-        owner: The first weight as the caller has it; what is packed lives as long as it does.
-        weights: Aliases of all weights, which no other thread can give other sizes.
-        layout: What else the packed weights depend on.
-        size: The number of floats.
+        owner: The caller's tensor of the first weight; the cache entry lives as long as it does.
+        weights: Aliases of all weights, whose sizes no other thread can change.
+        layout: Everything else that the packed weights depend on.
+        size: The number of packed floats.
         pack: Fills them from ``weights``.
 
     Returns:
-        The packed weights. None if a number is not finite: the kernels leave out taps beyond the
-        border, where torch multiplies zeros and gets NaN.
+        The packed weights, or None if a value is not finite: the kernels leave out taps beyond the
+        border, where torch multiplies with zeros and gets NaN.
     """
 
     def make() -> Tensor:
-        out = torch.zeros(size)  # some layouts leave places between panels as they are
+        out = torch.zeros(size)  # some layouts do not write between panels
         pack(out)
         return out if bool(torch.isfinite(out).all()) else out.new_empty(0)
 
-    packed = _kept(owner, layout, lambda: [_fingerprint(weight) for weight in weights], make)
+    packed = _cached(owner, layout, lambda: [_fingerprint(weight) for weight in weights], make)
     return packed if packed.numel() else None
 
 
@@ -56,40 +56,54 @@ def packed_on_device(
     queue: tuple[int, int],
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Returns ``make()``, a tensor made from ``weights`` on a CUDA device, or what it made before on the same stream. Another
-    stream would have to wait for this one: there it is made again. owners: the weights as the caller has them; weights: their
-    aliases."""
+    """Return ``make()``, a tensor made from weights on a CUDA device, or its cached result.
+
+    Each stream has a cache of its own, since another stream would have to wait for this one.
+
+    Args:
+        owners: The caller's tensors.
+        weights: Their aliases.
+        layout: Everything else that the result depends on.
+        queue: Device and stream.
+        make: Computes the result.
+
+    Returns:
+        The result.
+    """
     pairs = list(zip(owners, weights, strict=True))
-    return _kept(owners[0], layout, lambda: [_version(owner, weight, queue) for owner, weight in pairs], make)
+    return _cached(owners[0], layout, lambda: [_version(owner, weight, queue) for owner, weight in pairs], make)
 
 
-def _kept(
-    owner: Tensor, layout: Hashable, find_marks: Callable[[], list[Hashable]], make: Callable[[], Tensor]
+def _cached(
+    owner: Tensor, layout: Hashable, find_stamps: Callable[[], list[Hashable]], make: Callable[[], Tensor]
 ) -> Tensor:
-    """find_marks: of each weight, what changes with its numbers; None: it is not known whether they have changed."""
-    marks = find_marks()
-    keep = None not in marks
-    if keep:
+    """Look up or make packed weights; a stamp of None means that a change could not be noticed."""
+    stamps = find_stamps()
+    is_cacheable = None not in stamps
+    if is_cacheable:
         with _lock:
             found = _packed.get(owner, {}).get(layout)
-        if found is not None and found[0] == marks:
-            kept: Tensor = found[1]
-            return kept
+        if found is not None and found[0] == stamps:
+            packed: Tensor = found[1]
+            return packed
     out = make()
-    if keep and find_marks() == marks:  # else another thread wrote to the weights meanwhile
+    if is_cacheable and find_stamps() == stamps:  # else another thread wrote to the weights meanwhile
         with _lock:
-            _packed.setdefault(owner, {})[layout] = (marks, out)
+            _packed.setdefault(owner, {})[layout] = (stamps, out)
     return out
 
 
 def flush_denormals(weight: Tensor) -> Tensor:
-    """The weight with 0 for what is smaller than the smallest normal number (1.2e-38 in float32): processors take up to hundreds of
-    times as long for products with such numbers. The native packing does the same."""
+    """Return the weight with 0 for values below the smallest normal number (1.2e-38 in float32).
+
+    Processors take up to hundreds of times as long for products with such values. The native packing
+    does the same.
+    """
     return weight.masked_fill(weight.abs() < torch.finfo(weight.dtype).tiny, 0)
 
 
 def forget_weights() -> int:
-    """Drops every packed weight; the next calls make them again. Returns the bytes that were held."""
+    """Drop all packed weights, which the next calls make again; return their number of bytes."""
     with _lock:
         held: int = sum(out.nbytes for layouts in _packed.values() for _, out in layouts.values())
         _packed.clear()
@@ -97,16 +111,19 @@ def forget_weights() -> int:
 
 
 def _fingerprint(weight: Tensor) -> Hashable:
-    """Of the numbers in memory and how they are to be read. None for a tensor with gaps: it is packed each time."""
+    """Return a stamp of values, shape and strides; None for a tensor with gaps, which is packed in each call."""
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         return None
-    numbers = _native.fingerprint(address(weight), weight.numel(), torch.get_num_threads())
-    return (numbers, weight.shape, weight.stride())
+    values = _native.fingerprint(address(weight), weight.numel(), torch.get_num_threads())
+    return (values, weight.shape, weight.stride())
 
 
 def _version(owner: Tensor, weight: Tensor, queue: tuple[int, int]) -> Hashable:
-    """None for a tensor made in inference mode, which does not count its versions. With a reference to the owner: where a tensor
-    died the next one may have its address and version. The rest is the alias's: the owner may have other numbers by now."""
+    """Return a stamp of the version, or None for a tensor made in inference mode, which has no version counter.
+
+    It refers to the owner, since a new tensor may have the address and version of a dead one. All else
+    comes from the alias, since another thread may have changed the owner.
+    """
     if weight.is_inference():
         return None
     return (weight._version, weight.data_ptr(), weight.shape, weight.stride(), queue, WeakIdRef(owner))

@@ -101,4 +101,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_positions, grad_values, None, grad_widths
 
 
-register_operator("scaled_features", _scale, _scale_fake, _backward, _save, elsewhere=_scale_by_torch)
+register_operator(
+    "scaled_features(Tensor positions, Tensor? values, Tensor? index, Tensor widths) -> Tensor",
+    _scale,
+    _scale_fake,
+    _backward,
+    _save,
+    elsewhere=_scale_by_torch,
+)

@@ -249,17 +249,22 @@ def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register_operator(
-    "lattice_build", partial(_build, cpu), _build_fake, _build_backward, _save_features, partial(_build, cuda)
+    "lattice_build(Tensor features, int? max_vertices=None) -> (Tensor rows, Tensor weights, Tensor structure)",
+    partial(_build, cpu),
+    _build_fake,
+    _build_backward,
+    _save_features,
+    partial(_build, cuda),
 )
 register_operator(
-    "lattice_build_backward",
+    "lattice_build_backward(Tensor grad_weights, Tensor features) -> Tensor",
     partial(_embed_gradient, cpu),
     lambda grad_weights, features: features.new_empty(features.shape),
     no_second_derivative("lattice_build"),
     cuda=partial(_embed_gradient, cuda),
 )
 register_operator(
-    "lattice_filter",
+    "lattice_filter(Tensor values, Tensor rows, Tensor weights, Tensor structure, bool transpose=False) -> Tensor",
     partial(_filter, cpu),
     _filter_fake,
     _filter_backward,
@@ -267,14 +272,15 @@ register_operator(
     partial(_filter, cuda),
 )
 register_operator(
-    "lattice_filter_weights_backward",
+    "lattice_filter_weights_backward(Tensor grad, Tensor values, Tensor rows, Tensor weights, Tensor "
+    "structure, bool transpose) -> Tensor",
     partial(_filter_weights_gradient, cpu),
     lambda grad, values, rows, weights, structure, transpose: weights.new_empty(weights.shape),
     no_second_derivative("lattice_filter in the features of its lattice"),
     cuda=partial(_filter_weights_gradient, cuda),
 )
 register_operator(
-    "lattice_norm",
+    "lattice_norm(Tensor rows, Tensor weights, Tensor structure, Tensor? mask, bool root) -> Tensor",
     partial(_norm, cpu),
     lambda rows, weights, structure, mask, root: weights.new_empty(rows.shape[:2]),
     _norm_backward,

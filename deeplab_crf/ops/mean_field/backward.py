@@ -140,7 +140,11 @@ def _gradient_fake(grad: Tensor, out: Tensor, trace: Tensor, *arguments: Any) ->
 
 
 register_operator(
-    "mean_field_backward",
+    "mean_field_backward(Tensor grad, Tensor out, Tensor trace, Tensor[] rows, Tensor[] weights, Tensor[] "
+    "structures, Tensor[] norms_in, Tensor[] norms_out, Tensor[] compatibilities, Tensor? order, int "
+    "iterations, float tolerance, bool log_output, bool from_start, bool fixed_point, bool[] needed) -> "
+    "(Tensor grad_unary, Tensor grad_start, Tensor[] grad_weights, Tensor[] grad_norms_in, Tensor[] "
+    "grad_norms_out, Tensor[] grad_compatibilities)",
     partial(_gradient, cpu),
     _gradient_fake,
     no_second_derivative("mean_field"),

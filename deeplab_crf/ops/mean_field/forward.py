@@ -162,7 +162,9 @@ def _mean_field_fake(unary: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 register_operator(
-    "mean_field",
+    "mean_field(Tensor unary, Tensor[] rows, Tensor[] weights, Tensor[] structures, Tensor[] norms_in, "
+    "Tensor[] norms_out, Tensor[] compatibilities, Tensor? order, Tensor? start, int iterations, float "
+    "damping, float tolerance, bool log_output, str gradients) -> (Tensor out, Tensor trace)",
     partial(_mean_field, cpu),
     _mean_field_fake,
     mean_field_backward,

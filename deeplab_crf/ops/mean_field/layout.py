@@ -72,5 +72,17 @@ def _unpack_backward(ctx: Any, grad: Tensor) -> Tensor:
     return grad.transpose(1, 2)
 
 
-register_operator("pack_energies", partial(_pack, cpu), _fake, _pack_backward, cuda=partial(_pack, cuda))
-register_operator("unpack_scores", partial(_unpack, cpu), _fake, _unpack_backward, cuda=partial(_unpack, cuda))
+register_operator(
+    "pack_energies(Tensor logits, bool check=True) -> Tensor",
+    partial(_pack, cpu),
+    _fake,
+    _pack_backward,
+    cuda=partial(_pack, cuda),
+)
+register_operator(
+    "unpack_scores(Tensor scores) -> Tensor",
+    partial(_unpack, cpu),
+    _fake,
+    _unpack_backward,
+    cuda=partial(_unpack, cuda),
+)

@@ -1,26 +1,25 @@
-#include "conv/shifted.h"
+#include "conv/cpu/shifted.h"
 
 #include <algorithm>
 #include <map>
 
+#include "conv/cpu/denormals.h"
 #include "conv/cpu/kernels.h"
-#include "conv/denormals.h"
+#include "support/divide_up.h"
 #include "support/parallel.h"
 
 namespace deeplab_crf::conv {
 namespace {
 
-// Pixels whose products are computed together, as many as the product keeps in registers; the widest panel.
+// Pixels whose products are computed together: as many rows as the product keeps in registers.
 constexpr int64_t kBlock = 6;
-constexpr int64_t kWidestPanel = 64;
-// Output rows of a task: they share what they read of the weights.
+constexpr int64_t kWidestPanel = 64;  // with 512-bit vectors
+// Output rows of a task: they share the weights that they read.
 constexpr int64_t kTaskRows = 8;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-// Input pixels [begin, end) of a row and the range of the columns of dx * K that any of them needs.
+// Input pixels [begin, end) of a row, and the range of columns (dx, K) that any of them needs.
 struct ShiftedSum::Pixels {
   int64_t begin, end, first_column, last_column;
 };
@@ -54,7 +53,7 @@ int64_t ShiftedSum::panels_of(const TapRow& row) const {
 ShiftedSum::Pixels ShiftedSum::block_of(const TapRow& row, int64_t block) const {
   const int64_t width = shape_.columns.in, blocks = divide_up(width, kBlock);
   const int64_t begin = block * width / blocks, end = (block + 1) * width / blocks;
-  // Pixel x serves output x - dx: dx in (x - out, x].
+  // Pixel x contributes to output x - dx, so dx lies in (x - out, x].
   const auto first = std::upper_bound(row.dx.begin(), row.dx.end(), begin - shape_.columns.out);
   const auto last = std::upper_bound(row.dx.begin(), row.dx.end(), end - 1);
   return {begin, end, (first - row.dx.begin()) * shape_.filters, (last - row.dx.begin()) * shape_.filters};
@@ -102,7 +101,7 @@ void ShiftedSum::pack_weights(float* packed, int threads) const {
   }
 }
 
-// out (OW, K), one output row, += the products of `line`, one input row.
+// Adds the products of `line`, one input row, to `out` (OW, K), one output row.
 void ShiftedSum::add_row(const TapRow& row, const float* line, const float* packed, float* out) const {
   const ProductKernels& kernels = product_kernels();
   const int64_t width = kernels.panel_width, lanes = kernels.lanes, filters = shape_.filters;
@@ -114,7 +113,7 @@ void ShiftedSum::add_row(const TapRow& row, const float* line, const float* pack
       const int64_t first = std::max(panel * width, pixels.first_column);
       const int64_t last = std::min((panel + 1) * width, pixels.last_column);
       if (first >= last) continue;
-      const int64_t begin = first / lanes * lanes;  // a panel begins at a whole pack
+      const int64_t begin = first / lanes * lanes;  // a panel begins at a pack boundary
       kernels.multiply(line + pixels.begin * shape_.channels, shape_.channels, pixels.end - pixels.begin,
                        weights + begin - panel * width, shape_.channels, products, width,
                        static_cast<int>(divide_up(last - begin, lanes)), false);

@@ -1,30 +1,30 @@
-#include "conv/direct.h"
+#include "conv/cpu/direct.h"
 
 #include <algorithm>
 
+#include "conv/cpu/denormals.h"
 #include "conv/cpu/kernels.h"
-#include "conv/denormals.h"
+#include "support/divide_up.h"
 #include "support/parallel.h"
 
 namespace deeplab_crf::conv {
 namespace {
 
-// Outputs of one task, at most, and the width of the widest panel: 12 KB of sums.
+// Most outputs of one task, and the width of the widest panel (512-bit vectors): 12 KB of sums.
 constexpr int64_t kRun = 48;
 constexpr int64_t kWidestPanel = 64;
 // Floats that stay in the second-level cache beside a run of pixels.
 constexpr int64_t kNearCache = int64_t{1} << 17;
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t panels_of(int64_t columns) { return divide_up(columns, product_kernels().panel_width); }
 
-// Outputs [begin, end) of an axis whose tap falls inside.
-struct Range {
+// Outputs [begin, end) of an axis.
+struct OutputRange {
   int64_t begin, end;
 };
 
-Range outputs_of_tap(const Axis& axis, int64_t tap) {
+// The outputs whose tap falls inside the map.
+OutputRange outputs_of_tap(const Axis& axis, int64_t tap) {
   const int64_t shift = axis.padding - tap * axis.dilation;  // input = output * stride - shift
   const int64_t begin = shift > 0 ? divide_up(shift, axis.stride) : 0;
   const int64_t last = axis.in - 1 + shift;
@@ -34,13 +34,13 @@ Range outputs_of_tap(const Axis& axis, int64_t tap) {
 int64_t products_along(const Axis& axis) {
   int64_t products = 0;
   for (int64_t tap = 0; tap < axis.kernel; ++tap) {
-    const Range range = outputs_of_tap(axis, tap);
+    const OutputRange range = outputs_of_tap(axis, tap);
     products += std::max<int64_t>(0, range.end - range.begin);
   }
   return products;
 }
 
-// Outputs [begin, end) of row `row` of an image, for one panel of filters.
+// Outputs [begin, end) of one row of an image, for one panel of filters.
 struct Run {
   int64_t image, row, begin, end, panel;
 };
@@ -56,7 +56,7 @@ void add_taps(const Shape& shape, const float* x, const float* packed, const Run
     if (y < 0 || y >= rows.in) continue;
     const float* line = x + (run.image * rows.in + y) * columns.in * shape.channels;
     for (int64_t kx = 0; kx < columns.kernel; ++kx) {
-      const Range range = outputs_of_tap(columns, kx);
+      const OutputRange range = outputs_of_tap(columns, kx);
       const int64_t begin = std::max(range.begin, run.begin), end = std::min(range.end, run.end);
       if (begin >= end) continue;
       const int64_t left = begin * columns.stride - columns.padding + kx * columns.dilation;
@@ -80,7 +80,7 @@ void convolve(const Shape& shape, const float* x, const float* packed, const Epi
   kernels.finish(sums, width, count, std::min(width, shape.filters - first), shifted, out + at, shape.filters);
 }
 
-// Where every output is the product of one pixel, all pixels are one row.
+// A pointwise convolution as one row of all pixels; any other shape unchanged.
 Shape flattened(const Shape& shape) {
   const auto pointwise = [](const Axis& axis) { return axis.kernel == 1 && axis.stride == 1 && axis.padding == 0; };
   if (!pointwise(shape.rows) || !pointwise(shape.columns)) return shape;
@@ -115,8 +115,8 @@ void direct(const Shape& given, const float* x, const float* packed, const Epilo
   const Shape shape = flattened(given);
   const int64_t rows = shape.batch * shape.rows.out, runs = divide_up(shape.columns.out, kRun);
   const int64_t panels = panels_of(shape.filters), all = rows * runs;
-  // Where the weights stay in a near cache, a run of pixels is used for all panels before the next one is fetched; else a panel for
-  // all pixels.
+  // If the weights stay in a near cache, use a run of pixels for all panels before fetching the
+  // next run; else use a panel for all pixels.
   const bool runs_first = direct_weights_size(shape) <= kNearCache;
   parallel_for(threads, panels * all, [&](int64_t task) {
     const int64_t place = runs_first ? task / panels : task % all, run = place % runs, row = place / runs;

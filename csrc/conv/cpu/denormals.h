@@ -1,5 +1,5 @@
-// Weights below the smallest normal number, 1.2e-38, are packed as 0: processors take up to hundreds of times as long for products
-// with them (docs/convolution.md).
+// Weights below the smallest normal number, 1.2e-38, are packed as 0: processors take up to
+// hundreds of times as long for products with them (docs/convolution.md).
 #pragma once
 
 #include <cmath>

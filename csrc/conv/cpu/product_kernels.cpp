@@ -1,4 +1,4 @@
-// Products of a few rows with a panel, and what surrounds them: epilogue, sums, transposition.
+// Products of a few rows with a panel, epilogue, sums and transposition.
 #include <utility>
 
 #include "conv/cpu/kernels.h"
@@ -10,8 +10,9 @@ namespace {
 using P = Pack<float, kLongLanes<float>>;
 constexpr int kLanes = P::kLanes;
 
-// Accumulators of one block of rows: 24 of 32 registers with 512 bits, 12 of 16 else. Measured on Zen 5 with 512 bits: 6 x 4 249
-// GFLOP/s, 7 x 4 212, 8 x 3 234, 12 x 2 232; with 256 bits 6 x 2 117, 4 x 3 114.
+// Accumulators of one block of rows: 24 of 32 registers with 512-bit vectors, else 12 of 16.
+// Measured on Zen 5 in GFLOP/s: 512 bits 6 x 4 249, 7 x 4 212, 8 x 3 234, 12 x 2 232; 256 bits 6 x
+// 2 117, 4 x 3 114.
 #if defined(__AVX512F__)
 constexpr int kVectors = 4;
 #else
@@ -20,8 +21,8 @@ constexpr int kVectors = 2;
 constexpr int kRows = 6;
 constexpr int64_t kPanelWidth = kVectors * kLanes;
 
-// c (Rows, Vectors packs) (+)= a (Rows, depth) b (depth, Vectors packs). 2 Rows Vectors lanes flops for Vectors + Rows loads a
-// step; sums run over the depth in ascending order.
+// c (Rows, Vectors packs) = or += a (Rows, depth) b (depth, Vectors packs). Each step takes
+// 2 Rows Vectors lanes flops for Vectors + Rows loads. Sums run over the depth in ascending order.
 template <int Rows, int Vectors>
 void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c, int64_t c_stride, bool accumulate) {
   P sums[Rows][Vectors];
@@ -30,7 +31,7 @@ void multiply_block(const float* a, int64_t a_stride, const float* b, int64_t de
   }
   for (int64_t k = 0; k < depth; ++k) {
     if (k % 16 == 0) {
-      // The next rows: each is too short for the processor to see where it leads.
+      // Fetch the next rows: each is too short for the hardware prefetcher to follow.
       for (int r = 0; r < Rows; ++r) __builtin_prefetch(a + (Rows + r) * a_stride + k);
     }
     P weights[Vectors];
@@ -55,7 +56,8 @@ auto block_of_rows(int64_t rows, std::integer_sequence<int, Rows...>) {
 template <int Vectors>
 void multiply_rows(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, float* c, int64_t c_stride,
                    bool accumulate) {
-  // Blocks of nearly equal size: one row alone would wait for its few sums.
+  // Use blocks of nearly equal size: a last block of one row has too few sums to hide their
+  // latency.
   const int64_t blocks = (rows + kRows - 1) / kRows;
   for (int64_t block = 0, row = 0; block < blocks; ++block) {
     const int64_t count = (rows - row + blocks - block - 1) / (blocks - block);
@@ -97,7 +99,7 @@ void finish(const float* c, int64_t c_stride, int64_t rows, int64_t filters, con
       P y = load(from);
       if (bias != nullptr) y = y + load(bias);
       if (residual != nullptr) y = y + load(residual);
-      // A NaN stays one, as in torch: the comparison is false for it.
+      // NaN stays NaN, as in torch: the comparison is false for it.
       if (relu) y = P{y.v < P::zero().v ? P::zero().v : y.v};
       left < kLanes ? y.store_partial(to + k, left) : y.store(to + k);
     }

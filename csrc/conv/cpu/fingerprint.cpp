@@ -1,9 +1,10 @@
-#include "conv/fingerprint.h"
+#include "conv/cpu/fingerprint.h"
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "support/divide_up.h"
 #include "support/parallel.h"
 
 namespace deeplab_crf::conv {
@@ -17,7 +18,7 @@ uint64_t mix(uint64_t hash, uint64_t value) {
   return hash ^ (hash >> 29);
 }
 
-// Fletcher's sums in parallel chains: the second sum weighs each word by its place.
+// Fletcher's checksum in parallel chains: the second sum weighs each word by its place.
 uint64_t fingerprint_of_chunk(const float* values, int64_t count) {
   uint32_t first[kChains] = {}, second[kChains] = {};
   int64_t i = 0;
@@ -42,7 +43,7 @@ uint64_t fingerprint_of_chunk(const float* values, int64_t count) {
 }  // namespace
 
 uint64_t fingerprint(const float* values, int64_t count, int threads) {
-  std::vector<uint64_t> hashes((count + kChunk - 1) / kChunk);
+  std::vector<uint64_t> hashes(divide_up(count, kChunk));
   parallel_for(threads, static_cast<int64_t>(hashes.size()), [&](int64_t chunk) {
     hashes[chunk] = fingerprint_of_chunk(values + chunk * kChunk, std::min(kChunk, count - chunk * kChunk));
   });
