@@ -13,10 +13,16 @@ INTERRUPTED_TEXT = "Interrupted; what is written is whole"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line with ``argv`` (None: the process's own) and return the exit status.
+    """Run the command line.
 
-    0 done, 1 something failed (one line on stderr says what), 2 wrong usage, 130 interrupted with Ctrl-C. With the process's own
-    ``argv``, Ctrl-C while modules are imported ends the process at once.
+    With the process's own arguments, Ctrl-C while modules are imported ends the process at once.
+
+    Args:
+        argv: The arguments; None: those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage, 130
+            interrupted with Ctrl-C.
     """
     try:
         if argv is None:

@@ -1,4 +1,4 @@
-"""``deeplab-crf convert``: released weights to a file that says what it is."""
+"""``deeplab-crf convert``: convert released weights to a file that describes itself."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from deeplab_crf.models.variants import VARIANTS
     "--model",
     type=click.Choice(list(VARIANTS)),
     metavar="NAME",
-    help=f"The network, where several have the same layers: {', '.join(VARIANTS)}.",
+    help=f"The network, if several have the same layers: {', '.join(VARIANTS)}.",
 )
 @click.option(
     "--multi-scale/--single-scale",
     default=None,
-    help="Whether OUT's network sees images at three scales. Default: as released.",
+    help="Run OUT's network at three scales or at one. Default: as released.",
 )
-@click.option("--half", is_flag=True, help="Keep numbers in 16 bits: half of the space.")
+@click.option("--half", is_flag=True, help="Store numbers in 16 bits, which halves the file.")
 @click.option(
     "--crf",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="The CRF that OUT's network is to have where none is asked for.",
+    help="The default CRF of OUT's network.",
 )
 @click.option(
     "--input-convention",
     type=click.Choice(CONVENTIONS),
     metavar="NAME",
-    help="What IN's first layer was trained on, where IN does not tell: bgr-255 (Caffe: BGR in 0..255 minus the mean), "
+    help="Input that IN's first layer was trained on, if IN does not tell: bgr-255 (Caffe: BGR in 0..255 minus the mean), "
     "rgb-255 (the same in RGB) or rgb-1 (torchvision: RGB in 0..1, normalised).",
 )
 @click.option(
@@ -53,8 +53,8 @@ def convert(
 ) -> None:
     """Convert the weights IN, a .caffemodel or .pth of any known origin, to OUT.safetensors.
 
-    OUT says which network and how many classes it is for, loads without running any code, and is what `segment` takes without
-    --model. Every layer of IN is accounted for, or nothing is written.
+    OUT names its network and number of classes, loads without running code, and needs no --model in
+    `segment`. Every layer of IN must be accounted for, else nothing is written.
     """
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="OUT")
@@ -75,5 +75,5 @@ def convert(
         network.usage = replace(network.usage, crf=crf)
     save_weights(network, out, half=half, classifier=not backbone_only)
     click.echo(str(report))
-    what = "its backbone" if backbone_only else f"{network.num_classes} classes"
-    click.echo(f"wrote {out}: {network.variant.name}, {what}")
+    content = "its backbone" if backbone_only else f"{network.num_classes} classes"
+    click.echo(f"wrote {out}: {network.variant.name}, {content}")

@@ -1,4 +1,4 @@
-"""``deeplab-crf demo``: the bundled photographs, before and after."""
+"""``deeplab-crf demo``: segment and refine the bundled images."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OPTIONS = "--bilateral-sxy 40 --bilateral-srgb 10 --bilateral-weight 8 --iterati
 
 
 @click.command()
-@out_option("Folder for the pictures.")
+@out_option("Folder for the results.")
 def demo(out: Path) -> None:
-    """Segment a bundled street photograph with the bundled network and its CRF, and refine coarse labels of a portrait.
+    """Segment a bundled street image, and refine the coarse labels of a bundled portrait.
 
-    Writes street.png (image, network, network and CRF) and street_labels.png where torch is installed, and before.png, after.png,
-    before_after.png and labels.png.
+    Writes street.png (image, network, network and CRF) and street_labels.png if torch is installed,
+    and before.png, after.png, before_after.png and labels.png.
     """
     written = _refine_portrait(out)
     if find_spec("torch") is None:
@@ -51,7 +51,7 @@ def _refine_portrait(folder: Path) -> list[str]:
     refine_file(plan_file(ASTRONAUT, COARSE_LABELS, labels_out), SETTINGS)
     image = read_image(ASTRONAUT)
     before, after = (overlay(image, read_labels(path)) for path in (COARSE_LABELS, labels_out))
-    pictures = {"before.png": before, "after.png": after, "before_after.png": side_by_side([before, after])}
-    for name, picture in pictures.items():
-        write_image(folder / name, picture)
-    return [*pictures, "labels.png"]
+    images = {"before.png": before, "after.png": after, "before_after.png": side_by_side([before, after])}
+    for name, array in images.items():
+        write_image(folder / name, array)
+    return [*images, "labels.png"]

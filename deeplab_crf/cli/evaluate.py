@@ -1,4 +1,4 @@
-"""``deeplab-crf evaluate``: a network, or saved scores, on a labelled data set, before and after the CRF."""
+"""``deeplab-crf evaluate``: score a network or saved scores before and after the CRF."""
 
 from __future__ import annotations
 
@@ -54,17 +54,19 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
 @click.option(
     "--scores-are",
     type=click.Choice(SCORE_KINDS),
-    help="What others' scores are. Default: by the key's name, or by the numbers if certain.",
+    help="Kind of scores by other programs. Default: by the key's name, or by the numbers if certain.",
 )
-@click.option("--key", help="Which array of others' .npz files.")
+@click.option("--key", help="Array to read from .npz files of other programs.")
 @click.option(
-    "--align-corners", is_flag=True, help="Upsample others' coarse scores so that corner samples meet corner pixels."
+    "--align-corners",
+    is_flag=True,
+    help="Upsample coarse scores of other programs so that corner samples meet corner pixels.",
 )
 @cam_option
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="How probable each label of predicted label maps is before the CRF. Default: 0.7, as in refine.",
+    help="Probability of each label of predicted label maps before the CRF. Default: 0.7, as in refine.",
 )
 @crf_options(
     "Also score the labels after the dense CRF.",
@@ -90,20 +92,22 @@ DEFAULT_PRESET = "pydensecrf"  # of scores, which do not say what network they a
     "--save-scores",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Keep the network's scores, NAME.npz for each image, for --scores and tune.",
+    help="Save the network's scores, NAME.npz for each image, for --scores and tune.",
 )
 @out_option("Write results.json, results.md, trimap.png and examples.", required=False)
 @click.option("--examples", type=click.IntRange(0), default=3, show_default=True,
-              help="Figures of so many images that the CRF made worst, and best.")  # fmt: skip
+              help="Number of images in figures of those that the CRF made worst, and best.")  # fmt: skip
 @existing_options
 def evaluate(out: Path | None, examples: int, existing: str | None, **options: Any) -> None:
-    """Score a network and its CRF on a data set: IoU of each class, mean IoU and accuracies, from one confusion matrix over all
-    images, and near the edges of objects (trimap).
+    """Score a network and its CRF on a data set.
 
-    Results in FOLDER of the same data, network and settings are left as they are; of others they are refused without --overwrite,
-    which replaces all of them.
+    Reports the IoU of each class, mean IoU and accuracies, from one confusion matrix over all
+    images, and the same near the edges of objects (trimap).
 
-    Under torchrun every process takes a share of the images, and the first one reports.
+    Existing results of the same data, network and settings in FOLDER are kept. Others are refused
+    without --overwrite, which replaces all of them.
+
+    Under torchrun, every process evaluates a share of the images, and the first one reports.
     """
     _check_options(options)
     dataset = open_data(options)
@@ -128,9 +132,9 @@ def evaluate(out: Path | None, examples: int, existing: str | None, **options: A
     torch.set_num_threads(threads)
     workers = options["workers"] or (threads if world.device.type == "cpu" else 2)
     task, settings = _task(plan, options, world.device, threads)
-    with plan.recorded() if world.leads else nullcontext():
+    with plan.recorded() if world.is_main else nullcontext():
         evaluation = _run(task, world, workers, max(1, threads // workers))
-        if not world.leads:
+        if not world.is_main:
             return
         counts = {"threads": threads, "workers": workers, "processes": world.size}
         report = _print_report(evaluation, dataset, {**settings, **counts})
@@ -139,10 +143,7 @@ def evaluate(out: Path | None, examples: int, existing: str | None, **options: A
 
 
 class _Plan:
-    """What is written by an evaluation, and the records of what that was made from.
-
-    existing: what becomes of results that exist, see `existing_options`. options: those of the command.
-    """
+    """The files that an evaluation writes, and the records of their inputs."""
 
     def __init__(
         self,
@@ -171,10 +172,11 @@ class _Plan:
             self.job = FileJob(tuple(inputs), self.results.outputs_with(out / "results.json"))
 
     def is_done(self) -> bool:
-        """Whether there is nothing to do; True having said so.
+        """Return whether there is nothing to do, and say so.
 
-        Raises ValueError where files exist whose origin is not known, and where the folder of results has those of other data or
-        settings, unless ``existing`` says what to do.
+        Raises:
+            ValueError: Files of unknown origin, other data or other settings exist, and
+                ``existing`` is None.
         """
         wanted = [path for job in self._score_jobs for path in job.outputs]
         if self.results is not None:
@@ -203,7 +205,7 @@ class _Plan:
         return True
 
     def recorded(self) -> AbstractContextManager[None]:
-        """Within the block, results are written, and recorded with the data as it was at the beginning."""
+        """Within the block, results are written and recorded with the data at its beginning."""
         return nullcontext() if self.results is None else self.results.making(self.job)
 
 
@@ -221,18 +223,18 @@ def _print_report(evaluation: Evaluation, dataset: SegmentationFolder, settings:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raise UsageError for options that exclude each other."""
     useless: tuple[str, ...] = ("scores_are", "key", "align_corners", "cam_background", "confidence")
-    why = "with --scores alone"
+    condition = "with --scores alone"
     if options["scores"] is not None:
-        useless, why = (*NETWORK_OPTIONS, "save_scores"), "with a network, not with --scores"
+        useless, condition = (*NETWORK_OPTIONS, "save_scores"), "with a network, not with --scores"
     for option in useless:
         if options[option] not in (None, False):
-            raise click.UsageError(f"--{option.replace('_', '-')} is of use {why}")
+            raise click.UsageError(f"--{option.replace('_', '-')} is of use {condition}")
 
 
 def _task(plan: _Plan, options: dict[str, Any], device: Any, threads: int) -> tuple[Task, dict[str, Any]]:
-    """What to evaluate, and the settings as the report shows them."""
+    """Return the task, and the settings for the report."""
     from deeplab_crf.evaluation.evaluate import Task
 
     dataset = plan.dataset
@@ -252,7 +254,7 @@ def _task(plan: _Plan, options: dict[str, Any], device: Any, threads: int) -> tu
 def _network(
     plan: _Plan, options: dict[str, Any], device: Any, threads: int
 ) -> tuple[ScoreSource, Any, str, dict[str, Any]]:
-    """The source of scores, the CRF, the name of its settings, and what the report says of the network."""
+    """Return the source of scores, the CRF, the preset's name, and settings for the report."""
     from deeplab_crf.evaluation.evaluate import NetworkScores, RecordedScores
 
     dataset = plan.dataset
@@ -277,7 +279,7 @@ def _network(
 def _files(
     dataset: SegmentationFolder, options: dict[str, Any], device: Any
 ) -> tuple[ScoreSource, Any, str, dict[str, Any]]:
-    """The same for scores from a folder."""
+    """Return the same as `_network` for scores from a folder."""
     from deeplab_crf.crf.dense_crf import DenseCRF
     from deeplab_crf.evaluation.evaluate import FileScores, ScoreReading
     from deeplab_crf.ops.library import CUDA_BUILT
@@ -299,11 +301,11 @@ def _files(
 
 
 def _run(task: Task, world: World, workers: int, threads: int) -> Evaluation:
-    """The scores, under a progress bar of the process that leads."""
+    """Evaluate, with a progress bar in the main process."""
     from deeplab_crf.evaluation.evaluate import evaluate_share
 
     share = -(-len(task.dataset) // world.size)
-    progress = click.progressbar(length=share, label="evaluate", file=sys.stderr) if world.leads else nullcontext()
+    progress = click.progressbar(length=share, label="evaluate", file=sys.stderr) if world.is_main else nullcontext()
     with remembered_interrupts() as check_interrupts, progress as bar:
 
         def on_image() -> None:

@@ -1,4 +1,4 @@
-"""``deeplab-crf info``: what is built, what runs here."""
+"""``deeplab-crf info``: report what was built and what this machine can use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PACKAGES = ("numpy", "pillow", "click", "torch", "safetensors", "h5py", "pydense
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def info(as_json: bool) -> None:
-    """Say what was built, what this machine can use, and if not, why and what to do."""
+    """Report what was built and what this machine can use, and hints for what is missing."""
     facts = collect()
     click.echo(json.dumps(facts, indent=2) if as_json else _as_text(facts))
 
 
 def collect() -> dict[str, Any]:
-    """native: `deeplab_crf.native_info()`; packages: versions, None where not installed (nothing is imported)."""
+    """Return build information and package versions, None where not installed."""
     return {
         "native": native_info(),
         "python": platform.python_version(),

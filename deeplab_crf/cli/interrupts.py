@@ -1,4 +1,4 @@
-"""Ctrl-C that does not get lost."""
+"""Handling of Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ _usual: Any = signal.default_int_handler  # what Ctrl-C means where it has no ot
 
 
 def leave_while_importing(status: int, text: str) -> None:
-    """From now on, Ctrl-C while modules are imported prints ``text`` on stderr and ends the process with ``status``, at once;
-    otherwise it raises KeyboardInterrupt as ever.
+    """End the process at once on Ctrl-C while modules are imported.
 
-    An import cannot be relied on to pass KeyboardInterrupt on: Python drops it in the callbacks of its import system, extension
-    modules turn it into other errors, and C++ code that does not expect it aborts the process. Does nothing where Ctrl-C has
-    another meaning already.
+    Otherwise Ctrl-C raises KeyboardInterrupt as usual. Imports do not reliably pass it on: Python
+    drops it in callbacks of its import system, extension modules turn it into other errors, and C++
+    code that does not expect it aborts the process. Nothing changes if Ctrl-C already has another
+    meaning.
+
+    Args:
+        status: The exit status.
+        text: Printed on stderr.
     """
     global _usual
     process = os.getpid()
@@ -53,11 +57,14 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextmanager
 def remembered_interrupts() -> Iterator[Callable[[], None]]:
-    """Within the block, Ctrl-C raises KeyboardInterrupt as ever, and is remembered: the function that the block gets raises
-    it again. Python drops the first where it arrives in a ``__del__`` (that of a closed .npz file, say); where modules are being
-    imported, only that function raises it.
+    """Within the block, raise KeyboardInterrupt on Ctrl-C and remember it.
 
-    Does nothing where Ctrl-C has another meaning already (ignored, or handled by the program that called us).
+    Python drops the exception in a ``__del__`` (that of a closed .npz file, say), and it is not
+    raised during imports. Nothing changes if Ctrl-C already has another meaning (ignored, or
+    handled by the calling program).
+
+    Yields:
+        A function that raises KeyboardInterrupt if Ctrl-C was pressed.
     """
     pressed = False
 
@@ -87,10 +94,12 @@ def remembered_interrupts() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within the block, the first Ctrl-C or SIGTERM only makes the function true that the block gets, so that work can come to a
-    good end; the second Ctrl-C raises KeyboardInterrupt.
+    """Within the block, remember the first Ctrl-C or SIGTERM, so that work can end well.
 
-    Signals that have another meaning already (ignored, or handled by the program that called us) keep it.
+    The second Ctrl-C raises KeyboardInterrupt. Signals that already have another meaning keep it.
+
+    Yields:
+        A function that returns whether the first one arrived.
     """
     asked = False
 

@@ -1,4 +1,4 @@
-"""What becomes of results that exist, and many files one after the other: a progress bar, and failures kept for the end."""
+"""Existing results, and runs over many files with a progress bar and failures reported at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ J = TypeVar("J", bound=Job)
 
 
 def existing_options(command: Any) -> Any:
-    """``--overwrite`` and ``--skip-existing``, both as ``existing``: OVERWRITE, SKIP, or None where neither is given."""
+    """Add ``--overwrite`` and ``--skip-existing`` as ``existing``: OVERWRITE, SKIP or None."""
     options = (
         click.option("--overwrite", "existing", flag_value=OVERWRITE, help="Make everything anew, whatever exists."),
         click.option(
@@ -38,11 +38,15 @@ def existing_options(command: Any) -> Any:
 
 
 def may_write(outputs: Sequence[Path], existing: str | None) -> bool:
-    """Returns whether to make a single result, whose files are ``outputs``, the most important one last.
+    """Return whether to make a single result; if it is skipped, say so.
 
-    Says so where it is to be skipped.
+    Args:
+        outputs: Its files, the most important one last.
+        existing: OVERWRITE, SKIP or None.
 
-    Raises UsageError where a file exists and neither option says what to do, ValueError where its folder cannot be written into.
+    Raises:
+        UsageError: A file exists and ``existing`` is None.
+        ValueError: The folder is not writable.
     """
     there = [path for path in outputs if os.path.lexists(path)]
     if existing == SKIP and outputs[-1] in there:
@@ -55,11 +59,17 @@ def may_write(outputs: Sequence[Path], existing: str | None) -> bool:
 
 
 class JobRun(Generic[J]):
-    """The jobs of a command whose results go to a folder.
+    """The jobs of a command that writes into a folder. ``pending`` are those to run.
 
-    Those whose results are still true are left out, with SKIP those whose results exist, with OVERWRITE none. pending: the others.
-    Raises ValueError where a file exists whose origin is not known and ``existing`` is None, and where there is something to do and
-    the folder cannot be written into.
+    Args:
+        jobs: All jobs.
+        results: The folder.
+        existing: None leaves out jobs with current results, SKIP those with any results, OVERWRITE
+            none.
+
+    Raises:
+        ValueError: A file of unknown origin exists and ``existing`` is None, or the folder is not
+            writable.
     """
 
     def __init__(self, jobs: Sequence[J], results: ResultFolder, existing: str | None) -> None:
@@ -74,15 +84,20 @@ class JobRun(Generic[J]):
             check_writable(results.folder)
 
     def is_done(self, job: Job) -> bool:
-        """Whether the results of ``job`` are there and can stay."""
+        """Return whether the results of ``job`` exist and can stay."""
         if self._existing == SKIP:
             return os.path.lexists(job.outputs[-1])  # the last one: the others were written before it
         return self._existing is None and self._results.is_current(job)
 
     def run(self, work: Callable[[J], None], label: str) -> list[str]:
-        """Do every pending job; returns one line for each that failed, which says what is wrong with which file. Ctrl-C ends it.
+        """Run every pending job. Ctrl-C stops it.
 
-        label: what stands before the progress bar, beside the first input.
+        Args:
+            work: Runs a job.
+            label: The label of the progress bar.
+
+        Returns:
+            One line for each failure, which names the file.
         """
         failures: list[str] = []
         if not self.pending:
@@ -106,7 +121,7 @@ class JobRun(Generic[J]):
         return failures
 
     def summary(self) -> str:
-        """How many jobs are done, and why: for the closing line."""
+        """Return the number of jobs that are done, and how, for the last line of output."""
         kept = self._total - len(self.pending)
         changed = " because inputs, settings or results had changed" if self._existing is None else ""
         counts = {
@@ -128,7 +143,7 @@ def _explain(error: Exception, paths: tuple[Path, ...]) -> str:
 
 
 def report_failures(failures: Sequence[str]) -> int:
-    """Lists them on stderr; returns the exit status, 1 if there are any."""
+    """List failures on stderr; return the exit status, 1 if there are any."""
     if failures:
         click.echo(f"Error: {len(failures)} failed:", err=True)
         for failure in failures:

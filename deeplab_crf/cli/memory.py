@@ -1,4 +1,4 @@
-"""What is said where memory does not suffice: one line, and what to do about it."""
+"""The message for out-of-memory errors, with a hint."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _HINTS = {
     "train": "Take a smaller --crop or --batch, cut batches into more parts (--accumulate), or use --amp bfloat16",
     "evaluate": "Evaluate one image at a time (--workers 1), smaller ones (--longer-side), or with --device cpu",
     "tune": "Take fewer --images, one thread (--threads 1), or for --method gradient a smaller --batch",
-    "narrow": "Take fewer --crops, or a smaller --crop",
+    "prune": "Take fewer --crops, or a smaller --crop",
     "bench": "Take a smaller --size",
 }
 _HINT = "Close other programs, or take a machine with more memory"
 
 
 def out_of_memory(error: BaseException, command: str | None) -> str | None:
-    """What to say of an error that means that memory did not suffice; None for other errors. command: the subcommand's name."""
+    """Return a message if ``error`` means out of memory, with a hint for the subcommand; else None."""
     text = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _WORDS.search(text)):
         return None

@@ -1,4 +1,4 @@
-"""Options that say which network, and the network with its CRF."""
+"""Options that select a network, and the pipeline that they describe."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _OPTIONS = (
         "--model",
         type=click.Choice(list(VARIANTS)),
         metavar="NAME",
-        help=f"The network, where FILE does not say it: {', '.join(VARIANTS)}.",
+        help=f"The network, if FILE does not name it: {', '.join(VARIANTS)}.",
     ),
     click.option(
         "--multi-scale/--single-scale",
         default=None,
-        help="See the image at scales 1, 0.75 and 0.5, or at 1 alone. Default: as released.",
+        help="Run at scales 1, 0.75 and 0.5, or at 1 only. Default: as released.",
     ),
     click.option(
         "--longer-side",
@@ -49,7 +49,7 @@ _OPTIONS = (
         "--pad-to",
         type=click.IntRange(1),
         metavar="PIXELS",
-        help="Pad smaller images to this size. Default: 513, as the released networks saw them, or 1 with a longer side.",
+        help="Pad smaller images to this size. Default: 513, as for the released networks, or 1 with a longer side.",
     ),
 )
 _NOT_RECORDED = ("threads", "workers", "data", "scores", "save_scores")
@@ -57,15 +57,18 @@ NETWORK_OPTIONS = ("weights", "model", "multi_scale", "longer_side", "pad_to")
 
 
 def network_options(command: F) -> F:
-    """Adds the options of `NETWORK_OPTIONS`; None where they are not given."""
+    """Add `NETWORK_OPTIONS`; options that are not given are None."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def recorded_options(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes the results of a command with a network, by name, for `ResultFolder`: contents instead of files, and no number
-    of threads. Data sets and scores are left out, since they are inputs."""
+    """Return the options that change the results of a command with a network, for `ResultFolder`.
+
+    Files are replaced by their content; numbers of threads, data sets and scores (which are inputs)
+    are left out.
+    """
     preset, device = options.get("preset"), options.get("device")
     return {
         **{name: value for name, value in options.items() if name not in _NOT_RECORDED},
@@ -86,18 +89,30 @@ def make_pipeline(
     device: str = "cpu",
     threads: int | None = None,
 ) -> SegmentationPipeline:
-    """The network of ``options`` (what is absent of `NETWORK_OPTIONS` is as by default) on the device, and the CRF, in evaluation
-    mode. Raises ImportError that says what to install without torch."""
+    """Load the network of ``options`` and its CRF, in evaluation mode.
+
+    Args:
+        options: `NETWORK_OPTIONS` by name; absent ones have their defaults.
+        num_classes: The expected number of classes.
+        crf: Whether to add a CRF.
+        preset: The CRF's preset; None: the network's own.
+        min_probability: See `SegmentationPipeline`.
+        device: The device's name.
+        threads: torch's threads.
+
+    Raises:
+        ImportError: torch is not installed; the error says what to install.
+    """
     from deeplab_crf.models import SegmentationPipeline, load_model  # loads torch, which takes seconds: not for --help
     from deeplab_crf.models.pipeline import RELEASED
 
-    place, weights = network_device(device, threads), options.get("weights")
+    target, weights = network_device(device, threads), options.get("weights")
     network, report = load_model(
         weights, options.get("model"), num_classes=num_classes, multi_scale=options.get("multi_scale")
     )
     said = ", ".join(filter(None, (f"{report.format} names", report.taken)))
-    where = "the package" if weights is None else f"{weights} ({said})"
-    click.echo(f"{network.variant.name}, {network.num_classes} classes, from {where}", err=True)
+    origin = "the package" if weights is None else f"{weights} ({said})"
+    click.echo(f"{network.variant.name}, {network.num_classes} classes, from {origin}", err=True)
     pipeline = SegmentationPipeline(
         network,
         (preset or RELEASED) if crf else None,
@@ -106,12 +121,12 @@ def make_pipeline(
         pad_to=options.get("pad_to"),
         image_range=BYTES,  # that is how files are read
     )
-    pipeline.run_on(place)
+    pipeline.run_on(target)
     return pipeline.eval()
 
 
 def network_device(name: str, threads: int | None) -> Any:
-    """The torch device, if it can be used here."""
+    """Return the torch device; raise BadParameter if it cannot be used."""
     import torch
 
     if threads is not None:

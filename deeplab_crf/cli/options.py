@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRESET_HELP = f"a file that deeplab-crf tune wrote, or one of {', '.join(PRESETS
 
 
 def known_preset(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    """The name of a published preset, or of a preset file, as it came: after a look that it can be used."""
+    """Validate a preset's name or file and return it unchanged."""
     try:
         if value is not None:
             get_preset(value)
@@ -32,11 +32,12 @@ def known_preset(_context: click.Context, _option: click.Parameter, value: str |
 
 
 class DatasetName(click.ParamType):  # type: ignore[type-arg]  # generic in newer click alone
-    """KIND:ROOT:SPLIT, the arguments of `open_dataset`. ROOT may hold colons itself."""
+    """The arguments of `open_dataset` as KIND:ROOT:SPLIT. ROOT may contain colons."""
 
     name = "KIND:ROOT:SPLIT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path, str]:
+        """Split the text into kind, root and split."""
         kind, colon, rest = str(value).partition(":")
         root, second, split = rest.rpartition(":")
         if kind not in DATASETS or not (colon and second and root and split):
@@ -68,8 +69,8 @@ image_range_option: Decorator = click.option(
     "--image-range",
     callback=_image_range,
     metavar="LOW,HIGH",
-    help="Values of black and white in images of more than 8 bits, such as 0,4095 or 0,1. Default: as dtype and values tell, if "
-    "they do.",
+    help="Values of black and white in images of more than 8 bits, such as 0,4095 or 0,1. Default: from dtype and values, if "
+    "they tell.",
 )
 
 LABEL_OPTIONS = (
@@ -99,7 +100,7 @@ cam_option: Decorator = click.option(
 
 
 def label_coding(options: dict[str, Any]) -> LabelCoding:
-    """Take ``LABEL_OPTIONS`` out of the options of a command. Raises a usage error where the table cannot be read."""
+    """Remove ``LABEL_OPTIONS`` from a command's options and return the coding they describe."""
     try:
         return make_coding(options.pop("map_labels"), options.pop("label_colors"))
     except ValueError as error:
@@ -107,7 +108,7 @@ def label_coding(options: dict[str, Any]) -> LabelCoding:
 
 
 def data_options(command: Any) -> Any:
-    """``--data`` and how its label images are read; see `open_data`."""
+    """Add ``--data`` and the options of label images; see `open_data`."""
     options = (
         click.option("--data", required=True, type=DatasetName(), help=f"The data set; KIND is {', '.join(DATASETS)}."),
         *LABEL_OPTIONS,
@@ -118,7 +119,7 @@ def data_options(command: Any) -> Any:
 
 
 def held_back_options(command: Any) -> Any:
-    """``--val-fraction`` and ``--val-seed``, which `open_data` takes."""
+    """Add ``--val-fraction`` and ``--val-seed`` for `open_data`."""
     seed = click.option(
         "--val-seed", type=click.IntRange(0), help="The training's val-seed. [with --val-fraction; default: 0]"
     )
@@ -126,14 +127,16 @@ def held_back_options(command: Any) -> Any:
         "--val-fraction",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         metavar="SHARE",
-        help="Only the photographs of the split that train --val-fraction SHARE holds back.",
+        help="Use only the images that train --val-fraction SHARE holds back.",
     )
     return fraction(seed(command))
 
 
 def open_data(options: dict[str, Any]) -> SegmentationFolder:
-    """Open the data set that `data_options` name, or the part of it that `held_back_options` do; the options of label images are
-    taken out."""
+    """Open the data set of `data_options`, or the part that `held_back_options` select.
+
+    The options of label images are removed from ``options``.
+    """
     kind, root, split = options["data"]
     dataset = open_dataset(kind, root, split, label_coding(options))
     fraction, seed = options.get("val_fraction"), options.get("val_seed")
@@ -145,7 +148,7 @@ def open_data(options: dict[str, Any]) -> SegmentationFolder:
 
 
 def out_option(text: str, *, required: bool = True) -> Decorator:
-    """``-o``, ``--out``: a folder for what ``text`` says."""
+    """Make ``-o``, ``--out``, a folder."""
     return click.option(
         "-o",
         "--out",
@@ -156,11 +159,15 @@ def out_option(text: str, *, required: bool = True) -> Decorator:
     )
 
 
-def crf_options(what: str, preset: str) -> Decorator:
-    """``--crf/--no-crf``, ``--preset`` and ``--min-probability``. what: what the CRF is run for. preset: what another preset is in
-    place of."""
+def crf_options(purpose: str, preset: str) -> Decorator:
+    """Make ``--crf/--no-crf``, ``--preset`` and ``--min-probability``.
+
+    Args:
+        purpose: The help text of ``--crf``.
+        preset: The beginning of the help text of ``--preset``.
+    """
     options = (
-        click.option("--crf/--no-crf", default=True, show_default=True, help=what),
+        click.option("--crf/--no-crf", default=True, show_default=True, help=purpose),
         click.option("--preset", callback=known_preset, metavar="NAME|FILE", help=f"{preset}: {PRESET_HELP}."),
         click.option(
             "--min-probability",
@@ -193,5 +200,5 @@ device_option: Decorator = click.option(
     default="cpu",
     show_default=True,
     metavar="NAME",
-    help="Where to run: cpu, cuda, cuda:1, mps. The CRF runs there too on CUDA, where it was built with it, else on the CPU.",
+    help="Device: cpu, cuda, cuda:1, mps. The CRF runs on CUDA in builds with CUDA, else on the CPU.",
 )

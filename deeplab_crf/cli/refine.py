@@ -1,4 +1,4 @@
-"""``deeplab-crf refine``: one image, or folders of them."""
+"""``deeplab-crf refine``: refine the labels or scores of an image or of folders."""
 
 from __future__ import annotations
 
@@ -70,31 +70,31 @@ _CRF_OPTIONS = (
     click.option("--iterations", type=click.IntRange(0), help="Mean field iterations."),
     click.option("--normalization", type=click.Choice(NORMALIZATIONS), help="How kernels are normalised."),
     click.option("--damping", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
-                 help="Share of the old probabilities kept in each iteration."),
+                 help="Share of the old probabilities in each iteration."),
     click.option("--tolerance", type=click.FloatRange(0), default=0.0, show_default=True,
                  help="Stop when no probability changes by more; 0 runs all iterations."),
     click.option("--threads", type=click.IntRange(1, MAX_THREADS),
                  help="Default: DEEPLAB_CRF_NUM_THREADS, OMP_NUM_THREADS or the usable cores."),
     click.option("--device", callback=_device, metavar="cpu|cuda|cuda:N", default="cpu", show_default=True,
-                 help="Where to compute; cuda needs torch and a build with CUDA, see deeplab-crf info."),
+                 help="Device; cuda needs torch and a build with CUDA, see deeplab-crf info."),
 )  # fmt: skip
 
 _INPUT_OPTIONS = (
     image_range_option,
     click.option("--orientation", type=click.Choice(ORIENTATIONS),
-                 help="For images that EXIF turns or mirrors: which pixels labels and scores belong to. Default: the size tells."),
+                 help="For images that EXIF rotates or mirrors: the pixels of labels and scores. Default: by the size."),
     click.option("--scores-are", type=click.Choice(KINDS),
-                 help="What .npy and .npz scores are. Default: by the key's name, or by the numbers if certain."),
-    click.option("--key", help="Which array of an .npz file."),
+                 help="Kind of .npy and .npz scores. Default: by the key's name, or by the numbers if certain."),
+    click.option("--key", help="Array to read from an .npz file."),
     cam_option,
     click.option("--align-corners", is_flag=True,
                  help="Upsample coarse scores so that corner samples meet corner pixels (DeepLab's Caffe models)."),
     click.option("--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.7,
-                 show_default=True, help="For labels: how probable each given label is."),
+                 show_default=True, help="For labels: probability of each given label."),
     click.option("--num-labels", type=click.IntRange(2),
-                 help="For labels: number of classes. Default: only those present in the file compete."),
+                 help="For labels: number of classes. Default: only those in the file compete."),
     click.option("--ignore-label", callback=_ignore_label, metavar="ID|none", default="255",
-                 show_default=True, help="For labels: the id that means not known, to be filled in."),
+                 show_default=True, help="For labels: the id of unlabelled pixels, to be filled in."),
 )  # fmt: skip
 
 
@@ -126,12 +126,13 @@ def refine(
 ) -> int:
     """Refine a label image or per-class scores so that they follow the edges of IMAGE.
 
-    LABELS_OR_SCORES is an image of class ids (one channel or palette; the palette is kept) or an array in .npy or .npz:
-    scores (C, H, W), upsampled bilinearly where they are coarser than the image, or integer labels (H, W). Two folders
-    instead of two files: files are matched by stem and results go to the folder OUT.
+    LABELS_OR_SCORES is an image of class ids (one channel or palette; the palette is kept) or an
+    array in .npy or .npz: scores (C, H, W), upsampled bilinearly if they are coarser than the
+    image, or integer labels (H, W). With two folders instead of two files, files are matched by
+    stem and results go to the folder OUT.
 
-    An OUT.png that exists is refused. In a folder, results are skipped that were made from the same files with the same settings;
-    others are made again.
+    An existing OUT.png is refused. In a folder, results of the same files with the same settings
+    are skipped; others are made again.
     """
     settings = _settings(crf)
     extras = {"with_overlay": overlay, "with_probabilities": probabilities}
@@ -147,7 +148,7 @@ def refine(
 
 
 def _settings(crf: dict[str, Any]) -> RefineSettings:
-    """The preset with the options given in place of its values. Raises a usage error for values without meaning."""
+    """Return the preset with given options in place of its values."""
     preset, coding = get_preset(crf.pop("preset")), label_coding(crf)
     changes = {
         Gaussian: {"sxy": crf.pop("gaussian_sxy"), "weight": crf.pop("gaussian_weight")},
@@ -185,7 +186,7 @@ def _refine_one(job: Job, settings: RefineSettings, existing: str | None) -> int
 
 
 def _refine_folders(plan: Plan, settings: RefineSettings, out: Path, existing: str | None) -> int:
-    """Every job, failures kept for the end. Exit status 1 if there were any."""
+    """Run all jobs; return exit status 1 if any failed."""
     run = JobRun(plan.jobs, ResultFolder(out, settings.recorded()), existing)
     remarks: Counter[str] = Counter()
     failures = [f"{path}: no image has this stem" for path in plan.without_image]

@@ -1,4 +1,4 @@
-"""``deeplab-crf segment``: photographs to labels, with a DeepLab network and its CRF."""
+"""``deeplab-crf segment``: segment images with a DeepLab network and its CRF."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ from deeplab_crf.runtime.checks import MAX_THREADS
 )
 @existing_options
 def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str | None, **options: Any) -> int:
-    """Segment each IMAGE, or the images of a folder, into the classes of a trained network; of the bundled one, street scenes, if
-    none is given.
+    """Segment each IMAGE, or the images of a folder, into the classes of a trained network.
 
-    Writes FOLDER/NAME.png (class ids, in the classes' customary colours, else PASCAL VOC's), FOLDER/overlays/NAME.png,
-    FOLDER/figures/NAME.png (image, network, CRF side by side) and FOLDER/legend/legend.png. Images are turned and mirrored as
-    their EXIF says, and so are the results. Results that were made from the same image with the same weights and settings are
-    skipped; others are made again.
+    Without --weights, the bundled network for street scenes is used.
+
+    Writes FOLDER/NAME.png (class ids, in the classes' customary colours, else PASCAL VOC's),
+    FOLDER/overlays/NAME.png, FOLDER/figures/NAME.png (image, network, CRF side by side) and
+    FOLDER/legend/legend.png. Images are rotated and mirrored as their EXIF orientation says, and so
+    are the results. Results of the same image with the same weights and settings are skipped;
+    others are made again.
     """
     plan = plan_images(images, out, with_figures=pictures)
     results = ResultFolder(out, recorded_options("segment", options))

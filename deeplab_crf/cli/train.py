@@ -1,4 +1,4 @@
-"""``deeplab-crf train``: a network from photographs and labels."""
+"""``deeplab-crf train``: train a network on images and labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """The numbers of a text with commas between them. Raises BadParameter for other texts."""
+    """Parse numbers separated by commas; raise BadParameter for other texts."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -32,7 +32,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each field of `TrainSettings`; those that are not given are None."""
+    """Add an option for each field of `TrainSettings`; options that are not given are None."""
     for each in reversed(fields(TrainSettings)):
         kind: Kind = each.metadata["kind"]
         option = "--" + each.name.replace("_", "-")
@@ -57,14 +57,15 @@ def _default(value: Any) -> str:
 @click.command()
 @click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @out_option("Folder for checkpoint, log and weights.")
-@click.option("--resume", is_flag=True, help="Go on from FOLDER/checkpoint.pt, by default with FOLDER's settings.")
-@click.option("--overwrite", is_flag=True, help="Begin anew where FOLDER holds a training.")
+@click.option("--resume", is_flag=True, help="Continue from FOLDER/checkpoint.pt, by default with FOLDER's settings.")
+@click.option("--overwrite", is_flag=True, help="Replace a training in FOLDER.")
 @setting_options
 def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **options: Any) -> int:
-    """Train a network with the settings of CONFIG, a TOML file; options come before it.
+    """Train a network with the settings of CONFIG, a TOML file. Options override it.
 
-    --model, --data and --root are needed, there or here. Writes FOLDER/weights.safetensors for `segment` at the end. Ctrl-C
-    finishes the iteration, keeps the state and stops. On many GPUs: torchrun -m deeplab_crf train ... See docs/training-deeplab.md.
+    --model, --data and --root are required in either place. Writes FOLDER/weights.safetensors for
+    `segment` at the end. Ctrl-C finishes the iteration, saves the state and stops. On several GPUs:
+    torchrun -m deeplab_crf train ... See docs/training-deeplab.md.
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite begins anew: give one of them")
@@ -106,12 +107,12 @@ def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **optio
 
 
 def note(text: str) -> None:
-    """Say on stderr what should be known of the data."""
+    """Print a note on the data on stderr."""
     click.echo(f"Note: {text}", err=True)
 
 
 class Progress:
-    """Says on stderr how a training goes: a bar in a terminal, else a line now and then and after each validation."""
+    """Reports progress on stderr: a bar in a terminal, else occasional lines."""
 
     def __init__(self, iterations: int) -> None:
         self.iterations, self.first = iterations, 0
@@ -127,7 +128,7 @@ class Progress:
             self.bar.render_finish()
 
     def __call__(self, row: Row) -> None:
-        """After each iteration."""
+        """Report an iteration."""
         if row.mean_iou is not None:
             self.score = f", mIoU {row.mean_iou:.3f} at {row.iteration}"
         loss = "none, no pixel is labelled" if row.loss is None else f"{row.loss:.3f}"
@@ -159,6 +160,6 @@ class Progress:
 
 
 def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,4 +1,4 @@
-"""``deeplab-crf tune``: a CRF's numbers for a network and a data set, by search or by gradient."""
+"""``deeplab-crf tune``: tune the CRF for a network and a data set, by search or by gradient."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from deeplab_crf.tuning.grid import Grid, Setting
 
 if TYPE_CHECKING:
     from deeplab_crf.tuning.images import TuneImages
-    from deeplab_crf.tuning.run import Measure, Output, Searched, Tuned
+    from deeplab_crf.tuning.run import Measure, Output, SearchResult, TuningResult
 
 _MOST_VALUES = 1000
 
 
 def _values(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """The numbers of "3,4.5,6", or of "30:10:100", from 30 in steps of 10 up to 100."""
+    """Parse "3,4.5,6", or "30:10:100" from 30 in steps of 10 up to 100."""
     if value is None:
         return None
     try:
@@ -53,7 +53,7 @@ def _values(_context: click.Context, _option: click.Parameter, value: str | None
 
 
 def _measure(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
-    """The width of "trimap:WIDTH"; None for "miou"."""
+    """Return the width of "trimap:WIDTH"; None for "miou"."""
     kind, _, width = value.partition(":")
     if value == "miou":
         return None
@@ -75,11 +75,11 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
     "--scores",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Scores that deeplab-crf evaluate --save-scores wrote. Without: the network's, computed first and kept in -o.",
+    help="Scores that deeplab-crf evaluate --save-scores wrote. Default: the network's, computed first and saved in -o.",
 )
 @network_options
-@out_option("Folder for preset.toml, and for what led to it.")
-@click.option("--images", type=click.IntRange(1), help="So many images of the split, spread evenly. Default: all.")
+@out_option("Folder for preset.toml and the log.")
+@click.option("--images", type=click.IntRange(1), help="Number of images, evenly spaced over the split. Default: all.")
 @click.option(
     "--measure",
     "width",
@@ -87,7 +87,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
     default="miou",
     show_default=True,
     metavar="miou|trimap:WIDTH",
-    help="What is maximised: mean IoU, over all pixels or within WIDTH pixels of the edges.",
+    help="Measure to maximise: mean IoU over all pixels, or within WIDTH pixels of the edges.",
 )
 @click.option(
     "--trimap",
@@ -101,7 +101,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
     type=click.Choice(("search", "gradient")),
     default="search",
     show_default=True,
-    help="A grid and then ever closer around the best, or gradient descent on the cross-entropy.",
+    help="A grid search refined around the best, or gradient descent on the cross-entropy.",
 )
 @_grid_option("bilateral_weight", "Weights of the appearance kernel: 3,4,5 or FIRST:STEP:LAST.")
 @_grid_option("bilateral_sxy", "Its widths in pixels.")
@@ -112,7 +112,7 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
 @click.option(
     "--rounds",
     type=click.IntRange(0),
-    help="How often to look around the best, at half the distance each time. [search; default: 3]",
+    help="Refinements around the best, each at half the distance. [search; default: 3]",
 )
 @click.option(
     "--normalization", type=click.Choice(NORMALIZATIONS), help="How kernels are normalised. [search; default: after]"
@@ -121,17 +121,17 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
     "--start",
     callback=known_preset,
     metavar="NAME|FILE",
-    help=f"Where to begin: {PRESET_HELP}. [gradient; needed there]",
+    help=f"Preset to start from: {PRESET_HELP}. [gradient; required]",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Walks through the images. [gradient; default: 5]")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the images. [gradient; default: 5]")
 @click.option(
     "--rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Learning rate: by what share a step changes numbers at most. [gradient; default: 0.02]",
+    help="Learning rate: the largest relative change in a step. [gradient; default: 0.02]",
 )
-@click.option("--batch", type=click.IntRange(1), help="Images a step. [gradient; default: 4]")
+@click.option("--batch", type=click.IntRange(1), help="Images in a step. [gradient; default: 4]")
 @click.option("--seed", type=int, help="Decides the order of the images. [gradient; default: 0]")
-@click.option("--name", help="What the preset is called. Default: as the folder.")
+@click.option("--name", help="Name of the preset. Default: that of the folder.")
 @click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
@@ -139,12 +139,13 @@ def _grid_option(name: str, text: str) -> Callable[[Any], Any]:
 )
 @existing_options
 def tune(out: Path, method: str, existing: str | None, **options: Any) -> None:
-    """Find the weights and widths of the dense CRF that suit a network and a data set: the papers' search, or gradient descent.
+    """Find the weights and widths of the dense CRF for a network and a data set.
 
-    Writes FOLDER/preset.toml, which refine, segment and evaluate take as --preset FILE, and DenseCRF.from_preset. The search also
-    writes table.csv, all that was tried, and heatmap.png, gradient descent epochs.csv; run again after an interruption, both go
-    on. Tune on images that the network was not trained on, or on part of them at least. Results of other data or settings in FOLDER
-    are refused without --overwrite, which begins afresh.
+    Writes FOLDER/preset.toml, which refine, segment and evaluate take as --preset FILE, and
+    DenseCRF.from_preset as its argument. The search also writes table.csv with all trials and
+    heatmap.png, gradient descent writes epochs.csv. Both continue after an interruption. Tune on
+    images that the network was not trained on, or at least on some of them. Results of other data
+    or settings in FOLDER are refused without --overwrite, which starts afresh.
     """
     _check_options(method, options)
     begun = (out / "checkpoint.pt").exists()  # of a gradient descent that has not ended, whose preset is not final
@@ -173,17 +174,17 @@ def tune(out: Path, method: str, existing: str | None, **options: Any) -> None:
         options["scores"] or _save_scores(dataset, indices, out, options), dataset, indices
     )
     images = TuneImages(dataset, indices, scores, scored=measure.scored, threads=threads)
-    question = {
+    setup = {
         "data": f"{data[0]}:{data[1].resolve()}:{data[2]}", "images": [dataset.items[i].name for i in indices], "scores": digest,
     }  # fmt: skip
     if str(dataset.coding):
-        question["labels"] = str(dataset.coding)
+        setup["labels"] = str(dataset.coding)
     files = (path for i in indices for path in (dataset.items[i].image, dataset.items[i].labels))
-    question |= {"digest of images and labels": digest_files(files), "version": __version__}
+    setup |= {"digest of images and labels": digest_files(files), "version": __version__}
     if method == "search":
-        _search(images, measure, question, output, options)
+        _search(images, measure, setup, output, options)
     else:
-        _learn(images, measure, question, output, options)
+        _learn(images, measure, setup, output, options)
 
 
 _OF_SEARCH = (*Setting._fields, "rounds", "normalization")
@@ -191,7 +192,7 @@ _OF_GRADIENT = ("start", "epochs", "rate", "batch", "seed")
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raise UsageError for options that exclude each other."""
     if options["scores"] is not None:
         for name in NETWORK_OPTIONS:
             if options[name] is not None:
@@ -205,7 +206,7 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
 
 @contextmanager
 def _bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with the time left, and Ctrl-C at every step."""
+    """Show a progress bar with the remaining time; check for Ctrl-C at every step."""
     with remembered_interrupts() as check, click.progressbar(length=steps, label=title, file=sys.stderr) as bar:
 
         def advance(count: int) -> None:
@@ -216,7 +217,7 @@ def _bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
 
 
 def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path, options: dict[str, Any]) -> Path:
-    """The network's scores, in a folder in ``out`` that is the weights' own; those that are still true are not computed again."""
+    """Save the network's scores in ``out``; current ones are not computed again."""
     from deeplab_crf.evaluation.evaluate import NetworkScores, RecordedScores
 
     weights = options["weights"] or WEIGHTS
@@ -242,7 +243,7 @@ def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path,
 
 
 def _search(
-    images: TuneImages, measure: Measure, question: dict[str, Any], output: Output, options: dict[str, Any]
+    images: TuneImages, measure: Measure, setup: dict[str, Any], output: Output, options: dict[str, Any]
 ) -> None:
     from deeplab_crf.tuning.run import Search, run_search
 
@@ -251,31 +252,31 @@ def _search(
         axes["iterations"] = tuple(int(value) for value in axes["iterations"])
     rounds = 3 if options["rounds"] is None else options["rounds"]
     search = Search(Grid(**axes), rounds, options["normalization"] or "after")
-    found = run_search(images, search, measure, question, output, _bar)
+    found = run_search(images, search, measure, setup, output, _bar)
     _report_search(found)
     _report(found, measure, output)
 
 
-def _report_search(found: Searched) -> None:
+def _report_search(found: SearchResult) -> None:
     pairs = zip(Setting._fields, found.trial.setting, strict=True)
     click.echo(f"best of {found.trials} settings: {', '.join(f'{name} {value:g}' for name, value in pairs)}")
     for name in found.edges:
         click.echo(f"Note: {name} is the last that was tried on its side; better ones may lie beyond")
     if found.computed:
         click.echo(f"{found.milliseconds:.1f} ms of CPU time an image and setting, {found.computed} of them")
-    if found.picture is None:
+    if found.heatmap is None:
         click.echo("Note: no heatmap.png: it needs matplotlib, and two numbers that vary", err=True)
 
 
 def _learn(
-    images: TuneImages, measure: Measure, question: dict[str, Any], output: Output, options: dict[str, Any]
+    images: TuneImages, measure: Measure, setup: dict[str, Any], output: Output, options: dict[str, Any]
 ) -> None:
-    from deeplab_crf.tuning.gradient import Learning
+    from deeplab_crf.tuning.gradient import GradientOptions
     from deeplab_crf.tuning.run import run_gradient
 
     given = {name: options[name] for name in ("epochs", "rate", "batch", "seed") if options[name] is not None}
-    learning, start = Learning(**given), get_preset(options["start"])
-    settings = {**question, "measure": str(measure), "learning": learning, "name": output.name}
+    learning, start = GradientOptions(**given), get_preset(options["start"])
+    settings = {**setup, "measure": str(measure), "learning": learning, "name": output.name}
     results = ResultFolder(output.folder, {**settings, "start": replace(start, name="", description="")})
     job = FileJob((), (output.epochs, output.preset))
     if not output.afresh and results.is_current(job):
@@ -286,7 +287,7 @@ def _learn(
         found = run_gradient(
             images, start, learning, measure, output, _bar,
             lambda epoch, matrix: lines.append(f"epoch {epoch.number}: loss {epoch.loss:.4f}, {measure} {matrix.mean_iou:.4f}"),
-            question,
+            setup,
         )  # fmt: skip
     if found.resumed:
         click.echo(f"went on after epoch {found.resumed} of an earlier run")
@@ -295,7 +296,7 @@ def _learn(
     _report(found, measure, output)
 
 
-def _report(found: Tuned, measure: Measure, output: Output) -> None:
+def _report(found: TuningResult, measure: Measure, output: Output) -> None:
     gain = 100 * (found.best.mean_iou - found.network.mean_iou)
     click.echo(
         f"{measure}: network alone {found.network.mean_iou:.4f}, with the CRF {found.best.mean_iou:.4f} ({gain:+.2f} points)"

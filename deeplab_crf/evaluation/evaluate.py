@@ -1,8 +1,9 @@
-"""Scores of a network, or of files, on a data set: one confusion matrix before the CRF and one after it, and their trimap curves.
+"""Evaluation of a network, or of saved scores, on a data set before and after the CRF.
 
-The path of an image: `SegmentationFolder` reads it, a `ScoreSource` says its logits, `refine_logits` is the CRF, `TrimapScores`
-counts. Images go side by side through a pool of threads, each with its share of the cores: torch and our kernels release the GIL,
-so the network of one image runs beside the CRF of another, and nobody waits for the slower of two halves of one image.
+`SegmentationFolder` reads an image, a `ScoreSource` gives its logits, `refine_logits` runs the CRF,
+and `TrimapScores` counts. Images are processed side by side by a pool of threads, each with its
+share of the cores. torch and our compute kernels release the GIL, so the network of one image runs
+beside the CRF of another.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from deeplab_crf.evaluation.trimap import TrimapScores, band_widths
 from deeplab_crf.models.images import as_images
 from deeplab_crf.models.interp import image_scores
 from deeplab_crf.models.pipeline import SegmentationPipeline, refine_logits
+from deeplab_crf.runtime.checks import choice
 from deeplab_crf.runtime.files import ARRAY_SUFFIXES, LABEL_SUFFIXES, matching_name, score_files
 from deeplab_crf.runtime.processes import World
 
@@ -39,15 +41,19 @@ STAGES = ("read", "scores", "crf", "count")
 
 
 class ScoreSource(Protocol):
-    """Where an image's scores come from. Called by several threads at once."""
+    """The source of an image's scores. Several threads call it at once."""
 
     def logits(self, example: Example) -> Tensor:
-        """Float32 ``(C, H, W)`` at the image's size, on the device that the rest is to run on."""
+        """Return float32 ``(C, H, W)`` at the image's size, on the device that runs the CRF."""
 
 
 class NetworkScores:
-    """Scores of a pipeline's network, as `SegmentationPipeline.predict` finds them. save_to: a folder for NAME.npz, see
-    `deeplab_crf.evaluation.saved_scores`, or None."""
+    """The scores of a network, as `SegmentationPipeline.predict` computes them.
+
+    Args:
+        pipeline: The network, in evaluation mode.
+        save_to: A folder for NAME.npz (see `deeplab_crf.evaluation.saved_scores`), or None.
+    """
 
     def __init__(self, pipeline: SegmentationPipeline, save_to: Path | None = None) -> None:
         if pipeline.training:
@@ -57,9 +63,9 @@ class NetworkScores:
 
     def logits(self, example: Example) -> Tensor:
         """See `ScoreSource`."""
-        (picture,) = as_images(example.image)
-        size, seen = self.pipeline.padded_size(picture), self.pipeline.seen_size(picture)
-        (padded,) = self.pipeline.padded_logits([picture], size)
+        (image,) = as_images(example.image)
+        size, seen = self.pipeline.padded_size(image), self.pipeline.seen_size(image)
+        (padded,) = self.pipeline.padded_logits([image], size)
         if self.save_to is not None:
             network = self.pipeline.network
             strided = (
@@ -68,17 +74,16 @@ class NetworkScores:
             stride = OUTPUT_STRIDE if strided else 1
             scores = padded[:, ::stride, ::stride].cpu().numpy()
             write_saved_scores(self.save_to / f"{example.name}.npz", scores, size, seen)
-        image = (picture.shape[-2], picture.shape[-1])
-        return image_scores(padded[None], size, seen, image)[0].contiguous()
+        return image_scores(padded[None], size, seen, (image.shape[-2], image.shape[-1]))[0].contiguous()
 
 
 class RecordedScores:
-    """Scores of a network that are saved, each with a record of what it was made from.
+    """Scores of a network that are saved, each with a record of its inputs.
 
     Args:
         source: Saves its scores in the folder of ``results``.
-        dataset: Has the images.
-        results: Its settings are those of the network.
+        dataset: The images.
+        results: The folder, with the settings of the network.
     """
 
     def __init__(self, source: NetworkScores, dataset: SegmentationFolder, results: ResultFolder) -> None:
@@ -93,8 +98,15 @@ class RecordedScores:
 
 @dataclass(frozen=True)
 class ScoreReading:
-    """How to read scores that others saved: see `read_scores` and `fit_to_image`. confidence: how probable each label of predicted
-    label maps is."""
+    """How to read scores that other programs saved; see `read_scores` and `fit_to_image`.
+
+    Args:
+        kind: What the scores are; None: as the file tells.
+        key: The array of an .npz file.
+        align_corners: Whether corner samples of coarse scores meet corner pixels.
+        cam_background: The background of class activation maps.
+        confidence: The probability of each label of predicted label maps.
+    """
 
     kind: str | None = None
     key: str | None = None
@@ -103,14 +115,25 @@ class ScoreReading:
     confidence: float = 0.7
 
     def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
+        if self.kind is not None:
+            choice(self.kind, KINDS, "kind")
 
 
 class FileScores:
-    """Scores from a folder, one .npz or .npy for each image of the data set, with its stem: those that `NetworkScores` saved, and
-    those of others, see `ScoreReading`. A folder without arrays holds predicted label maps instead, read as the data set's labels.
-    Raises ValueError that names the images without scores."""
+    """Scores from a folder, one .npz or .npy with the stem of each image.
+
+    These are those that `NetworkScores` saved, or those of other programs. A folder without arrays
+    holds predicted label maps, which are read as the data set's labels.
+
+    Args:
+        dataset: The images.
+        folder: The folder of scores.
+        reading: How to read scores of other programs.
+        device: The device of the logits.
+
+    Raises:
+        ValueError: Images have no scores; the error names them.
+    """
 
     def __init__(
         self,
@@ -177,7 +200,7 @@ class FileScores:
         return self._of_all_classes(path, present, ids)
 
     def _of_all_classes(self, path: Path, values: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The logits of the data set's classes: those without scores can be nowhere."""
+        """Return the logits of all classes of the data set, -inf for those without scores."""
         if np.array_equal(ids, np.arange(self.num_classes)):
             return values
         if int(ids.max()) >= self.num_classes:
@@ -194,7 +217,7 @@ class FileScores:
 
 
 def _label_logits(labels: NDArray[Any], count: int, confidence: float) -> NDArray[np.float32]:
-    """Logits ``(count, H, W)`` of labels ``(H, W)``; the classes that are not there do not compete, as in ``refine``."""
+    """Return logits of labels; absent classes do not compete, as in ``refine``."""
     if count == 1:  # nothing to decide
         return np.zeros((1, *labels.shape), np.float32)
     own, others, _ = label_costs(count, confidence)
@@ -205,8 +228,15 @@ def _label_logits(labels: NDArray[Any], count: int, confidence: float) -> NDArra
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is evaluated. crf: None scores the network alone. min_probability: as in `SegmentationPipeline`. trimap: see
-    `band_widths`."""
+    """What is evaluated.
+
+    Args:
+        dataset: The images and labels.
+        source: The scores.
+        crf: The CRF; None: the network alone is scored.
+        min_probability: As in `SegmentationPipeline`.
+        trimap: The kind of `band_widths`.
+    """
 
     dataset: SegmentationFolder
     source: ScoreSource
@@ -215,14 +245,23 @@ class Task:
     trimap: str = "boundary"
 
     def new_scores(self) -> TrimapScores:
-        """With nothing counted yet."""
+        """Return scores with nothing counted yet."""
         return TrimapScores(len(self.dataset.classes), self.trimap)
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image: pixel accuracy and mean IoU over its own classes, of the network and of the CRF (None without one), and seconds
-    spent in each of `STAGES`. For finding examples: the numbers of the set are not means of these."""
+    """The score of one image, to find examples; scores of the set are not means of these.
+
+    Pairs hold the value of the network and that of the CRF, None without one.
+
+    Args:
+        index: The index in the data set.
+        name: The image's name.
+        pixel_accuracy: A pair.
+        mean_iou: A pair, over the image's own classes.
+        seconds: The time of each of `STAGES`.
+    """
 
     index: int
     name: str
@@ -232,14 +271,21 @@ class ImageScore:
 
     @property
     def gain(self) -> float:
-        """What the CRF adds to the pixel accuracy; 0 without one, NaN where nothing is scored."""
+        """The CRF's gain in pixel accuracy; 0 without one, NaN if no pixel is scored."""
         before, after = self.pixel_accuracy
         return 0.0 if after is None else after - before
 
 
 @dataclass
 class Evaluation:
-    """Scores of a set of images. network, crf: counts of all of them. images: in the data set's order. seconds: on the clock."""
+    """The scores of a set of images.
+
+    Args:
+        network: The counts of the network alone.
+        crf: The counts of the CRF; None without one.
+        images: The score of each image, in the data set's order.
+        seconds: The elapsed time.
+    """
 
     network: TrimapScores
     crf: TrimapScores | None
@@ -247,7 +293,7 @@ class Evaluation:
     seconds: float = 0.0
 
     def merge(self, other: Evaluation) -> None:
-        """Add another part of the same task, made at the same time."""
+        """Add another part of the same task that ran at the same time."""
         self.network.merge(other.network)
         if self.crf is not None and other.crf is not None:
             self.crf.merge(other.crf)
@@ -257,7 +303,14 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Labels uint8 ``(H, W)`` of one image, of the network and of the CRF (None without one), and seconds of each stage so far."""
+    """The labels of one image.
+
+    Args:
+        example: The image and its labels.
+        network: uint8 ``(H, W)``, by the network alone.
+        crf: uint8 ``(H, W)``; None without a CRF.
+        seconds: The time of each stage so far.
+    """
 
     example: Example
     network: NDArray[np.uint8]
@@ -267,7 +320,11 @@ class Prediction:
 
 @torch.no_grad()
 def predict(task: Task, index: int) -> Prediction:
-    """Labels of one image. Raises ValueError that names its file."""
+    """Predict the labels of one image.
+
+    Raises:
+        ValueError: A file cannot be used; the error names it.
+    """
     item, times = task.dataset.items[index], [time.perf_counter()]
 
     def lap() -> None:
@@ -281,8 +338,8 @@ def predict(task: Task, index: int) -> Prediction:
         lap()
         refined = None
         if task.crf is not None:
-            picture = torch.from_numpy(np.ascontiguousarray(example.image.transpose(2, 0, 1))).to(logits.device)
-            refined = top_labels(refine_logits(task.crf, logits[None], picture[None], task.min_probability)[0])
+            image = torch.from_numpy(np.ascontiguousarray(example.image.transpose(2, 0, 1))).to(logits.device)
+            refined = top_labels(refine_logits(task.crf, logits[None], image[None], task.min_probability)[0])
         lap()
     except (ValueError, TypeError) as error:
         named = any(str(path) in str(error) for path in (item.image, item.labels)) or f"{item.name}." in str(error)
@@ -292,7 +349,7 @@ def predict(task: Task, index: int) -> Prediction:
 
 
 def top_labels(logits: Tensor) -> NDArray[np.uint8]:
-    """The most probable class of each pixel of ``(C, H, W)``, the first of equal ones: uint8 ``(H, W)``."""
+    """Return the first most probable class of each pixel of ``(C, H, W)``, uint8 ``(H, W)``."""
     if logits.is_cpu:  # NumPy takes a quarter of torch's time
         labels: NDArray[np.uint8] = logits.detach().numpy().argmax(axis=0).astype(np.uint8)
         return labels
@@ -301,7 +358,7 @@ def top_labels(logits: Tensor) -> NDArray[np.uint8]:
 
 
 def evaluate_image(task: Task, index: int) -> Evaluation:
-    """`evaluate` of one image."""
+    """Evaluate one image; see `evaluate`."""
     prediction = predict(task, index)
     began, labels = time.perf_counter(), prediction.example.labels
     widths = band_widths(labels, task.trimap)
@@ -329,10 +386,17 @@ def evaluate(
     threads: int = 1,
     on_image: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Score images of a data set.
+    """Score images of a data set. The first error ends it.
 
-    indices: which; None: all. workers: images at a time. threads: of each of them on the CPU. The result depends on neither but for
-    the rounding of torch's convolutions. on_image: called after each image. The first error ends it, at once, and names the file.
+    The result depends on neither workers nor threads, except for the rounding of torch's
+    convolutions.
+
+    Args:
+        task: What to evaluate.
+        indices: Which images; None: all.
+        workers: The number of images at a time.
+        threads: The threads of each of them on the CPU.
+        on_image: Called after each image.
     """
     began = time.perf_counter()
     total = Evaluation(task.new_scores(), None if task.crf is None else task.new_scores())
@@ -353,7 +417,7 @@ def evaluate(
 
 
 def _in_order(pool: ThreadPoolExecutor, task: Task, indices: Sequence[int], ahead: int) -> Iterator[Evaluation]:
-    """Images' parts, as many of them under way or waiting as ``ahead``."""
+    """Yield the images' parts in order, with at most ``ahead`` in progress or waiting."""
     waiting: deque[Future[Evaluation]] = deque()
     for index in indices:
         waiting.append(pool.submit(evaluate_image, task, index))
@@ -366,9 +430,18 @@ def _in_order(pool: ThreadPoolExecutor, task: Task, indices: Sequence[int], ahea
 def evaluate_share(
     task: Task, world: World, *, workers: int = 1, threads: int = 1, on_image: Callable[[], None] = lambda: None
 ) -> Evaluation:
-    """`evaluate`, each process of ``world`` on every ``world.size``-th image; the whole in all of them.
+    """Run `evaluate` with each process on every ``world.size``-th image.
 
-    Counts are whole numbers, so the sums are those of one process.
+    Args:
+        task: What to evaluate.
+        world: The processes.
+        workers: As in `evaluate`.
+        threads: As in `evaluate`.
+        on_image: As in `evaluate`.
+
+    Returns:
+        The scores of all images, in every process. Counts are integers, so they equal those of one
+        process.
     """
     indices = range(world.rank, len(task.dataset), world.size)
     whole, *others = world.gather(evaluate(task, indices, workers=workers, threads=threads, on_image=on_image))

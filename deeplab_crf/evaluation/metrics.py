@@ -1,4 +1,4 @@
-"""One confusion matrix over a whole set of images, and what the papers read off it. No torch."""
+"""The confusion matrix over a set of images, and the papers' measures. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from deeplab_crf.runtime.checks import whole_number
 
 
 class ConfusionMatrix:
-    """Counts of pixels by true and predicted class, over as many images as are added: never a mean over images.
+    """Counts of pixels by true and predicted class over all images, never a mean over images.
 
-    num_classes: C. ignore: the label value of pixels that are not scored.
+    ``matrix`` is int64 ``(C, C)``: row t, column p counts the pixels of true class t that were
+    predicted as p.
 
-    matrix: int64 ``(C, C)``; row t, column p counts the pixels of true class t that were predicted as p.
+    Args:
+        num_classes: C.
+        ignore: The label value of pixels that are not scored.
     """
 
     def __init__(self, num_classes: int, ignore: int = IGNORE) -> None:
@@ -25,16 +28,27 @@ class ConfusionMatrix:
 
     @classmethod
     def of(cls, matrix: NDArray[np.int64], ignore: int = IGNORE) -> ConfusionMatrix:
-        """With counts made elsewhere, int64 ``(C, C)``, which are not copied."""
+        """Wrap counts made elsewhere.
+
+        Args:
+            matrix: int64 ``(C, C)``; it is not copied.
+            ignore: The label value of pixels that are not scored.
+        """
         result = cls(len(matrix), ignore)
         result.matrix = matrix
         return result
 
     def add(self, predicted: Any, labels: Any) -> None:
-        """Count one image or several. Arrays or tensors of whole numbers, of one shape, ``(H, W)`` or any other.
+        """Count one image or several.
 
-        Raises TypeError for other numbers and ValueError for shapes that differ, and for classes outside 0..C-1 on pixels that are
-        scored; nothing is counted then.
+        Args:
+            predicted: Array or tensor of whole numbers, ``(H, W)`` or any other shape.
+            labels: The same shape.
+
+        Raises:
+            TypeError: The values are no whole numbers.
+            ValueError: The shapes differ, or a scored pixel has a class outside 0..C-1; nothing is
+                counted.
         """
         guess, truth = _whole_numbers(predicted, "predicted"), _whole_numbers(labels, "labels")
         if guess.shape != truth.shape:
@@ -43,48 +57,55 @@ class ConfusionMatrix:
         self.matrix += np.bincount(pairs, minlength=self.matrix.size).reshape(self.matrix.shape)
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add what another matrix of the same classes counted."""
+        """Add the counts of another matrix of the same classes."""
         if other.num_classes != self.num_classes:
             raise ValueError(f"other must have {self.num_classes} classes; got {other.num_classes}")
         self.matrix += other.matrix
 
     @property
     def num_pixels(self) -> int:
-        """Pixels that were scored."""
+        """The number of scored pixels."""
         return int(self.matrix.sum())
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of each class: ``(C,)``, NaN for classes that are neither in the labels nor predicted."""
+        """Intersection over union of each class, ``(C,)``.
+
+        It is NaN for classes that are neither in the labels nor predicted.
+        """
         right = np.diagonal(self.matrix)
         return _ratio(right, self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - right)
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """The classes that are neither in the labels nor predicted: `mean_iou` leaves them out."""
+        """The classes that are neither in the labels nor predicted; `mean_iou` leaves them out."""
         return tuple(int(i) for i in np.flatnonzero(np.isnan(self.iou)))
 
     @property
     def unlabelled(self) -> tuple[int, ...]:
-        """The classes without a pixel in the labels, those that are `absent` and those that are predicted, whose IoU is 0."""
+        """The classes without a pixel in the labels.
+
+        Those that are predicted have an IoU of 0, the others are `absent`.
+        """
         return tuple(int(i) for i in np.flatnonzero(self.matrix.sum(axis=1) == 0))
 
     @property
     def mean_iou(self) -> float:
-        """Mean of `iou` over the classes that are in the labels or predicted; NaN before any pixel was scored.
+        """Mean of `iou` over the classes that are in the labels or predicted.
 
-        Classes `absent` from both are left out, so two sets compare only where the same classes occur.
+        It is NaN before any pixel is scored. Two sets compare only if the same classes occur in
+        both, since `absent` classes are left out.
         """
         return _mean(self.iou)
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the scored pixels whose class is right; NaN before any was scored."""
+        """Share of scored pixels whose class is right; NaN before any is scored."""
         return float(_ratio(np.trace(self.matrix), self.matrix.sum()))
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Share of each class's pixels whose class is right: ``(C,)``, NaN for classes that are not in the labels."""
+        """Share of each class's pixels that are right, ``(C,)``; NaN for classes not in the labels."""
         return _ratio(np.diagonal(self.matrix), self.matrix.sum(axis=1))
 
     @property
@@ -102,8 +123,21 @@ class ConfusionMatrix:
 def pair_numbers(
     predicted: NDArray[Any], labels: NDArray[Any], num_classes: int, ignore: int
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """``true class * num_classes + predicted class`` of the n pixels that are scored, ``(n,)``, and which those are, of the arrays'
-    one shape. Raises ValueError for classes outside 0..num_classes-1 among them."""
+    """Number the pairs of true and predicted class of the scored pixels.
+
+    Args:
+        predicted: Predicted classes.
+        labels: True classes, of the same shape.
+        num_classes: C.
+        ignore: The label value of pixels that are not scored.
+
+    Returns:
+        ``true class * C + predicted class`` of the n scored pixels, ``(n,)``, and a mask of these
+        pixels.
+
+    Raises:
+        ValueError: A scored pixel has a class outside 0..C-1.
+    """
     scored = labels != ignore
     truth, guess = labels[scored], predicted[scored]
     for name, values in (("labels", truth), ("predicted", guess)):
@@ -122,7 +156,7 @@ def _whole_numbers(values: Any, name: str) -> NDArray[Any]:
 
 
 def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
-    """part / whole, NaN where whole is 0."""
+    """Divide, with NaN where ``whole`` is 0."""
     counts = np.asarray(whole, np.float64)
     result = np.full(counts.shape, np.nan)
     np.divide(part, counts, out=result, where=counts > 0)

@@ -1,4 +1,4 @@
-"""What `evaluate` found, for people and for programs: tables, results.json, results.md, the trimap plot, examples. No torch."""
+"""Reports of an evaluation: tables, results.json, results.md, trimap plot, examples. No torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ BAND_WORDS = {"void": "void borders", "boundary": "borders between classes"}
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation under the names of its classes. settings: what was run, plain data, as results.json shows it."""
+    """An evaluation with the names of its classes.
+
+    Args:
+        evaluation: The scores.
+        classes: The names of the classes.
+        settings: What was run, as results.json shows it.
+    """
 
     evaluation: Evaluation
     classes: tuple[str, ...]
@@ -41,7 +47,7 @@ class Report:
 
     @property
     def stages(self) -> dict[str, TrimapScores]:
-        """ "network", and "crf" where there is one."""
+        """The scores of "network", and of "crf" if there is one."""
         given = {"network": self.evaluation.network, "crf": self.evaluation.crf}
         return {name: scores for name, scores in given.items() if scores is not None}
 
@@ -54,7 +60,7 @@ def _percent(value: float) -> str:
 
 
 def _row(name: str, values: Sequence[float]) -> list[str]:
-    """Percentages, and behind two of them the points that the second has more."""
+    """Format percentages, followed by the gain if there are two."""
     cells = [name, *map(_percent, values)]
     if len(values) == 2:
         points = 100 * (values[1] - values[0])
@@ -67,7 +73,7 @@ def _header(report: Report, first: str) -> list[str]:
 
 
 def score_rows(report: Report) -> list[list[str]]:
-    """The header, a row for each class's IoU, and those of the set, in per cent."""
+    """Return a header, a row for each class's IoU, and rows for the set, in per cent."""
     matrices = [scores.whole for scores in report.stages.values()]
     rows = [_header(report, "IoU")]
     rows += [_row(name, [matrix.iou[i] for matrix in matrices]) for i, name in enumerate(report.classes)]
@@ -81,7 +87,7 @@ def score_rows(report: Report) -> list[list[str]]:
 
 
 def trimap_rows(report: Report) -> list[list[str]]:
-    """The header and a row for some widths: mean IoU inside the band, in per cent."""
+    """Return a header and a row for each of `SHOWN_WIDTHS`: the mean IoU in the band, in per cent."""
     rows = [_header(report, "mean IoU in the band of half-width")]
     rows += [
         _row(f"{width}", [scores.band(width).mean_iou for scores in report.stages.values()]) for width in SHOWN_WIDTHS
@@ -90,18 +96,20 @@ def trimap_rows(report: Report) -> list[list[str]]:
 
 
 def one_line(text: str) -> str:
-    """``text`` without line breaks and characters that a terminal obeys instead of showing."""
+    """Replace line breaks and control characters of a terminal by spaces."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def escaped(value: Any) -> str:
-    """The text of ``value`` as Markdown that shows it as it is, also within a table's cell. Underscores inside words need no
-    backslash."""
+    """Escape a value for Markdown, also within a table's cell.
+
+    Underscores inside words need no backslash.
+    """
     return re.sub(r"[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", one_line(str(value)))
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Columns for a terminal."""
+    """Align rows in columns for a terminal."""
     shown = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
     lines = []
@@ -112,14 +120,14 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of GitHub's."""
+    """Format rows as a table of GitHub's Markdown."""
     header, *body = [[escaped(cell) for cell in row] for row in rows]
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def markdown(report: Report) -> str:
-    """results.md."""
+    """Return the text of results.md."""
     evaluation, settings = report.evaluation, report.settings
     count = len(evaluation.images)
     lines = [f"# {escaped(settings['data'])}: {count} image{'' if count == 1 else 's'}"]
@@ -133,7 +141,10 @@ def markdown(report: Report) -> str:
 
 
 def absent_lines(report: Report) -> list[str]:
-    """A sentence each for what no number speaks of: classes and images without a labelled pixel, and bands without any."""
+    """Return sentences on what no score covers.
+
+    These are classes and images without a labelled pixel, and bands without any.
+    """
     matrices = {name: scores.whole for name, scores in report.stages.items()}
 
     def names(numbers: Sequence[int]) -> str:
@@ -164,7 +175,10 @@ def _stage_times(images: Sequence[ImageScore]) -> list[str]:
 
 
 def stage_seconds(images: Sequence[ImageScore]) -> dict[str, float]:
-    """Seconds of each stage, added up over the images: more than the clock's where images go side by side."""
+    """Return the seconds of each stage, summed over all images.
+
+    They exceed the elapsed time where images run side by side.
+    """
     totals: dict[str, float] = {}
     for image in images:
         for name, seconds in image.seconds.items():
@@ -176,7 +190,7 @@ def stage_seconds(images: Sequence[ImageScore]) -> dict[str, float]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """results.json: plain data, NaN as null."""
+    """Return the content of results.json: plain data, NaN as None."""
     evaluation = report.evaluation
     data: dict[str, Any] = {
         "settings": dict(report.settings),
@@ -215,7 +229,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def clear_results(folder: Path) -> None:
-    """Remove what an earlier evaluation wrote into ``folder``, so that none of it stays beside new results."""
+    """Remove the results of an earlier evaluation from ``folder``."""
     for name in REPORT_FILES:
         (folder / name).unlink(missing_ok=True)
     for path in (folder / "examples").glob("*.png"):
@@ -224,7 +238,7 @@ def clear_results(folder: Path) -> None:
 
 
 def write_results(report: Report, folder: Path) -> None:
-    """Write ``folder/results.json`` and ``folder/results.md``, each whole or not at all."""
+    """Write results.json and results.md into ``folder``, each whole or not at all."""
     texts = {"results.md": markdown(report), "results.json": json.dumps(as_json(report), indent=1) + "\n"}
     for name, text in texts.items():
         with atomic_write(folder / name) as stream:
@@ -232,16 +246,19 @@ def write_results(report: Report, folder: Path) -> None:
 
 
 def plot_trimap(report: Report, path: Path) -> None:
-    """A picture of the curves: pixel accuracy, class accuracy and mean IoU over the band's half-width. Raises ImportError where
-    matplotlib is not installed."""
+    """Plot pixel accuracy, class accuracy and mean IoU over the band's half-width.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plots need matplotlib. Install it: pip install "deeplab-crf[bench]"') from error
-    picture = Figure(figsize=(11, 3.6), layout="constrained")
+    plot = Figure(figsize=(11, 3.6), layout="constrained")
     labels = {"network": "network", "crf": "network and CRF"}
     curves = {name: scores.curves() for name, scores in report.stages.items()}
-    panels = picture.subplots(1, 3)
+    panels = plot.subplots(1, 3)
     titles = {"pixel_accuracy": "pixel accuracy", "class_accuracy": "class accuracy", "mean_iou": "mean IoU"}
     for axes, (number, title) in zip(panels, titles.items(), strict=True):
         for name, curve in curves.items():
@@ -250,17 +267,26 @@ def plot_trimap(report: Report, path: Path) -> None:
         axes.set_ylabel(f"{title} (%)")
         axes.grid(alpha=0.3)
     panels[0].legend()
-    picture.suptitle(f"{report.settings['data']}: near {BAND_WORDS[report.evaluation.network.kind]}")
+    plot.suptitle(f"{report.settings['data']}: near {BAND_WORDS[report.evaluation.network.kind]}")
     with atomic_write(path) as stream:
-        picture.savefig(stream, format="png", dpi=130)
+        plot.savefig(stream, format="png", dpi=130)
 
 
 # ---------------------------------------------------------------- examples
 
 
 def choose_examples(images: Sequence[ImageScore], count: int) -> dict[str, ImageScore]:
-    """The ``count`` images that the CRF made worst and best, or without a CRF those that are worst and best, by pixel accuracy:
-    under the stems of their figures, such as "worst-1-NAME"."""
+    """Choose the images that the CRF changed most in pixel accuracy for the worse and the better.
+
+    Without a CRF, choose those of the lowest and the highest pixel accuracy.
+
+    Args:
+        images: The scores of all images.
+        count: The number of each kind.
+
+    Returns:
+        The images by the stems of their figures, such as "worst-1-NAME".
+    """
     scored = [image for image in images if not math.isnan(image.gain) and not math.isnan(image.pixel_accuracy[0])]
     ranked = sorted(
         scored, key=lambda image: image.pixel_accuracy[0] if image.pixel_accuracy[1] is None else image.gain
@@ -272,7 +298,7 @@ def choose_examples(images: Sequence[ImageScore], count: int) -> dict[str, Image
 
 
 def write_example(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
-    """Photograph, labels, network and CRF side by side, void black, with a legend."""
+    """Write image, labels, network and CRF side by side, with a legend; void is black."""
     example = prediction.example
     shown = {"labels": example.labels, "network": prediction.network}
     if prediction.crf is not None:

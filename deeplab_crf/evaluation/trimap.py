@@ -1,4 +1,4 @@
-"""How right labels are near the edges of objects: the trimap curves of the papers, all widths in one pass. No torch."""
+"""Accuracy near the edges of objects: the papers' trimap curves, all widths in one pass. No torch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from numpy.typing import NDArray
 
 from deeplab_crf.data.datasets import IGNORE
 from deeplab_crf.evaluation.metrics import ConfusionMatrix, pair_numbers
+from deeplab_crf.runtime.checks import choice, whole_number
 
 MAX_WIDTH = 40  # the papers' curves end here
 KINDS = ("void", "boundary")
 
 
 def band_widths(labels: NDArray[Any], kind: str, ignore: int = IGNORE) -> NDArray[np.uint8]:
-    """The half-width w of the narrowest band that holds each pixel: uint8 ``(H, W)``, 1..`MAX_WIDTH`, above it ``MAX_WIDTH + 1``.
-
-    labels: ``(H, W)``. kind: around what the bands lie.
-
-    - "void": the papers' trimap (PASCAL VOC, whose objects have a void border). Band w is the void mask dilated by a square of
-      2w + 1 pixels.
-    - "boundary": band w holds the w pixels on either side of a border between two classes: the pixels with a neighbour (left,
-      right, above, below) of another class, neither of them void, dilated by a square of 2(w - 1) + 1 pixels. For labels without
-      void borders, such as CamVid's.
+    """Return the half-width w of the narrowest band that holds each pixel.
 
     Void pixels have a width too; they are not scored.
+
+    Args:
+        labels: ``(H, W)``.
+        kind: What the bands surround. "void" is the papers' trimap for PASCAL VOC, whose objects
+            have a void border: band w is the void mask dilated by a square of 2w + 1 pixels.
+            "boundary" suits labels without void borders, such as CamVid's: band w is the w pixels
+            on either side of a border between two classes, that is, the pixels with a neighbour
+            (left, right, above, below) of another class, neither of them void, dilated by a square
+            of 2(w - 1) + 1 pixels.
+        ignore: The value of void pixels.
+
+    Returns:
+        uint8 ``(H, W)``, 1..`MAX_WIDTH`, or ``MAX_WIDTH + 1`` outside every band.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    choice(kind, KINDS, "kind")
     if labels.ndim != 2:
         raise ValueError(f"labels must have shape (H, W); got {labels.shape}")
     void = labels == ignore
@@ -38,7 +43,7 @@ def band_widths(labels: NDArray[Any], kind: str, ignore: int = IGNORE) -> NDArra
 
 
 def _borders(labels: NDArray[Any], void: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """``(H, W)``: pixels with a neighbour of another class, neither of them void."""
+    """Mark the pixels with a neighbour of another class, neither of them void."""
     borders = np.zeros(labels.shape, np.bool_)
     for here, there in (
         ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
@@ -51,9 +56,10 @@ def _borders(labels: NDArray[Any], void: NDArray[np.bool_]) -> NDArray[np.bool_]
 
 
 def _distances(mask: NDArray[np.bool_], cap: int) -> NDArray[np.uint8]:
-    """Chebyshev distance of each pixel to the nearest of ``mask``, at most ``cap`` (below 255): uint8 ``(H, W)``.
+    """Return each pixel's Chebyshev distance to ``mask``, at most ``cap`` < 255.
 
-    ``min over dy of max(|dy|, distance within row y + dy)``: along rows by running minima, across rows by ``cap`` shifts each way.
+    It is ``min over dy of max(|dy|, distance within row y + dy)``: running minima along rows, then
+    ``cap`` shifts each way across rows.
     """
     along = np.minimum(_running(mask), _running(mask[:, ::-1])[:, ::-1])
     along = np.minimum(along, cap).astype(np.uint8)
@@ -66,7 +72,7 @@ def _distances(mask: NDArray[np.bool_], cap: int) -> NDArray[np.uint8]:
 
 
 def _running(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Columns since the last pixel of ``mask`` in the row, itself included; large where there is none."""
+    """Count the columns since the last pixel of ``mask`` in the row; large where there is none."""
     columns = np.arange(mask.shape[1], dtype=np.int32)
     last = np.maximum.accumulate(np.where(mask, columns, np.int32(-(2**20))), axis=1)
     distances: NDArray[np.int32] = columns - last
@@ -74,30 +80,40 @@ def _running(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 class TrimapScores:
-    """The confusion matrices of all bands, and of the whole images, over as many images as are added.
+    """The confusion matrices of all bands and of the whole images.
 
-    num_classes: C. kind: see `band_widths`. ignore: the label value of pixels that are not scored.
+    ``counts`` is int64 ``(MAX_WIDTH + 1, C, C)``: ``counts[w - 1]`` counts the pixels of width w,
+    ``counts[MAX_WIDTH]`` those in no band; rows and columns are those of `ConfusionMatrix`.
 
-    counts: int64 ``(MAX_WIDTH + 1, C, C)``; ``counts[w - 1]`` counts the pixels of width w, ``counts[MAX_WIDTH]`` those in no band;
-    row and column as in `ConfusionMatrix`.
+    Args:
+        num_classes: C.
+        kind: See `band_widths`.
+        ignore: The label value of pixels that are not scored.
     """
 
     def __init__(self, num_classes: int, kind: str = "boundary", ignore: int = IGNORE) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-        self.kind, self.num_classes, self.ignore = kind, ConfusionMatrix(num_classes).num_classes, ignore
+        self.kind = choice(kind, KINDS, "kind")
+        self.num_classes, self.ignore = ConfusionMatrix(num_classes).num_classes, ignore
         self.counts = np.zeros((MAX_WIDTH + 1, self.num_classes, self.num_classes), np.int64)
 
     def add(self, predicted: NDArray[Any], labels: NDArray[Any], widths: NDArray[np.uint8]) -> None:
-        """Count one image. predicted, labels: whole numbers ``(H, W)``. widths: `band_widths` of the labels, which the scores of
-        several predictions share. Raises ValueError as `ConfusionMatrix.add`."""
+        """Count one image.
+
+        Args:
+            predicted: Whole numbers ``(H, W)``.
+            labels: Whole numbers ``(H, W)``.
+            widths: The `band_widths` of the labels.
+
+        Raises:
+            ValueError: As `ConfusionMatrix.add`.
+        """
         pairs, scored = pair_numbers(predicted, labels, self.num_classes, self.ignore)
         cells = self.num_classes**2
         numbers = (widths[scored].astype(np.intp) - 1) * cells + pairs
         self.counts += np.bincount(numbers, minlength=self.counts.size).reshape(self.counts.shape)
 
     def merge(self, other: TrimapScores) -> None:
-        """Add what other scores of the same kind and classes counted."""
+        """Add the counts of other scores of the same kind and classes."""
         if (other.num_classes, other.kind) != (self.num_classes, self.kind):
             raise ValueError(
                 f"other must be of kind {self.kind!r} with {self.num_classes} classes; got {other.kind!r} with {other.num_classes}"
@@ -106,17 +122,19 @@ class TrimapScores:
 
     @property
     def whole(self) -> ConfusionMatrix:
-        """Of all pixels, near or far."""
+        """The matrix of all pixels."""
         return ConfusionMatrix.of(self.counts.sum(axis=0), self.ignore)
 
     def band(self, width: int) -> ConfusionMatrix:
-        """Of the pixels inside the band of half-width ``width``, 1..`MAX_WIDTH`."""
-        if not 1 <= width <= MAX_WIDTH:
-            raise ValueError(f"width must be in 1..{MAX_WIDTH}; got {width}")
+        """Return the matrix of the pixels in the band of half-width 1..`MAX_WIDTH`."""
+        whole_number(width, "width", 1, MAX_WIDTH)
         return ConfusionMatrix.of(self.counts[:width].sum(axis=0), self.ignore)
 
     def curves(self) -> dict[str, list[float]]:
-        """pixel_accuracy, class_accuracy and mean_iou inside the bands of half-width 1..`MAX_WIDTH`; NaN where a band is empty."""
+        """Return pixel_accuracy, class_accuracy and mean_iou in each band.
+
+        The lists are those of half-widths 1..`MAX_WIDTH`, NaN where a band is empty.
+        """
         bands = [self.band(width) for width in range(1, MAX_WIDTH + 1)]
         names = ("pixel_accuracy", "class_accuracy", "mean_iou")
         return {name: [float(getattr(band, name)) for band in bands] for name in names}

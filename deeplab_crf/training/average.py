@@ -1,4 +1,4 @@
-"""The running mean of a training's weights, which generalises better than any of them."""
+"""The running mean of the weights of a training, which generalises better than any of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def make_average(network: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average (Polyak & Juditsky 1992) of ``network``, whose ``module`` is a network with those weights; to
-    be told of every iteration by ``update_parameters(network)``.
+    """Make an exponential moving average of a network's weights.
 
-    After iteration n, from 0, the average a becomes ``d a + (1 - d) w`` with d = min(decay, (1 + n) / (10 + n)): of a short past at
-    first, so that the weights of the beginning are soon forgotten. Buffers are the network's.
+    After iteration n, from 0, the average a becomes ``d a + (1 - d) w`` with d = min(decay, (1 + n)
+    / (10 + n)), so that the first weights are soon forgotten. Buffers are those of the network.
+
+    Args:
+        network: The network that is trained.
+        decay: The largest d, in [0, 1].
+
+    Returns:
+        The average, whose ``module`` is a network. Call ``update_parameters(network)`` after every
+        iteration.
+
+    References:
+        Polyak & Juditsky, 1992.
     """
 
     def move(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:

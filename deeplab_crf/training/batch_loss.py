@@ -1,4 +1,4 @@
-"""One iteration: the gradients of a batch's loss, in parts, by one process or by many."""
+"""The gradients of a batch's loss, computed in parts by one process or several."""
 
 from __future__ import annotations
 
@@ -19,15 +19,24 @@ PRECISIONS = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PartOfLoss(nn.Module):
-    """What a part of a batch adds to the batch's loss: a module, so that DistributedDataParallel can wrap it."""
+    """The share of the loss of a part of a batch.
+
+    It is a module so that DistributedDataParallel can wrap it.
+    """
 
     def __init__(self, network: DeepLab, precision: torch.dtype | None) -> None:
         super().__init__()
         self.network, self.precision = network, precision
 
     def forward(self, images: Tensor, labels: Tensor, totals: Tensor, weight: Tensor | None) -> Tensor:
-        """images ``(b, 3, h, w)``, labels ``(b, h, w)``; totals of the whole batch: `loss_totals`. The loss is computed in
-        float32."""
+        """Return this part's share of the loss, computed in float32.
+
+        Args:
+            images: ``(b, 3, h, w)``.
+            labels: ``(b, h, w)``.
+            totals: `loss_totals` of the whole batch.
+            weight: The weight of each class, ``(C,)``; None: all alike.
+        """
         with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
             scores = self.network.scores(images)
         whole = Scores(scores.fused.float(), tuple(each.float() for each in scores.scales), scores.size)
@@ -35,10 +44,17 @@ class PartOfLoss(nn.Module):
 
 
 class BatchLoss:
-    """The loss of a batch that is spread over parts and processes, and its gradients.
+    """The loss, with its gradients, of a batch that is spread over parts and processes.
 
-    Each mean over pixels is divided by the pixels of the whole batch, so that the sum over parts and processes is the loss of the
-    batch, however it is cut. Batch norm that is trained takes its statistics from a part of all processes together.
+    Each mean over pixels is divided by the pixels of the whole batch, so the sum over parts and
+    processes is the loss of the batch, however it is cut. Trained batch norm takes its statistics
+    from a part of all processes together.
+
+    Args:
+        network: The network that is trained.
+        amp: A name of `PRECISIONS`.
+        world: The processes that train together.
+        weight: The weight of each class, ``(C,)``; None: all alike.
     """
 
     def __init__(self, network: DeepLab, amp: str, world: World, weight: Tensor | None) -> None:
@@ -50,8 +66,16 @@ class BatchLoss:
             self.part = DistributedDataParallel(part, device_ids=own)
 
     def backward(self, parts: Sequence[Batch], scaler: torch.amp.GradScaler) -> Tensor | None:
-        """Adds the batch's gradients to the parameters' and returns its loss, in every process; None, and nothing is done, where no
-        pixel of the batch is labelled: its loss would be a perfect 0."""
+        """Add the batch's gradients to the parameters'.
+
+        Args:
+            parts: This process's parts of the batch.
+            scaler: Scales the loss in half precision.
+
+        Returns:
+            The batch's loss, the same in every process. None if no pixel of the batch is labelled,
+            which would be a perfect 0; no gradient changes then.
+        """
         moved = [self._moved(*part) for part in parts]
         totals = self.world.sum(
             sum((self._totals(labels) for _, labels in moved), torch.zeros((), device=self.world.device))
@@ -63,25 +87,21 @@ class BatchLoss:
         return self.world.sum(loss)
 
     def _sum_of_parts(self, moved: Sequence[Batch], totals: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
-        """This process's share of the loss, and its gradients."""
+        """Return this process's share of the loss, after its backward pass."""
         loss = torch.zeros((), device=self.world.device)
         for number, (images, labels) in enumerate(moved):
-            last = number == len(moved) - 1
-            waiting = (
-                self.part.no_sync() if isinstance(self.part, DistributedDataParallel) and not last else nullcontext()
-            )
-            with waiting:
+            deferred = isinstance(self.part, DistributedDataParallel) and number < len(moved) - 1
+            with self.part.no_sync() if deferred else nullcontext():  # type: ignore[operator]
                 share = self.part(images, labels, totals, self.weight)
-                scaler.scale(
-                    share * self.world.size
-                ).backward()  # DistributedDataParallel takes the mean over processes
+                # DistributedDataParallel takes the mean over processes.
+                scaler.scale(share * self.world.size).backward()
             loss += share.detach()
         return loss
 
     def _moved(self, images: Tensor, labels: Tensor) -> Batch:
-        where = self.world.device
-        seen = images.to(where, non_blocking=True, memory_format=torch.channels_last)
-        return seen, labels.to(where, non_blocking=True)
+        device = self.world.device
+        seen = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return seen, labels.to(device, non_blocking=True)
 
     def _totals(self, labels: Tensor) -> Tensor:
         return loss_totals(labels, weight=self.weight)

@@ -1,4 +1,4 @@
-"""Batch norm of processes that train together: the statistics of the whole batch, as one process has them.
+"""Batch norm over the whole batch of several processes.
 
 torch's SyncBatchNorm does the same on CUDA alone, and is no `BatchNorm2d`.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class _Total(torch.autograd.Function):
-    """The sum of every process's tensor, in all of them; backward that of their gradients."""
+    """Sums every process's tensor, in all of them; its backward pass sums their gradients."""
 
     @staticmethod
     def forward(_ctx: Any, values: Tensor) -> Tensor:
@@ -31,10 +31,13 @@ class _Total(torch.autograd.Function):
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """`BatchNorm2d` whose mean and variance in training are over the batches of all processes, which must have one size."""
+    """A `BatchNorm2d` whose training statistics span all processes.
+
+    Their batches must have one size.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the same; statistics in float32, also of half precision."""
+        """Normalise ``(B, C, H, W)``; statistics are float32 for half precision too."""
         if not self.training:
             return super().forward(x)
         count = x.numel() // self.num_features * dist.get_world_size()
@@ -44,8 +47,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         variance = _total_of_channels(centred.square()) / count  # of what is centred: E[x^2] - E[x]^2 would cancel
         with torch.no_grad():
             self.num_batches_tracked += 1  # type: ignore[operator,assignment]
-            for kept, seen in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
-                kept.lerp_(seen, self.momentum)  # type: ignore[union-attr,arg-type]
+            for running, seen in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
+                running.lerp_(seen, self.momentum)  # type: ignore[union-attr,arg-type]
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
@@ -57,9 +60,10 @@ def _total_of_channels(values: Tensor) -> Tensor:
 
 @contextmanager
 def shared_batch_norm(network: nn.Module) -> Iterator[None]:
-    """Within the block, each batch norm of ``network`` that is in training mode is a `SharedBatchNorm2d`; frozen ones stay.
+    """Within the block, share the statistics of each batch norm that is in training mode.
 
-    The class alone changes, so that parameters, buffers and hooks stay what they are, and other code sees the same network.
+    Only the class of the modules changes, so parameters, buffers and hooks stay, and other code
+    sees the same network.
     """
     norms = [module for module in network.modules() if type(module) is nn.BatchNorm2d and module.training]
     try:

@@ -1,4 +1,4 @@
-"""A training's state on disk: whole or absent, and refused by any training but its own."""
+"""The state of a training on disk: a whole file or none, refused by any other training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from deeplab_crf.training.settings import FREE, TrainSettings, as_dict
 
 @dataclass(frozen=True)
 class Format:
-    """What a command's checkpoint holds. name: stands in the file. command: which writes it. parts: type of each, by name."""
+    """The format of a command's checkpoint.
+
+    Args:
+        name: Stands in the file.
+        command: The command that writes it.
+        parts: The type of each part, by name.
+    """
 
     name: str
     command: str
@@ -37,8 +43,18 @@ TRAINING = Format(
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """What changes during a training. Everything random is a function of the seed, the iteration and the process, see samples.py
-    and `train.seed_iteration`, so that no generator's state belongs to it. data: see `describe_data`; it does not change."""
+    """What changes during a training.
+
+    Everything random is a function of the seed, the iteration and the process (see samples.py and
+    `train.seed_iteration`), so no generator's state belongs to it.
+
+    Args:
+        network: The network that is trained.
+        optimizer: Its optimizer.
+        scaler: The scaler of the loss.
+        average: The running mean of the weights, if there is one.
+        data: The digest of `describe_data`; it does not change.
+    """
 
     network: DeepLab
     optimizer: torch.optim.Optimizer
@@ -48,27 +64,30 @@ class TrainingState:
 
     @property
     def result(self) -> DeepLab:
-        """The network that comes of it: the average, where there is one."""
+        """The trained network: the average where there is one."""
         network = self.network if self.average is None else self.average.module
         assert isinstance(network, DeepLab)
         return network
 
     def is_finite(self) -> bool:
-        """Whether every number of the network is."""
+        """Return whether every number of the network is finite."""
         tensors = [*self.network.parameters(), *(each for each in self.network.buffers() if each.is_floating_point())]
         return all(bool(each.detach().sum(dtype=torch.float64).isfinite()) for each in tensors)
 
 
-def describe_data(photographs: SegmentationFolder) -> str:
-    """A digest of the names of the classes and of the photographs, in their order, which seeds and class ids refer to."""
-    names = [photographs.classes, [item.name for item in photographs.items]]
+def describe_data(dataset: SegmentationFolder) -> str:
+    """Return a digest of the names of classes and images, in their order."""
+    names = [dataset.classes, [item.name for item in dataset.items]]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, iteration: int) -> None:
-    """Write the state after ``iteration`` iterations. Where that fails (a full disk), the file that is there stays as it is.
+    """Write the state after ``iteration`` iterations, whole or not at all.
 
-    Raises OSError that says so, and FloatingPointError, before anything is written, where a weight is NaN or inf.
+    Raises:
+        OSError: The file cannot be written, for example on a full disk; an existing one stays as it
+            is.
+        FloatingPointError: A weight is NaN or inf; nothing is written.
     """
     if not state.is_finite():
         raise FloatingPointError(f"the network holds NaN or inf after {iteration} iterations")
@@ -91,7 +110,7 @@ def save_checkpoint(path: Path, state: TrainingState, settings: TrainSettings, i
 
 
 def write_stored(path: Path, format: Format, stored: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all, for `read_stored`."""
+    """Write a checkpoint for `read_stored`, whole or not at all."""
     buffer = io.BytesIO()  # torch would turn a full disk into an error of its own that does not say so
     torch.save({"format": format.name, **stored}, buffer)
     with atomic_write(path) as stream:
@@ -99,10 +118,14 @@ def write_stored(path: Path, format: Format, stored: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -> int:
-    """Put what `save_checkpoint` wrote into ``state``; returns its iterations.
+    """Read what `save_checkpoint` wrote into ``state``.
 
-    Raises ValueError, before anything is changed, where the file is no checkpoint, or one of another network or of a training with
-    other settings, and says which.
+    Returns:
+        The iterations that are done.
+
+    Raises:
+        ValueError: The file is no checkpoint, or that of another network, of other data or of other
+            settings; ``state`` is unchanged.
     """
     stored = read_stored(path, TRAINING)
     here = _architecture(state.network)
@@ -111,7 +134,7 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
     _check_settings(path, stored["settings"], as_dict(settings))
     if stored.get("data", state.data) != state.data:  # older checkpoints do not say
         raise ValueError(
-            f"{path} is of a training on other data: photographs or classes in {settings.root} have other names than there, or "
+            f"{path} is of a training on other data: images or classes in {settings.root} have other names than there, or "
             "another order. Give that data, or train into another folder"
         )
     shapes = {name: tuple(value.shape) for name, value in state.network.state_dict().items()}
@@ -132,13 +155,17 @@ def load_checkpoint(path: Path, state: TrainingState, settings: TrainSettings) -
 
 
 def read_iteration(path: Path) -> int:
-    """After how many iterations a checkpoint was written."""
+    """Return the number of iterations after which a checkpoint was written."""
     iteration: int = read_stored(path, TRAINING)["iteration"]
     return iteration
 
 
 def read_stored(path: Path, format: Format) -> dict[str, Any]:
-    """What `write_stored` wrote; nothing in the file is run. Raises ValueError that says what is wrong with another file."""
+    """Read what `write_stored` wrote; no code in the file is run.
+
+    Raises:
+        ValueError: The file is damaged or of another kind.
+    """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers raise nearly anything
@@ -163,7 +190,10 @@ def _words(architecture: dict[str, Any]) -> str:
 
 
 def _check_settings(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
-    """A setting that a checkpoint does not know came after it, and had no effect then: its default has none."""
+    """Compare settings.
+
+    One that a checkpoint lacks had no effect when it was written, so it counts as its default.
+    """
     stored = {each.name: each.default for each in fields(TrainSettings) if each.default not in (MISSING, None)} | stored
     different = [name for name in {**stored, **given} if name not in FREE and stored.get(name) != given.get(name)]
     if different:

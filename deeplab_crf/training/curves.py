@@ -1,4 +1,4 @@
-"""A training's curves as a picture."""
+"""A plot of a training's loss and validation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ POINTS = 200  # of the smoothed curve
 
 
 def plot_curves(rows: Sequence[Row], path: Path) -> bool:
-    """Write loss (a dot an iteration's, a line of means) and validation mIoU over iterations as PNG, whole or not at all. False
-    where matplotlib is not installed or there is nothing to show."""
+    """Plot training loss (a dot for each iteration, a line of means) and validation mIoU as PNG.
+
+    Args:
+        rows: The rows of the log.
+        path: The file, written whole or not at all.
+
+    Returns:
+        False if matplotlib is not installed or there is nothing to plot.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

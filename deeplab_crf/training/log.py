@@ -1,4 +1,4 @@
-"""What is written down about a training: a row an iteration in a CSV file, and TensorBoard's events."""
+"""The log of a training: a row for each iteration in a CSV file, and events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from deeplab_crf.runtime.files import atomic_write
 
 @dataclass(frozen=True)
 class Row:
-    """One iteration. iteration: from 1. loss: of its batch; None where none of its pixels is labelled. learning_rate: the trunk's.
-    images_per_second: crops, over all processes. mean_iou, pixel_accuracy: of the validation after it, without CRF; None where
-    there was none."""
+    """The log of one iteration.
+
+    Args:
+        iteration: Counts from 1.
+        loss: The loss of its batch; None if no pixel of the batch is labelled.
+        learning_rate: That of the backbone.
+        images_per_second: Crops, over all processes.
+        mean_iou: The result of the validation after it, without CRF; None where there was none.
+        pixel_accuracy: As ``mean_iou``.
+    """
 
     iteration: int
     loss: float | None
@@ -30,9 +37,13 @@ COLUMNS = tuple(each.name for each in fields(Row))
 
 
 class Log:
-    """Appends rows to ``path``, and to TensorBoard's ``events`` beside it where ``tensorboard`` says so.
+    """Appends rows to a CSV file, and to TensorBoard's ``events`` beside it if asked.
 
-    iteration: where the training stands; later rows, which a training wrote that was broken off, are dropped.
+    Args:
+        path: The CSV file.
+        iteration: Iterations that are done; later rows, of a training that was interrupted, are
+            dropped.
+        tensorboard: Whether to write events too.
     """
 
     def __init__(self, path: Path, iteration: int, *, tensorboard: bool) -> None:
@@ -55,7 +66,7 @@ class Log:
             self._events.close()
 
     def add(self, row: Row) -> None:
-        """Write a row, which is in the file when this returns."""
+        """Write a row; it is in the file when this returns."""
         csv.writer(self._file, lineterminator="\n").writerow(_as_cells(row))
         self._file.flush()
         if self._events is not None:
@@ -65,8 +76,11 @@ class Log:
 
 
 def read_log(path: Path) -> list[Row]:
-    """The rows of a log; a last line that was not written to its end is left out. Raises ValueError that names the file where it is
-    damaged."""
+    """Read the rows of a log; an incomplete last line is left out.
+
+    Raises:
+        ValueError: The file is damaged; the error names it.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as stream:
             whole = [line for line in stream if line.endswith("\n")]

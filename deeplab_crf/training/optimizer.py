@@ -1,4 +1,4 @@
-"""Descent with the papers' learning rate for each kind of parameter."""
+"""Optimizers with the papers' learning rate for each kind of parameter."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from torch import nn
 from deeplab_crf.models.deeplab import DeepLab
 from deeplab_crf.training.settings import TrainSettings
 
-SCORE_LAYERS, BIASES = 10.0, 2.0  # times the trunk's learning rate
+SCORE_LAYERS, BIASES = 10.0, 2.0  # times the backbone's learning rate
 
 
 def make_optimizer(network: DeepLab, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with momentum, as in the papers, or AdamW (Loshchilov & Hutter, arXiv 1711.05101), over `parameter_groups`.
-    `set_learning_rate` has to be called before the first step."""
+    """Make SGD with momentum, as in the papers, or AdamW, over `parameter_groups`.
+
+    Call `set_learning_rate` before the first step.
+
+    References:
+        Loshchilov & Hutter, arXiv 1711.05101 (AdamW).
+    """
     groups = parameter_groups(network, settings.weight_decay, settings.head_rate)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.momentum, 0.999))
@@ -24,11 +29,19 @@ def make_optimizer(network: DeepLab, settings: TrainSettings) -> torch.optim.Opt
 
 
 def parameter_groups(network: DeepLab, weight_decay: float, head_rate: float = 1.0) -> list[dict[str, Any]]:
-    """What is trained, in groups: ``multiple`` of the trunk's learning rate, and weight decay.
+    """Return the trained parameters in groups, with multiples of the learning rate.
 
-    Weights 1, biases 2 without decay; of the layers after the trunk ``head_rate`` as much, of those that give the classes' scores
-    10 times that, except V1's multi-scale features: every layer of theirs has the factors 1 and 2 in the released prototxt. Scale
-    and shift of batch norm, where they are trained (the papers freeze them), as weights without decay.
+    - Weights have the multiple 1, biases 2 without weight decay.
+    - Layers after the backbone have ``head_rate`` times that, and those that give the classes'
+      scores another 10 times, except V1's multi-scale features: in the released prototxt, each of
+      their layers has the multiples 1 and 2.
+    - Scale and shift of batch norm, where they are trained (the papers freeze them), count as
+      weights without decay.
+
+    Args:
+        network: The network that is trained.
+        weight_decay: The decay of weights.
+        head_rate: The learning rate after the backbone, in units of the backbone's.
     """
     last = {name for name in network.score_layers() if not name.startswith("msc.")}
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
@@ -52,6 +65,6 @@ def parameter_groups(network: DeepLab, weight_decay: float, head_rate: float = 1
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """``rate`` for the trunk's weights, its multiples for the others."""
+    """Set ``rate`` for the backbone's weights, and its multiples for the others."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiple"]

@@ -1,4 +1,4 @@
-"""The folder of a training."""
+"""The files of a training."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from deeplab_crf.runtime.files import remove_leftovers
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``settings.toml``, ``checkpoint.pt``, ``log.csv``, ``curves.png`` and, at the end, ``weights.safetensors`` in ``path``; with
-    TensorBoard the folder ``events``."""
+    """The folder of a training.
+
+    Args:
+        path: The folder. It holds ``settings.toml``, ``checkpoint.pt``, ``log.csv``,
+            ``curves.png``, at the end ``weights.safetensors``, and with TensorBoard the folder
+            ``events``.
+    """
 
     path: Path
 
     @property
     def settings(self) -> Path:
-        """The settings, all of them."""
+        """All settings."""
         return self.path / "settings.toml"
 
     @property
     def checkpoint(self) -> Path:
-        """The state to go on from; there from the beginning."""
+        """The state of the training, from the beginning on."""
         return self.path / "checkpoint.pt"
 
     @property
@@ -32,12 +37,12 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """A row an iteration."""
+        """A row for each iteration."""
         return self.path / "log.csv"
 
     @property
     def curves(self) -> Path:
-        """The log as a picture."""
+        """A plot of the log."""
         return self.path / "curves.png"
 
     @property
@@ -47,12 +52,18 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """What `load_model` reads."""
+        """The trained weights, for `load_model`."""
         return self.path / "weights.safetensors"
 
     def claim(self, *, overwrite: bool) -> None:
-        """Make the folder for a new training; overwrite: remove the files of an earlier one. Raises ValueError where it holds
-        something and ``overwrite`` is False."""
+        """Make the folder for a new training.
+
+        Args:
+            overwrite: Remove the files of an earlier training.
+
+        Raises:
+            ValueError: The folder is not empty and ``overwrite`` is False.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} must be a folder; it is a file")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -69,7 +80,11 @@ class RunFolder:
             events.unlink()
 
     def existing_checkpoint(self) -> Path:
-        """The checkpoint. Raises ValueError where there is none."""
+        """Return the path of the checkpoint.
+
+        Raises:
+            ValueError: There is none.
+        """
         if not self.checkpoint.is_file():
             raise ValueError(f"{self.checkpoint}: no such checkpoint, so there is no training to go on with")
         return self.checkpoint

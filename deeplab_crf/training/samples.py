@@ -1,7 +1,8 @@
-"""What a training sees, as one endless numbered sequence of crops.
+"""The crops of a training, as one endless numbered sequence.
 
-Crop n is number k = n mod N of epoch e = n div N. Which photograph it shows is a function of (seed, e, k) alone, and so is what the
-augmentation does to it: neither worker processes, nor processes that train together, nor a training that was broken off change it.
+Crop n is number k = n mod N of epoch e = n div N. Its image and its augmentation are functions of
+(seed, e, k) alone: worker processes, processes that train together and interruptions do not change
+them.
 """
 
 from __future__ import annotations
@@ -27,25 +28,33 @@ Batch = tuple[Tensor, Tensor]  # images (B, 3, crop, crop) and labels (B, crop, 
 
 
 class Crops(Dataset[Batch]):
-    """The sequence: ``crops[n]`` is crop n, for n = 0, 1, ..."""
+    """The sequence of crops: ``crops[n]`` is crop n, for n = 0, 1, ...
 
-    def __init__(self, photographs: SegmentationFolder, augmentation: Augmentation, seed: int) -> None:
-        self.photographs, self.augmentation, self.seed = photographs, augmentation, seed
+    Args:
+        dataset: The images.
+        augmentation: Cuts a crop from an image.
+        seed: Decides the order of the images and the crops.
+    """
+
+    def __init__(self, dataset: SegmentationFolder, augmentation: Augmentation, seed: int) -> None:
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
 
     def __getitem__(self, number: int) -> Batch:
-        epoch, place = divmod(number, len(self.photographs))
-        photograph = self.photographs[int(_order(self.seed, epoch, len(self.photographs))[place])]
-        return self.augmentation(photograph, np.random.default_rng([self.seed, epoch, 1 + place]))
+        epoch, place = divmod(number, len(self.dataset))
+        example = self.dataset[int(_order(self.seed, epoch, len(self.dataset))[place])]
+        return self.augmentation(example, np.random.default_rng([self.seed, epoch, 1 + place]))
 
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The epoch's order of the photographs."""
     return np.random.default_rng([seed, epoch, 0]).permutation(count)
 
 
-class Numbers:
-    """Which crops this process sees from iteration ``start`` on: for each iteration ``accumulate`` parts, one by one."""
+class BatchNumbers:
+    """Yields the numbers of this process's crops from iteration ``start`` on.
+
+    Each iteration has ``accumulate`` parts.
+    """
 
     def __init__(self, settings: TrainSettings, world: World, start: int) -> None:
         self.settings, self.world, self.start = settings, world, start
@@ -63,13 +72,20 @@ class Numbers:
 
 
 def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> Generator[list[Batch]]:
-    """The parts of each iteration's batch that are this process's, from iteration ``start`` on.
+    """Yield this process's parts of each iteration's batch.
 
-    Raises what reading raised, as it was raised, and ChildProcessError where a worker process died.
+    Args:
+        crops: The sequence of crops.
+        settings: The training's settings.
+        world: The processes that train together.
+        start: The first iteration.
+
+    Raises:
+        ChildProcessError: A worker process died. What reading raised is raised again as it was.
     """
     loader: DataLoader[Batch] = DataLoader(
         crops,
-        batch_sampler=Numbers(settings, world, start),
+        batch_sampler=BatchNumbers(settings, world, start),
         num_workers=settings.workers,
         pin_memory=world.device.type == "cuda",
         worker_init_fn=_ignore_interrupts,
@@ -86,8 +102,11 @@ def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> 
 
 @contextmanager
 def _quiet_children() -> Iterator[None]:
-    """Where a worker dies, torch raises from a signal handler, in the middle of whatever runs, be it a change of the weights.
-    Without the handler it raises where the next batch is waited for, after seconds."""
+    """Remove torch's SIGCHLD handler within the block.
+
+    When a worker dies, the handler raises in the middle of whatever runs, even a change of the
+    weights. Without it, torch raises where the next batch is awaited, seconds later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -99,7 +118,7 @@ def _quiet_children() -> Iterator[None]:
 
 
 def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; the training process alone decides what becomes of it."""
+    """Leave Ctrl-C, which goes to all processes of a terminal, to the training process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -115,7 +134,7 @@ def _next(parts: Iterator[Any], workers: int) -> Batch:
 
 
 def _from_worker(error: Exception) -> Exception:
-    """What a worker raised, without its traceback, which torch puts into the message; else what became of the worker."""
+    """Return the worker's exception without its traceback, or say that the worker died."""
     text = str(error).strip()
     if "Original Traceback" not in text:
         return ChildProcessError(

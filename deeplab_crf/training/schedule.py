@@ -1,4 +1,4 @@
-"""How the learning rate rises and falls during a training. No torch."""
+"""The learning rate over a training. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ FACTOR = 0.1
 
 
 def learning_rate(settings: TrainSettings, iteration: int) -> float:
-    """The trunk's learning rate in iteration 0, 1, ... of ``settings.iterations``.
+    """Return the backbone's learning rate in iteration 0, 1, ...
 
-    poly: lr · (1 - iteration / iterations) ** 0.9, as V2. step: a tenth after every ``settings.step`` iterations, as V1. Over the
-    first ``settings.warmup`` iterations times (iteration + 1) / warmup.
+    Policy "poly" (V2) is lr · (1 - iteration / iterations) ** 0.9. Policy "step" (V1) takes a tenth
+    after every ``settings.step`` iterations. The first ``settings.warmup`` iterations are
+    multiplied by (iteration + 1) / warmup.
+
+    References:
+        Chen et al., arXiv 1606.00915, section 4.1.1.
     """
     rate = settings.learning_rate * min((iteration + 1) / max(settings.warmup, 1), 1.0)
     if settings.policy == "poly":

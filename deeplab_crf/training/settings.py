@@ -1,4 +1,4 @@
-"""What a training is told: one table of settings, for the library, for TOML files and for the command line. No torch."""
+"""The settings of a training, for the library, TOML files and the command line. Needs no torch."""
 
 from __future__ import annotations
 
@@ -29,8 +29,15 @@ AMP = ("off", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a setting may be. type: str, int, float, bool, or tuple for a list of numbers; low, high: of its numbers, inclusive.
-    text: what it is for."""
+    """The values that a setting may have.
+
+    Args:
+        type: str, int, float, bool, or tuple for a list of numbers.
+        text: The help text.
+        low: The smallest number allowed.
+        high: The largest number allowed.
+        choices: The texts allowed; empty: any.
+    """
 
     type: type
     text: str
@@ -40,7 +47,7 @@ class Kind:
 
     @property
     def expected(self) -> str:
-        """In words."""
+        """The allowed values in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.type in (str, bool):
@@ -49,7 +56,11 @@ class Kind:
         return {int: "a whole number ", float: "a number ", tuple: "a list of numbers "}[self.type] + range_
 
     def read(self, value: Any) -> Any:
-        """``value`` as this kind. Raises ValueError where it is none."""
+        """Return ``value`` converted to this kind.
+
+        Raises:
+            ValueError: It is not of this kind.
+        """
         if self.type in (float, tuple):
             many = self.type is tuple
             numbers = list(value) if many and isinstance(value, list | tuple) else [value]
@@ -75,51 +86,54 @@ SMALLEST = 1e-12  # what is above zero
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """One training, wholly: with the same settings, data, software and number of threads it gives the same weights.
+    """All settings of a training.
 
-    Defaults are V2's (section 4.1 of arXiv 1606.00915). docs/training-deeplab.md describes each. Raises ValueError that names the
-    setting, what is expected and what came.
+    With the same data, software and number of threads, they give the same weights. Defaults are
+    V2's (section 4.1 of arXiv 1606.00915). docs/training-deeplab.md describes each.
+
+    Raises:
+        ValueError: A setting is not what it must be; the error names it.
     """
 
     model: str = _setting(str, f"The network: {', '.join(VARIANTS)}.")
     data: str = _setting(str, "The layout of the data set.", choices=tuple(DATASETS))
     root: str = _setting(str, "Its folder.")
-    train_split: str = _setting(str, "What to train on.", "train")
+    train_split: str = _setting(str, "Split to train on.", "train")
     map_labels: str = _setting(str, "Replace ids in label images: OLD=NEW,..., such as 0=255,1..20=0..19.", "")
     label_colors: str = _setting(
         str, f"Table of label images that are coded by colour: a file, {', '.join(COLOUR_TABLES)}.", ""
     )
-    val_split: str = _setting(str, "What to validate on; empty: nothing.", "val")
+    val_split: str = _setting(str, "Split to validate on; empty: none.", "val")
     val_fraction: float = _setting(
         float, "Validate on this share of the train split, held back from training, instead.", 0.0, low=0, high=0.9
     )
-    val_seed: int = _setting(int, "Decides which photographs val_fraction holds back.", 0, low=0, high=2**32 - 1)
-    init: str = _setting(str, "File of weights to start from; empty: none.", "")
-    new_classifier: bool = _setting(bool, "Leave the last layers of `init` out, for other classes.", False)
-    multi_scale: bool | None = _setting(bool, "See images at scales 1, 0.75 and 0.5. Default: as released.", None)
-    iterations: int = _setting(int, "How often the weights change.", 20000, low=1)
-    batch: int = _setting(int, "Crops for each change, over all processes.", 10, low=1)
-    accumulate: int = _setting(int, "Parts that a process goes through one by one, to save memory.", 1, low=1)
+    val_seed: int = _setting(int, "Decides which images val_fraction holds back.", 0, low=0, high=2**32 - 1)
+    init: str = _setting(str, "Weights to start from; empty: none.", "")
+    new_classifier: bool = _setting(bool, "Omit the last layers of `init`, for other classes.", False)
+    multi_scale: bool | None = _setting(bool, "Run at scales 1, 0.75 and 0.5. Default: as released.", None)
+    iterations: int = _setting(int, "Number of steps.", 20000, low=1)
+    batch: int = _setting(int, "Crops in each step, over all processes.", 10, low=1)
+    accumulate: int = _setting(int, "Parts of a batch that a process computes one by one, to save memory.", 1, low=1)
     crop: int = _setting(int, "Side of the crops, in pixels.", 321, low=1)
     scales: tuple[float, ...] = _setting(
-        tuple, "Sizes at which photographs are seen.", (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=10
+        tuple, "Random scales of images.", (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=10
     )
     mirror: bool = _setting(bool, "Mirror every other crop.", True)
     colour: float = _setting(
-        float, "Change light, brightness, contrast and saturation by up to this.", 0.0, low=0, high=1
+        float, "Largest random change of light, brightness, contrast and saturation.", 0.0, low=0, high=1
     )
-    class_weights: str = _setting(str, "Give rare classes more weight, or not.", "none", choices=CLASS_WEIGHTS)
-    longer_side: int = _setting(int, "Of images in validation and, later, in use; 0: as they are.", 0, low=0)
+    class_weights: str = _setting(str, "Whether rare classes have more weight.", "none", choices=CLASS_WEIGHTS)
+    longer_side: int = _setting(int, "Longer side of images in validation and use; 0: not resized.", 0, low=0)
     optimizer: str = _setting(str, "The papers' SGD, or AdamW for short trainings.", "sgd", choices=OPTIMIZERS)
-    learning_rate: float = _setting(float, "Of the trunk at the start.", 1e-3, low=SMALLEST)
+    learning_rate: float = _setting(float, "Learning rate of the backbone at the start.", 1e-3, low=SMALLEST)
     head_rate: float = _setting(
-        float, "Learning rate of the layers after the trunk, in the trunk's.", 1.0, low=SMALLEST
+        float, "Learning rate of the layers after the backbone, in units of the backbone's.", 1.0, low=SMALLEST
     )
     warmup: int = _setting(int, "Iterations over which the learning rate rises from zero.", 0, low=0)
     policy: str = _setting(str, "How the learning rate falls.", "poly", choices=POLICIES)
     step: int = _setting(int, "Policy step: a tenth after each so many iterations.", 2000, low=1)
-    momentum: float = _setting(float, "Of the descent; of AdamW its first beta.", 0.9, low=0, high=1)
-    weight_decay: float = _setting(float, "Of weights, not of biases.", 5e-4, low=0)
+    momentum: float = _setting(float, "Momentum of SGD; the first beta of AdamW.", 0.9, low=0, high=1)
+    weight_decay: float = _setting(float, "Weight decay; biases have none.", 5e-4, low=0)
     average: float = _setting(
         float,
         "Decay of the running mean of the weights that is validated and saved; 0: the weights.",
@@ -129,10 +143,10 @@ class TrainSettings:
     )
     amp: str = _setting(str, "Precision of the convolutions.", "off", choices=AMP)
     device: str = _setting(str, "cpu, cuda, cuda:1; under torchrun cuda is each process's own.", "cpu")
-    threads: int = _setting(int, "Of the training process; 0: as many as cores.", 0, low=0, high=1024)
+    threads: int = _setting(int, "Threads of the training process; 0: as many as cores.", 0, low=0, high=1024)
     workers: int = _setting(int, "Processes that read data; 0: the training process does.", 2, low=0, high=1024)
-    seed: int = _setting(int, "Of everything random.", 0, low=0, high=2**32 - 1)
-    validate_every: int = _setting(int, "Iterations between validations; 0: at the end alone.", 1000, low=0)
+    seed: int = _setting(int, "Seed of all random numbers.", 0, low=0, high=2**32 - 1)
+    validate_every: int = _setting(int, "Iterations between validations; 0: only at the end.", 1000, low=0)
     checkpoint_every: int = _setting(int, "Iterations between checkpoints.", 500, low=1)
     tensorboard: bool = _setting(bool, "Log for TensorBoard too.", False)
 
@@ -165,7 +179,7 @@ class TrainSettings:
 
     @property
     def coding(self) -> LabelCoding:
-        """How the values of label images become class ids. Raises ValueError where a setting is none of those described."""
+        """How the values of label images become class ids."""
         return make_coding(self.map_labels, self.label_colors)
 
 
@@ -176,7 +190,11 @@ FREE = frozenset(
 
 
 def make_settings(values: Mapping[str, Any]) -> TrainSettings:
-    """Settings by name. Raises ValueError for names that there are not, and for those that are needed and missing."""
+    """Make settings from values by name.
+
+    Raises:
+        ValueError: A name is unknown, a required setting is missing, or a value is not allowed.
+    """
     _check_names(values)
     missing = [each.name for each in fields(TrainSettings) if each.default is MISSING and each.name not in values]
     if missing:
@@ -192,8 +210,11 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, by name. Raises ValueError, naming the file, where it cannot be read as TOML, and for names that
-    there are not."""
+    """Read settings from a TOML file, by name.
+
+    Raises:
+        ValueError: The file is not TOML, or a name is unknown.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows put a mark at the beginning
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -206,14 +227,14 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def write_settings(settings: TrainSettings, path: Path) -> None:
-    """Write them as TOML, whole or not at all, so that `read_values` and `make_settings` give them back."""
+    """Write settings as TOML, whole or not at all, for `read_values` and `make_settings`."""
     lines = [f"{name} = {_as_toml(value)}" for name, value in as_dict(settings).items()]
     with atomic_write(path) as stream:
         stream.write(("\n".join(lines) + "\n").encode())
 
 
 def as_dict(settings: TrainSettings) -> dict[str, Any]:
-    """Every setting by name, but those that are None."""
+    """Return every setting by name, except those that are None."""
     values = {each.name: getattr(settings, each.name) for each in fields(settings)}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value is not None
@@ -221,5 +242,5 @@ def as_dict(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _as_toml(value: Any) -> str:
-    """Text as a basic string, whose escapes are JSON's; numbers, truth and lists as JSON's too."""
+    """Return a TOML value; texts, numbers, booleans and lists look as in JSON."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

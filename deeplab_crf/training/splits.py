@@ -1,4 +1,4 @@
-"""What a training trains on and what it validates on: two splits of a data set, or one that is cut in two."""
+"""The images to train and to validate on: two splits of a data set, or one that is cut in two."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from deeplab_crf.training.settings import TrainSettings
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """validation: None where nothing is validated. held_back: the names that ``val_fraction`` took from the train split. notes:
-    what the user should know of them, a sentence each."""
+    """The images of a training.
+
+    Args:
+        train: The images to train on.
+        validation: The images to validate on, or None.
+        held_back: The names that ``val_fraction`` took from the train split.
+        notes: Sentences for the user.
+    """
 
     train: SegmentationFolder
     validation: SegmentationFolder | None
@@ -25,10 +31,11 @@ class Splits:
 
 
 def open_splits(settings: TrainSettings, world: World) -> Splits:
-    """The splits of a training.
+    """Open the splits of a training.
 
-    Raises ValueError for data that are not there, and where labels hold fewer than two classes: nothing could be learnt, and a
-    validation would find everything right.
+    Raises:
+        ValueError: Data are missing, or labels hold fewer than two classes: nothing could be
+            learnt, and every validation would be perfect.
     """
     coding = settings.coding
     train = open_dataset(settings.data, Path(settings.root), settings.train_split, coding)
@@ -39,7 +46,7 @@ def open_splits(settings: TrainSettings, world: World) -> Splits:
         held = tuple(held_back(every, settings.val_fraction, settings.val_seed))
         train, validation = train.only(set(every) - set(held)), train.only(held)
         notes.append(
-            f"{len(held)} of the {len(every)} photographs of {settings.train_split} are held back for validation, by "
+            f"{len(held)} of the {len(every)} images of {settings.train_split} are held back for validation, by "
             f"val_fraction {settings.val_fraction:g} and val_seed {settings.val_seed}: {shortened(held)}"
         )
     elif settings.val_split:
@@ -47,7 +54,7 @@ def open_splits(settings: TrainSettings, world: World) -> Splits:
         both = {item.image for item in train.items} & {item.image for item in validation.items}
         if both:
             notes.append(
-                f"the training sees {len(both)} of the {len(validation)} photographs of {settings.val_split} too: the "
+                f"the training sees {len(both)} of the {len(validation)} images of {settings.val_split} too: the "
                 "validation says little about others"
             )
     notes += _absent(train, settings.train_split, world, "learnt")
@@ -58,14 +65,14 @@ def open_splits(settings: TrainSettings, world: World) -> Splits:
 
 
 def _absent(dataset: SegmentationFolder, name: str, world: World, purpose: str) -> list[str]:
-    """A note of the classes that no pixel has. The processes share the images out among them.
+    """Check labels and orientations; return a note of the classes without a pixel.
 
-    Raises ValueError for what would end the training or make it pointless: labels, and orientations that are not known.
+    The processes share the images out among them.
     """
     share = range(world.rank, len(dataset), world.size)
     dataset.check_orientations(share)
     counts = np.sum(world.gather(count_pixels(dataset, share, enough=len(dataset.classes))), axis=0)
     check_two_classes(dataset, name, counts, purpose)
     absent = absent_classes(dataset.classes, counts)
-    what = "cannot be learnt" if purpose == "learnt" else "are left out of the mean IoU unless they are predicted"
-    return [f"no pixel in the labels of {name} is of {absent}: these classes {what}"] if absent else []
+    effect = "cannot be learnt" if purpose == "learnt" else "are left out of the mean IoU unless they are predicted"
+    return [f"no pixel in the labels of {name} is of {absent}: these classes {effect}"] if absent else []

@@ -1,4 +1,4 @@
-"""The training loop, and the folder that it leaves behind."""
+"""The training loop and the files that it writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ from deeplab_crf.training.validation import validate
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended. iteration: how many were done. finished: whether all of them. rows: the log's."""
+    """How a training ended.
+
+    Args:
+        iteration: Iterations that are done.
+        finished: Whether these are all of them.
+        rows: The rows of the log.
+    """
 
     iteration: int
     finished: bool
@@ -54,17 +60,31 @@ def train(
     note: Callable[[str], None] = lambda text: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome | None:
-    """Train a network into the folder ``out``: see `RunFolder` for what is written there.
+    """Train a network into a folder; see `RunFolder` for its files. Sets torch's seed.
 
-    resume: go on from the folder's checkpoint; with the settings that it was made with the weights become, bit for bit, those
-    of a training that was never broken off. overwrite: begin anew where there is something. report: called after each
-    iteration, in the process that leads. note: called there, before the first iteration, with what should be known of the data:
-    photographs that are held back or seen twice, classes without a pixel; and of starting weights that others made: what they
-    were taken for. should_stop: asked in each iteration; True ends the training after it, its state kept. Under torchrun every
-    process calls this with the same arguments, and gets None but for the one that leads. Sets torch's seed.
+    Under torchrun, every process calls this with the same arguments. What was reached before an
+    error is kept.
 
-    Raises ValueError for settings and data that cannot be or teach nothing, FloatingPointError where the loss becomes NaN or inf,
-    ChildProcessError where a process that reads data died, OSError where the disk is full. What was reached before is kept.
+    Args:
+        settings: The settings of the training.
+        out: The folder.
+        resume: Continue from the folder's checkpoint. With the settings that it was made with, the
+            weights become, bit for bit, those of a training that was never interrupted.
+        overwrite: Begin anew where there is a training.
+        report: Called after each iteration, in the main process.
+        note: Called in the main process before the first iteration, with a sentence on images that
+            are held back or seen twice, on classes without a pixel, or on how starting weights were
+            read.
+        should_stop: Called in each iteration; True ends the training after it, with its state kept.
+
+    Returns:
+        The outcome in the main process, None in the others.
+
+    Raises:
+        ValueError: Settings or data are not possible, or nothing can be learnt from them.
+        FloatingPointError: The loss became NaN or inf.
+        ChildProcessError: A process that reads data died.
+        OSError: A file cannot be written.
     """
     _check_packages(settings)
     if settings.threads:
@@ -76,7 +96,7 @@ def train(
             f"batch must be a multiple of accumulate x processes, {settings.accumulate} x {world.size}; got {settings.batch}"
         )
     training = Training(settings, RunFolder(out), world)
-    for text in training.splits.notes if world.leads else ():
+    for text in training.splits.notes if world.is_main else ():
         note(text)
     for text in training.begin(resume=resume, overwrite=overwrite):
         note(text)
@@ -84,7 +104,7 @@ def train(
 
 
 def _check_packages(settings: TrainSettings) -> None:
-    """What is needed hours later, or in a folder that would be begun for nothing."""
+    """Check now for packages that are needed only later."""
     if find_spec("safetensors") is None:
         raise ImportError('saving weights needs safetensors: pip install "deeplab-crf[train]"')
     if settings.tensorboard and find_spec("tensorboard") is None:
@@ -92,30 +112,43 @@ def _check_packages(settings: TrainSettings) -> None:
 
 
 class Training:
-    """A training on its way. iteration: how many are done."""
+    """A training in progress. ``iteration`` is the number of iterations that are done.
+
+    Args:
+        settings: The settings of the training.
+        folder: Where its files are.
+        world: The processes that train together.
+    """
 
     def __init__(self, settings: TrainSettings, folder: RunFolder, world: World) -> None:
         self.settings, self.folder, self.world = settings, folder, world
         self.iteration = 0
         self.splits = open_splits(settings, world)
-        self.photographs, self.validation = self.splits.train, self.splits.validation
+        self.dataset, self.validation = self.splits.train, self.splits.validation
         self.network = self._new_network()
         self.optimizer = make_optimizer(self.network, settings)
         scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "float16")
         average = make_average(self.network, settings.average) if settings.average else None
-        self.state = TrainingState(self.network, self.optimizer, scaler, average, describe_data(self.photographs))
+        self.state = TrainingState(self.network, self.optimizer, scaler, average, describe_data(self.dataset))
 
     def _new_network(self) -> DeepLab:
         settings = self.settings
         torch.manual_seed(settings.seed)
-        network = build_model(settings.model, len(self.photographs.classes), settings.multi_scale)
-        network.usage = Usage(self.photographs.classes, settings.longer_side or None)
+        network = build_model(settings.model, len(self.dataset.classes), settings.multi_scale)
+        network.usage = Usage(self.dataset.classes, settings.longer_side or None)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(self.world.device).train()
 
     def begin(self, *, resume: bool, overwrite: bool) -> list[str]:
-        """Make the folder ready, and the state that of its checkpoint, or new. Returns notes on the starting weights, in the
-        process that leads."""
+        """Prepare folder and state.
+
+        Args:
+            resume: Continue from the folder's checkpoint.
+            overwrite: Begin anew where there is a training.
+
+        Returns:
+            In the main process, notes on the starting weights.
+        """
         notes = []
         if resume:
             self.iteration = load_checkpoint(self.folder.existing_checkpoint(), self.state, self.settings)
@@ -125,7 +158,7 @@ class Training:
             self.network.usage = usage
             if read.format != FORMAT:
                 notes = [f"{read.path}: {read.format} names; its input: {read.input}", *filter(None, (read.taken,))]
-        if not self.world.leads:
+        if not self.world.is_main:
             return []
         if not resume:
             self.folder.claim(overwrite=overwrite)
@@ -137,8 +170,16 @@ class Training:
         return notes
 
     def run(self, report: Callable[[Row], None], should_stop: Callable[[], bool]) -> Outcome | None:
-        """All iterations that are left, and the results; None in processes that do not lead."""
-        if not self.world.leads:
+        """Run the remaining iterations and write the results.
+
+        Args:
+            report: Called after each iteration, in the main process.
+            should_stop: Called in each iteration; True ends the training after it.
+
+        Returns:
+            The outcome; None except in the main process.
+        """
+        if not self.world.is_main:
             for _ in self._iterations(should_stop):
                 pass
             return None
@@ -161,12 +202,12 @@ class Training:
         return Outcome(self.iteration, finished, rows)
 
     def _iterations(self, should_stop: Callable[[], bool]) -> Generator[tuple[Row, bool]]:
-        """Do one after the other; each one's row, and whether it is the last."""
+        """Run one iteration after the other; yield each one's row, and whether it is the last."""
         settings, world = self.settings, self.world
-        weight = class_weights(settings.class_weights, self.photographs)
+        weight = class_weights(settings.class_weights, self.dataset)
         loss = BatchLoss(self.network, settings.amp, world, None if weight is None else weight.to(world.device))
         augmentation = Augmentation(settings.crop, settings.scales, settings.mirror, settings.colour)
-        crops = Crops(self.photographs, augmentation, settings.seed)
+        crops = Crops(self.dataset, augmentation, settings.seed)
         is_last = self.iteration == settings.iterations
         with closing(batches(crops, settings, world, self.iteration)) as following:
             while not is_last:
@@ -183,12 +224,12 @@ class Training:
         try:
             return next(following)
         except Exception:
-            if self.world.leads:
+            if self.world.is_main:
                 self.save()  # whatever is wrong with the data, the weights are those of a whole iteration
             raise
 
     def _descend(self, loss: BatchLoss, parts: list[Batch], rate: float) -> float | None:
-        """One iteration; returns its loss. None, and the weights stay as they are, where no pixel of its crops is labelled."""
+        """Run one iteration; return its loss, or None if no pixel of its crops is labelled."""
         seed_iteration(self.settings.seed, self.iteration, self.world.rank)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
@@ -205,7 +246,7 @@ class Training:
         return value
 
     def _validated(self) -> tuple[float, float] | tuple[()]:
-        """Mean IoU and pixel accuracy where a validation is due."""
+        """Return mean IoU and pixel accuracy if a validation is due."""
         every, last = self.settings.validate_every, self.iteration == self.settings.iterations
         if self.validation is None or not (last or (every and self.iteration % every == 0)):
             return ()
@@ -219,12 +260,12 @@ class Training:
         except FloatingPointError as error:
             raise FloatingPointError(self._diverged(str(error))) from error
 
-    def _diverged(self, what: str) -> str:
-        return f"{what}; the last checkpoint, {self.folder.checkpoint}, is kept. Try a smaller learning_rate"
+    def _diverged(self, problem: str) -> str:
+        return f"{problem}; the last checkpoint, {self.folder.checkpoint}, is kept. Try a smaller learning_rate"
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:
-    """Make what torch draws in an iteration, dropout, a function of these three alone."""
+    """Seed torch's draws in an iteration (dropout) from these three numbers alone."""
     torch.manual_seed(
         int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     )

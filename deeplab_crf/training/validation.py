@@ -1,4 +1,4 @@
-"""How good a network is in the middle of its training: without CRF, at full resolution."""
+"""Validation of a network during its training, without CRF and at full resolution."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from deeplab_crf.models.pipeline import SegmentationPipeline
 from deeplab_crf.runtime.processes import World
 
 
-def validate(network: DeepLab, photographs: SegmentationFolder, world: World) -> ConfusionMatrix:
-    """The confusion matrix over all photographs, which the processes share out among them; the same in each of them."""
+def validate(network: DeepLab, dataset: SegmentationFolder, world: World) -> ConfusionMatrix:
+    """Return the confusion matrix over all images, the same in each process.
+
+    Args:
+        network: The network.
+        dataset: The images and labels, shared out over the processes.
+        world: The processes.
+    """
     pipeline = SegmentationPipeline(network, None, pad_to=1)
-    own = ConfusionMatrix(len(photographs.classes))
-    for i in range(world.rank, len(photographs), world.size):
-        example = photographs[i]
+    own = ConfusionMatrix(len(dataset.classes))
+    for i in range(world.rank, len(dataset), world.size):
+        example = dataset[i]
         (found,) = pipeline.predict(example.image)
         own.add(found.labels.cpu().numpy(), example.labels)
-    total = ConfusionMatrix(len(photographs.classes))
+    total = ConfusionMatrix(len(dataset.classes))
     for each in world.gather(own):
         total.merge(each)
     return total

@@ -1,4 +1,4 @@
-"""A CRF's numbers learned by gradient, through mean field (Kraehenbuehl & Koltun, ICML 2013), on scores given once."""
+"""Tuning of a CRF by gradients through mean field, on saved scores."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ from deeplab_crf.tuning.images import TuneImages, as_tensors
 
 
 @dataclass(frozen=True)
-class Learning:
-    """How to learn. epochs: walks through all images, in an order that ``seed`` decides. rate: Adam's learning rate; the numbers
-    are learned as logarithms, so a step changes each by about this share at most. batch: images a step."""
+class GradientOptions:
+    """How to tune by gradient.
+
+    Args:
+        epochs: Passes over all images.
+        rate: Adam's learning rate. Numbers are learned as logarithms, so a step changes each by
+            about this share at most.
+        batch: Images in a step.
+        seed: Decides the order of the images.
+    """
 
     epochs: int = 5
     rate: float = 0.02
@@ -37,28 +44,46 @@ class Learning:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What was learned after so many epochs. loss: mean cross-entropy of a scored pixel, in nats, over the steps of the epoch, each
-    with the numbers before it. preset: the numbers after it."""
+    """The result of an epoch.
+
+    Args:
+        number: The epochs that are done.
+        loss: Mean cross-entropy of a scored pixel, in nats, over the steps of the epoch, each with
+            the numbers before it.
+        preset: The numbers after it.
+    """
 
     number: int
     loss: float
     preset: Preset
 
 
-class Learner:
-    """Learns weights and bandwidths of a preset's kernels, each axis and channel for itself, from cross-entropy on scored pixels.
+class GradientTuner:
+    """Learns weights and bandwidths of a preset's kernels from cross-entropy on scored pixels.
 
-    Raises ValueError for kernels that are no `Gaussian` or `Bilateral`, bring a ``compat``, or have a weight that is not positive.
+    Each axis and channel has its own bandwidth. ``done`` is the number of epochs that are done.
+
+    Args:
+        images: The images, scores and labels.
+        start: The preset to start from.
+        options: How to learn.
+
+    Raises:
+        ValueError: A kernel is no `Gaussian` or `Bilateral`, has a ``compat``, or has no positive
+            weight.
+
+    References:
+        Krähenbühl & Koltun, ICML 2013.
     """
 
-    def __init__(self, images: TuneImages, start: Preset, learning: Learning) -> None:
+    def __init__(self, images: TuneImages, start: Preset, options: GradientOptions) -> None:
         for number, kernel in enumerate(start.kernels):
             if not isinstance(kernel, Gaussian | Bilateral) or kernel.compat is not None or not kernel.weight > 0:
                 raise ValueError(
                     f"kernels[{number}] of the start must be a Gaussian or Bilateral with a positive weight and no compat; "
                     f"got {kernel!r}"
                 )
-        self.images, self.start, self.learning = images, start, learning
+        self.images, self.start, self.options = images, start, options
         self._crf = DenseCRF(
             images.num_classes,
             start.kernels,
@@ -68,22 +93,25 @@ class Learner:
         )
         self._log_weights = torch.nn.Parameter(self._crf.weights.detach().log())
         self._parameters = [self._log_weights, *(p for name, p in self._crf.named_parameters() if name != "weights")]
-        self._optimizer = torch.optim.Adam(self._parameters, learning.rate)
-        self.done = 0
-        """Epochs that are done."""
+        self._optimizer = torch.optim.Adam(self._parameters, options.rate)
+        self.done = 0  # epochs
 
     def state(self) -> dict[str, Any]:
-        """What `load` goes on from: with the same arguments the same bits as without it."""
+        """Return the state from which `load` continues with the same bits."""
         return {"done": self.done, "parameters": self.numbers(), "optimizer": self._optimizer.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take the place of the learner whose `state` it is. Raises ValueError for that of other kernels."""
+        """Continue from the `state` of another tuner.
+
+        Raises:
+            ValueError: It is the state for other kernels.
+        """
         self._set(state["parameters"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.done = state["done"]
 
     def numbers(self) -> list[Tensor]:
-        """A copy of what is learned, for `preset`."""
+        """Return a copy of the learned numbers."""
         return [parameter.detach().clone() for parameter in self._parameters]
 
     def _set(self, numbers: Sequence[Tensor]) -> None:
@@ -94,16 +122,22 @@ class Learner:
                 parameter.copy_(value)
 
     def epochs(self, progress: Callable[[int], None] = lambda _images: None) -> Iterator[Epoch]:
-        """Those that are left, one after the other. progress: called with the number of images that were done. Raises ValueError if
-        the loss or a gradient is not finite; what was yielded before is good."""
-        generator = torch.Generator().manual_seed(self.learning.seed)
-        for number in range(1, self.learning.epochs + 1):
+        """Yield the remaining epochs.
+
+        Args:
+            progress: Called with the number of images of each step.
+
+        Raises:
+            ValueError: The loss or a gradient is not finite; epochs yielded before are valid.
+        """
+        generator = torch.Generator().manual_seed(self.options.seed)
+        for number in range(1, self.options.epochs + 1):
             order = torch.randperm(len(self.images), generator=generator).tolist()
             if number <= self.done:
                 continue
             total, pixels = 0.0, 0
-            for first in range(0, len(order), self.learning.batch):
-                batch = order[first : first + self.learning.batch]
+            for first in range(0, len(order), self.options.batch):
+                batch = order[first : first + self.options.batch]
                 loss, count = self._step(batch)
                 total, pixels = total + loss, pixels + count
                 progress(len(batch))
@@ -111,15 +145,15 @@ class Learner:
             yield Epoch(number, total / max(pixels, 1), self.preset())
 
     def _step(self, batch: list[int]) -> tuple[float, int]:
-        """One step of the optimiser; the sum of the loss over the scored pixels, and how many those are."""
+        """Take one step; return the loss summed over the scored pixels, and their number."""
         images = [as_tensors(self.images.prepare(number)) for number in batch]
         pixels = sum(int((labels != IGNORE).sum()) for _, _, labels in images)
         if pixels == 0:
             return 0.0, 0
         self._optimizer.zero_grad()
         total = 0.0
-        for logits, picture, labels in images:  # one by one: their sizes may differ, and a graph holds every iteration
-            loss = F.cross_entropy(self.refine(logits, picture), labels, ignore_index=IGNORE, reduction="sum")
+        for logits, image, labels in images:  # one by one: their sizes may differ, and a graph holds every iteration
+            loss = F.cross_entropy(self.refine(logits, image), labels, ignore_index=IGNORE, reduction="sum")
             torch.autograd.backward(loss / pixels)
             total += float(loss.detach())
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
@@ -128,14 +162,14 @@ class Learner:
         self._optimizer.step()
         return total, pixels
 
-    def refine(self, logits: Tensor, picture: Tensor) -> Tensor:
-        """The layer's result with the current numbers."""
+    def refine(self, logits: Tensor, image: Tensor) -> Tensor:
+        """Apply the layer with the current numbers."""
         current = {"weights": self._log_weights.exp()}
-        result: Tensor = torch.func.functional_call(self._crf, current, (logits, picture))
+        result: Tensor = torch.func.functional_call(self._crf, current, (logits, image))
         return result
 
     def preset_of(self, numbers: Sequence[Tensor]) -> Preset:
-        """The preset of other `numbers` of this learner."""
+        """Return the preset of other `numbers` of this tuner."""
         current = self.numbers()
         self._set(numbers)
         preset = self.preset()
@@ -143,7 +177,7 @@ class Learner:
         return preset
 
     def preset(self) -> Preset:
-        """The current numbers, to six digits."""
+        """Return the current numbers as a preset, rounded to six digits."""
         weights, log_srgb = self._log_weights.exp().tolist(), iter(self._crf.log_srgb)
         kernels: list[Gaussian | Bilateral] = []
         for kernel, weight, log_sxy in zip(self.start.kernels, weights, self._crf.log_sxy, strict=True):

@@ -1,4 +1,4 @@
-"""Points of a search for a CRF's numbers: a grid, and the neighbourhood of the best of what was tried."""
+"""The points of a grid search, and the neighbourhood of the best one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deeplab_crf.core.presets import Preset
 
 
 class Setting(NamedTuple):
-    """One point of the search: weights and standard deviations of both kernels, and mean field iterations."""
+    """A point of the search: weights and standard deviations of both kernels, and iterations."""
 
     gaussian_weight: float
     gaussian_sxy: float
@@ -23,11 +23,11 @@ class Setting(NamedTuple):
 
     @property
     def bandwidths(self) -> tuple[float, float, float]:
-        """What the lattices depend on."""
+        """The values on which the lattices depend."""
         return self.gaussian_sxy, self.bilateral_sxy, self.bilateral_srgb
 
     def preset(self, name: str, normalization: str, description: str = "") -> Preset:
-        """The same as a preset."""
+        """Return the point as a preset."""
         gaussian = Gaussian(self.gaussian_sxy, self.gaussian_weight)
         bilateral = Bilateral(self.bilateral_sxy, self.bilateral_srgb, self.bilateral_weight)
         return Preset(name, (gaussian, bilateral), self.iterations, normalization, description)
@@ -35,10 +35,17 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Values to try, all with all. The default is DeepLab V2's (Chen et al., TPAMI 2017): w1 in 3..6, sigma_alpha in 30..100,
-    sigma_beta in 3..6, with w2 = sigma_gamma = 3 and ten iterations.
+    """The values to combine.
 
-    Raises ValueError for an empty list, a width that is not positive, a negative weight, and iterations below 1.
+    The default is DeepLab V2's: w1 in 3..6, sigma_alpha in 30..100, sigma_beta in 3..6, with w2 =
+    sigma_gamma = 3 and ten iterations.
+
+    Raises:
+        ValueError: A list is empty, a width not positive, a weight negative, or iterations are
+            below 1.
+
+    References:
+        Chen et al., TPAMI 2017.
     """
 
     gaussian_weight: tuple[float, ...] = (3,)
@@ -64,18 +71,27 @@ class Grid:
 
     @property
     def free(self) -> tuple[str, ...]:
-        """The names of the axes with several values, but for the iterations: what a search may refine."""
+        """The axes with several values, except iterations: those that a search may refine."""
         return tuple(name for name in Setting._fields[:-1] if len(set(getattr(self, name))) > 1)
 
     def settings(self) -> list[Setting]:
-        """Every combination, lattices that agree next to each other."""
+        """Return every combination; those that share lattices are adjacent."""
         axes = (sorted(set(getattr(self, name))) for name in Setting._fields)
         return sorted((Setting(*point) for point in product(*axes)), key=lambda setting: setting.bandwidths)
 
 
 def neighbours(best: Setting, tried: Sequence[Setting], free: Sequence[str]) -> list[Setting]:
-    """The settings around the best one: along each axis of ``free`` its value, and the middles between it and the values on either
-    side that were tried; beyond the largest (smallest) value tried, one whole step outwards instead, or half way to zero."""
+    """Return the settings around the best one.
+
+    Along each free axis, these are its value and the midpoints to the nearest values tried on
+    either side. Beyond the largest (smallest) value tried, it is a whole step outwards instead, or
+    half way to zero.
+
+    Args:
+        best: The best setting.
+        tried: The settings that were tried.
+        free: The axes to refine.
+    """
     axes = []
     for name in Setting._fields:
         value = getattr(best, name)
@@ -98,7 +114,10 @@ def neighbours(best: Setting, tried: Sequence[Setting], free: Sequence[str]) -> 
 
 
 def on_the_edge(best: Setting, tried: Sequence[Setting], free: Sequence[str]) -> list[str]:
-    """The axes of ``free`` along which the best value is the smallest or the largest that was tried: the best may lie beyond."""
+    """Return the free axes whose best value is the smallest or largest tried.
+
+    A better one may lie beyond.
+    """
     edges = []
     for name in free:
         values = [getattr(setting, name) for setting in tried]

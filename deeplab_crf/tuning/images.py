@@ -1,4 +1,4 @@
-"""The photographs that a CRF is tuned on: saved scores, labels, and what of them every setting has in common."""
+"""The images that a CRF is tuned on: saved scores, labels, and all that settings share."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from deeplab_crf.core.presets import Preset
 from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.evaluation.metrics import ConfusionMatrix
 from deeplab_crf.evaluation.saved_scores import SavedScores
+from deeplab_crf.runtime.checks import whole_number
 from deeplab_crf.runtime.locks import ForkSafeLock
 
 FLOAT = np.dtype(np.float32)
@@ -32,23 +33,28 @@ Result = TypeVar("Result")
 
 
 def spread_evenly(count: int, wanted: int | None) -> tuple[int, ...]:
-    """``wanted`` of the numbers 0..count-1, from the first to the last at equal distances; None: all of them.
+    """Choose ``wanted`` of the numbers 0..count-1 at equal distances; None: all.
 
-    Raises ValueError where there are fewer.
+    Raises:
+        ValueError: There are fewer than ``wanted``.
     """
     if wanted is None:
         return tuple(range(count))
-    if not 1 <= wanted <= count:
-        raise ValueError(f"images must be a number from 1 to {count}, the size of the data set; got {wanted}")
+    whole_number(wanted, "images", 1, count)
     return tuple(int(i) for i in np.linspace(0, count - 1, wanted).round())
 
 
 @dataclass(eq=False)
 class PreparedImage:
-    """What every setting needs of the photograph ``name``, of N = H·W pixels and L classes.
+    """All that settings share of an image of N = H·W pixels and L classes.
 
-    pixels: uint8 ``(H, W, 3)``. scores: the coarse ones. labels: uint8 ``(H, W)``, 255 where nothing is scored. unary: energies
-    ``(L, N)`` as `MeanField` takes them. points: the walk and the features.
+    Args:
+        name: The image's name.
+        pixels: uint8 ``(H, W, 3)``.
+        scores: The coarse scores.
+        labels: uint8 ``(H, W)``, 255 where nothing is scored.
+        unary: Energies ``(L, N)`` for `MeanField`.
+        points: Tile order and features.
     """
 
     name: str
@@ -61,11 +67,14 @@ class PreparedImage:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of this and of one Gaussian lattice, about: 24 bytes a pixel for its rows and weights, 4 for its norms."""
+        """The approximate memory of this and of one Gaussian lattice.
+
+        A lattice takes 24 bytes a pixel for rows and weights, and 4 for norms.
+        """
         return self.unary.nbytes + self.pixels.nbytes + (self.labels.nbytes + 28 * self.labels.size)
 
     def gaussian_lattice(self, sxy: float) -> PermutohedralLattice:
-        """Over positions; kept."""
+        """Return the lattice over positions, from the cache if it is there."""
         lattice = self._gaussians.get(sxy)
         if lattice is None:
             lattice = PermutohedralLattice(self.points.position_features((sxy, sxy)).T, threads=1)
@@ -73,23 +82,27 @@ class PreparedImage:
         return lattice
 
     def bilateral_lattice(self, sxy: float, srgb: float) -> PermutohedralLattice:
-        """Over positions and colours."""
+        """Build the lattice over positions and colours."""
         features = self.points.colour_features((sxy, sxy), self.pixels, (srgb, srgb, srgb))
         return PermutohedralLattice(features.T, threads=1)
 
     def confusion(self, values: FloatArray) -> ConfusionMatrix:
-        """Of the labels that probabilities or scores ``(L, N)`` give."""
+        """Return the confusion matrix of the labels that probabilities or scores ``(L, N)`` give."""
         matrix = ConfusionMatrix(len(values))
         matrix.add(values.argmax(axis=0).reshape(self.labels.shape), self.labels)
         return matrix
 
 
 class TuneImages:
-    """A part of a data set with the network's scores.
+    """Part of a data set with the network's scores.
 
-    dataset: photographs and labels. indices: which of them. scores: of each of those, in the same order. scored: makes of a label
-    image the one that counts, 255 where nothing is to be scored (outside a trimap's band); None: as it is. threads: that work on
-    images, one each.
+    Args:
+        dataset: Images and labels.
+        indices: Which of them.
+        scores: The scores of each, in the same order.
+        scored: Sets labels to 255 where nothing is scored (outside a trimap's band); None: all
+            count.
+        threads: The number of threads, each of which processes an image at a time.
     """
 
     def __init__(
@@ -102,7 +115,7 @@ class TuneImages:
         threads: int = 1,
     ) -> None:
         if not indices:
-            raise ValueError("images must hold at least one photograph; got none")
+            raise ValueError("images must hold at least one image; got none")
         if len(scores) != len(indices):
             raise ValueError(f"scores must be those of the {len(indices)} images; got {len(scores)}")
         self.dataset, self.indices, self.threads = dataset, tuple(indices), threads
@@ -116,7 +129,7 @@ class TuneImages:
         return len(self.indices)
 
     def prepare(self, number: int) -> PreparedImage:
-        """The image ``number`` of these, read and its scores brought to its size, or as it was kept. Safe in any thread."""
+        """Read an image and upsample its scores, or return it from the cache. Safe in any thread."""
         kept = self._kept.get(number)
         if kept is not None:
             return kept
@@ -141,8 +154,13 @@ class TuneImages:
     def for_each(
         self, work: Callable[[PreparedImage], Result], done: Callable[[Result], None], progress: Callable[[], None]
     ) -> None:
-        """``work`` on every image, side by side, and ``done`` with what it returned, in this thread, in any order. The first error
-        ends it, as Ctrl-C does: images at work are finished, the others are not begun."""
+        """Process all images side by side. The first error or Ctrl-C stops the images that wait.
+
+        Args:
+            work: Called with each image, in a thread of the pool.
+            done: Called in this thread with each result, in any order.
+            progress: Called after each image.
+        """
         pool = ThreadPoolExecutor(min(self.threads, len(self)))
         try:
             futures = [pool.submit(lambda i=i: work(self.prepare(i))) for i in range(len(self))]  # type: ignore[misc]
@@ -153,8 +171,15 @@ class TuneImages:
             pool.shutdown(cancel_futures=True)
 
     def measure(self, preset: Preset | None, progress: Callable[[], None] = lambda: None) -> ConfusionMatrix:
-        """All images by one CRF, or, for None, by the network alone. Raises ValueError if no pixel is scored, or those of one
-        class alone."""
+        """Return the confusion matrix over all images.
+
+        Args:
+            preset: The CRF; None: the network alone.
+            progress: Called after each image.
+
+        Raises:
+            ValueError: Scored pixels are missing, or those of one class only.
+        """
 
         def confusion(image: PreparedImage) -> ConfusionMatrix:
             if preset is None:
@@ -183,7 +208,11 @@ class TuneImages:
 
 
 def as_tensors(image: PreparedImage) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits ``(1, L, H, W)``, picture ``(1, 3, H, W)`` and labels int64 ``(1, H, W)`` as `DenseCRF` and losses take them."""
+    """Convert an image for `DenseCRF` and losses.
+
+    Returns:
+        Logits ``(1, L, H, W)``, image ``(1, 3, H, W)`` and labels int64 ``(1, H, W)``.
+    """
     height, width = image.labels.shape
     logits = image.scores.logits((height, width), Path(image.name))
     pixels = torch.from_numpy(np.ascontiguousarray(image.pixels.transpose(2, 0, 1)))

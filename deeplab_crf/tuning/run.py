@@ -1,4 +1,4 @@
-"""A whole tuning: scores in, a folder with a preset file and what led to it out."""
+"""A whole tuning: from scores to a folder with a preset file and its log."""
 
 from __future__ import annotations
 
@@ -22,32 +22,40 @@ from deeplab_crf.data.results import check_same_settings
 from deeplab_crf.evaluation.metrics import ConfusionMatrix
 from deeplab_crf.evaluation.saved_scores import SavedScores, read_saved_scores
 from deeplab_crf.evaluation.trimap import MAX_WIDTH, band_widths
+from deeplab_crf.runtime.checks import whole_number
 from deeplab_crf.runtime.files import atomic_write, files_by_stem, matching_name
 from deeplab_crf.training.checkpoint import Format, read_stored, write_stored
-from deeplab_crf.tuning.gradient import Epoch, Learner, Learning
+from deeplab_crf.tuning.gradient import Epoch, GradientOptions, GradientTuner
 from deeplab_crf.tuning.grid import Grid, on_the_edge
 from deeplab_crf.tuning.images import TuneImages
 from deeplab_crf.tuning.search import GridSearch, ProgressBar
-from deeplab_crf.tuning.table import Trial, TrialTable, check_same_question, plot_trials
+from deeplab_crf.tuning.table import Trial, TrialTable, check_same_setup, plot_trials
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is maximised: the mean IoU of all pixels, or of those in the trimap's band of half-width ``width``. kind: see
-    `band_widths`. Raises ValueError for a width outside 1..40."""
+    """The measure to maximise: mean IoU, over all pixels or in a band of the trimap.
+
+    Args:
+        width: The half-width of the band, 1..40; None: all pixels.
+        kind: See `band_widths`.
+
+    Raises:
+        ValueError: The width is outside 1..40.
+    """
 
     width: int | None = None
     kind: str = "boundary"
 
     def __post_init__(self) -> None:
-        if self.width is not None and not 1 <= self.width <= MAX_WIDTH:
-            raise ValueError(f"the trimap's width must be in 1..{MAX_WIDTH} pixels; got {self.width}")
+        if self.width is not None:
+            whole_number(self.width, "the trimap's width", 1, MAX_WIDTH)
 
     def __str__(self) -> str:
         return "mean IoU" if self.width is None else f"mean IoU within {self.width} pixels ({self.kind})"
 
     def scored(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The labels ``(H, W)``, 255 where nothing is scored."""
+        """Return the labels ``(H, W)``, 255 where nothing is scored."""
         if self.width is None:
             return labels
         inside = band_widths(labels, self.kind) <= self.width
@@ -56,8 +64,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go: folder, and what the preset is called. about: of what images, for its description. afresh: whether what is
-    there is replaced."""
+    """The files of a tuning.
+
+    Args:
+        folder: Where they are.
+        name: The name of the preset.
+        about: The images, for its description.
+        afresh: Whether existing results are replaced.
+    """
 
     folder: Path
     name: str
@@ -71,26 +85,30 @@ class Output:
 
     @property
     def table(self) -> Path:
-        """What a search has tried."""
+        """The trials of a search."""
         return self.folder / "table.csv"
 
     @property
     def heatmap(self) -> Path:
-        """The picture of ``table``."""
+        """The plot of ``table``."""
         return self.folder / "heatmap.png"
 
     @property
     def epochs(self) -> Path:
-        """The course of a gradient descent."""
+        """The log of a gradient descent."""
         return self.folder / "epochs.csv"
 
     @property
     def checkpoint(self) -> Path:
-        """The state of a gradient descent that has not ended."""
+        """The state of an unfinished gradient descent."""
         return self.folder / "checkpoint.pt"
 
     def check_free(self) -> None:
-        """Raises ValueError where results of another tuning are there that are not to be replaced."""
+        """Check that no results of another tuning would be lost.
+
+        Raises:
+            ValueError: There are some, and ``afresh`` is False.
+        """
         there = [path for path in (self.preset, self.table, self.epochs, self.heatmap) if path.exists()]
         if there and not self.afresh:
             raise ValueError(f"{there[0]} is there already; choose another folder, or --overwrite")
@@ -98,12 +116,12 @@ class Output:
     def clear(self) -> None:
         """Remove the results of an earlier tuning, of either method, if they are to be replaced."""
         if self.afresh:
-            question = self.folder / "question.json"
-            for path in (self.preset, self.table, question, self.heatmap, self.epochs, self.checkpoint):
+            setup = self.folder / "setup.json"
+            for path in (self.preset, self.table, setup, self.heatmap, self.epochs, self.checkpoint):
                 path.unlink(missing_ok=True)
 
     def write(self, preset: Preset, measure: Measure, best: ConfusionMatrix, network: ConfusionMatrix) -> Preset:
-        """Writes the preset file and returns what is in it."""
+        """Write the preset file and return its preset."""
         text = f"deeplab-crf tune: {measure} {best.mean_iou:.4f}, of the network alone {network.mean_iou:.4f}, on {self.about}"
         named = replace(preset, name=self.name, description=text)
         save_preset(named, self.preset)
@@ -111,8 +129,14 @@ class Output:
 
 
 @dataclass(frozen=True, eq=False)
-class Tuned:
-    """What came out. network, best: scores of the network alone and with ``preset``."""
+class TuningResult:
+    """The result of a tuning.
+
+    Args:
+        preset: The best preset.
+        network: The score of the network alone.
+        best: The score with ``preset``.
+    """
 
     preset: Preset
     network: ConfusionMatrix
@@ -120,31 +144,51 @@ class Tuned:
 
 
 @dataclass(frozen=True, eq=False)
-class Learned(Tuned):
-    """resumed: the epochs of an earlier run that this one went on from."""
+class GradientResult(TuningResult):
+    """The result of a gradient descent.
+
+    Args:
+        resumed: The epochs of an earlier run that this one continued.
+    """
 
     resumed: int
 
 
 @dataclass(frozen=True, eq=False)
-class Searched(Tuned):
-    """trial: the best one of ``trials``. edges: numbers whose best value is the last that was tried on its side. milliseconds: of
-    CPU time for an image and a setting, over ``computed`` of them (NaN for none). picture: None where matplotlib is missing, or
-    where less than two numbers were varied."""
+class SearchResult(TuningResult):
+    """The result of a search.
+
+    Args:
+        trial: The best trial.
+        trials: The number of trials.
+        edges: Numbers whose best value is the last one tried on its side.
+        milliseconds: CPU time for an image and a setting; NaN if none was computed.
+        computed: The number of images times settings that were computed.
+        heatmap: The plot; None if matplotlib is missing or fewer than two numbers were varied.
+    """
 
     trial: Trial
     trials: int
     edges: Sequence[str]
     milliseconds: float
     computed: int
-    picture: Path | None
+    heatmap: Path | None
 
 
 def read_all_scores(folder: Path, dataset: SegmentationFolder, indices: Sequence[int]) -> tuple[list[SavedScores], str]:
-    """The scores that ``deeplab-crf evaluate --save-scores`` left in ``folder`` for these photographs, and a digest of the files.
+    """Read the scores that ``deeplab-crf evaluate --save-scores`` wrote.
 
-    Raises ValueError that names the file: one that is missing (all are looked for before any is read), one that is damaged or of
-    another kind, and another number of classes than the data set's.
+    Args:
+        folder: Where they are.
+        dataset: The images.
+        indices: Which of them.
+
+    Returns:
+        The scores, and a digest of the files.
+
+    Raises:
+        ValueError: A file is missing (all are looked up before any is read), damaged or of another
+            kind, or has another number of classes.
     """
     found = files_by_stem(folder, frozenset({".npz"})) if folder.is_dir() else {}
     names = [dataset.items[i].name for i in indices]
@@ -176,7 +220,7 @@ def read_all_scores(folder: Path, dataset: SegmentationFolder, indices: Sequence
 
 @dataclass(frozen=True)
 class Search:
-    """How to search: see `GridSearch.run`."""
+    """The arguments of `GridSearch`."""
 
     grid: Grid
     rounds: int
@@ -184,11 +228,20 @@ class Search:
 
 
 def run_search(
-    images: TuneImages, search: Search, measure: Measure, question: dict[str, Any], out: Output, bar: ProgressBar
-) -> Searched:
-    """Search, writing ``table.csv`` as it goes, and ``preset.toml`` and ``heatmap.png`` at the end. question: what must be the same
-    for old trials to be gone on with, beside measure and normalisation; see `TrialTable`."""
-    asked = {**question, "measure": str(measure), "normalization": search.normalization}
+    images: TuneImages, search: Search, measure: Measure, setup: dict[str, Any], out: Output, bar: ProgressBar
+) -> SearchResult:
+    """Search, and write ``table.csv`` on the way, ``preset.toml`` and ``heatmap.png`` at the end.
+
+    Args:
+        images: The images.
+        search: How to search.
+        measure: What to maximise.
+        setup: What must be equal, beside measure and normalization, to continue with old trials;
+            see `TrialTable`.
+        out: The files.
+        bar: Makes progress bars.
+    """
+    asked = {**setup, "measure": str(measure), "normalization": search.normalization}
     if not out.table.exists():
         out.check_free()
     out.clear()
@@ -198,7 +251,7 @@ def run_search(
     trial = runner.run(search.grid, search.rounds)
     best = images.measure(trial.setting.preset(out.name, search.normalization))
     preset = out.write(trial.setting.preset(out.name, search.normalization), measure, best, network)
-    return Searched(
+    return SearchResult(
         preset,
         network,
         best,
@@ -232,55 +285,67 @@ def _measure(images: TuneImages, preset: Preset | None, title: str, bar: Progres
 def run_gradient(
     images: TuneImages,
     start: Preset,
-    learning: Learning,
+    options: GradientOptions,
     measure: Measure,
     out: Output,
     bar: ProgressBar,
     on_epoch: Callable[[Epoch, ConfusionMatrix], None] = lambda _epoch, _matrix: None,
-    question: Mapping[str, Any] | None = None,
-) -> Learned:
-    """Learn, writing ``epochs.csv`` as it goes, and after each epoch that is the best so far, the start counting as one, its
-    ``preset.toml``.
+    setup: Mapping[str, Any] | None = None,
+) -> GradientResult:
+    """Learn, writing ``epochs.csv``, and ``preset.toml`` after each epoch that is the best so far.
 
-    A run that was broken off goes on after its last whole epoch, with the bits of one that never was: ``checkpoint.pt`` holds its
-    state until the end. question: what has to be the same for that, beside measure, start, rate, batch and seed; see `run_search`.
-    Raises ValueError where the folder holds what was reached for another one, or a preset that is finished.
+    The start counts as an epoch. ``checkpoint.pt`` holds the state until the end: an interrupted
+    run continues after its last whole epoch, with the bits of an uninterrupted one.
+
+    Args:
+        images: The images.
+        start: The preset to start from.
+        options: How to learn.
+        measure: What decides which epoch is the best.
+        out: The files.
+        bar: Makes progress bars.
+        on_epoch: Called after each epoch.
+        setup: What must be equal, beside measure, start, rate, batch and seed, to continue; see
+            `run_search`.
+
+    Raises:
+        ValueError: The folder holds the state for another setup, or a finished preset.
     """
-    path, learner = out.checkpoint, Learner(images, start, learning)
-    decides = {"start": repr(replace(start, name="", description="")), "rate": learning.rate, "batch": learning.batch}
-    asked = {**(question or {}), "measure": str(measure), **decides, "seed": learning.seed}
+    path, tuner = out.checkpoint, GradientTuner(images, start, options)
+    decides = {"start": repr(replace(start, name="", description="")), "rate": options.rate, "batch": options.batch}
+    asked = {**(setup or {}), "measure": str(measure), **decides, "seed": options.seed}
     if path.exists() and not out.afresh:
-        reached = _read_reached(path, asked, learner)
+        reached = _read_reached(path, asked, tuner)
     else:
         out.check_free()
         network = _measure(images, None, "network", bar)
         best = _measure(images, start, "start", bar)
         reached = _Reached(network, best, None, [_epoch_row(0, None, start, best)])
         out.clear()
-        _write_reached(path, asked, learner, reached)
-    resumed = learner.done
+        _write_reached(path, asked, tuner, reached)
+    resumed = tuner.done
     _write_epochs(reached.rows, out.epochs)
-    preset = start if reached.numbers is None else learner.preset_of(reached.numbers)
+    preset = start if reached.numbers is None else tuner.preset_of(reached.numbers)
     written = out.write(preset, measure, reached.best, reached.network)
-    with bar("learn", len(images) * max(learning.epochs - resumed, 0)) as advance:
-        for epoch in learner.epochs(advance):
+    with bar("learn", len(images) * max(options.epochs - resumed, 0)) as advance:
+        for epoch in tuner.epochs(advance):
             matrix = images.measure(epoch.preset)
             reached.rows.append(_epoch_row(epoch.number, epoch.loss, epoch.preset, matrix))
             better = matrix.mean_iou > reached.best.mean_iou
             if better:
-                reached.best, reached.numbers = matrix, learner.numbers()
-            _write_reached(path, asked, learner, reached)  # first: the files below can be made of it
+                reached.best, reached.numbers = matrix, tuner.numbers()
+            _write_reached(path, asked, tuner, reached)  # first: the files below can be made of it
             _write_epochs(reached.rows, out.epochs)
             if better:
                 written = out.write(epoch.preset, measure, matrix, reached.network)
             on_epoch(epoch, matrix)
     path.unlink()
-    return Learned(written, reached.network, reached.best, resumed)
+    return GradientResult(written, reached.network, reached.best, resumed)
 
 
 @dataclass(eq=False)
 class _Reached:
-    """What a run by gradient has found so far. numbers: what the learner had learned at its best; None: the start is better."""
+    """The state of a gradient descent; ``numbers`` are those of its best epoch, None for the start."""
 
     network: ConfusionMatrix
     best: ConfusionMatrix
@@ -288,33 +353,33 @@ class _Reached:
     rows: list[dict[str, Any]]
 
 
-_LEARNING = Format(
+_GRADIENT = Format(
     "deeplab-crf tuning 1",
     "tune",
-    {"question": str, "learner": dict, "network": torch.Tensor, "best": torch.Tensor, "rows": list},
+    {"setup": str, "tuner": dict, "network": torch.Tensor, "best": torch.Tensor, "rows": list},
 )
 
 
-def _write_reached(path: Path, asked: Mapping[str, Any], learner: Learner, reached: _Reached) -> None:
+def _write_reached(path: Path, asked: Mapping[str, Any], tuner: GradientTuner, reached: _Reached) -> None:
     matrices = {"network": torch.from_numpy(reached.network.matrix), "best": torch.from_numpy(reached.best.matrix)}
     found = {"numbers": reached.numbers, "rows": reached.rows}
-    write_stored(path, _LEARNING, {"question": json.dumps(asked), "learner": learner.state(), **matrices, **found})
+    write_stored(path, _GRADIENT, {"setup": json.dumps(asked), "tuner": tuner.state(), **matrices, **found})
 
 
-def _read_reached(path: Path, asked: Mapping[str, Any], learner: Learner) -> _Reached:
-    """Also puts the learner where it was."""
-    stored = read_stored(path, _LEARNING)
-    check_same_question(path.parent, "what another tuning has reached", json.loads(stored["question"]), asked)
-    learner.load(stored["learner"])
+def _read_reached(path: Path, asked: Mapping[str, Any], tuner: GradientTuner) -> _Reached:
+    """Read the state, also into the tuner."""
+    stored = read_stored(path, _GRADIENT)
+    check_same_setup(path.parent, "what another tuning has reached", json.loads(stored["setup"]), asked)
+    tuner.load(stored["tuner"])
     network, best = (ConfusionMatrix.of(stored[name].numpy()) for name in ("network", "best"))
     return _Reached(network, best, stored["numbers"], stored["rows"])
 
 
 def _epoch_row(number: int, loss: float | None, preset: Preset, matrix: ConfusionMatrix) -> dict[str, Any]:
-    """A line of ``epochs.csv``: of each kernel the weight, and every width."""
+    """Return a row of ``epochs.csv``: the weight and every width of each kernel."""
     row = {"epoch": number, "loss": loss, "mean_iou": matrix.mean_iou, "pixel_accuracy": matrix.pixel_accuracy}
     for m, kernel in enumerate(preset.kernels):
-        assert isinstance(kernel, Gaussian | Bilateral)  # Learner has looked
+        assert isinstance(kernel, Gaussian | Bilateral)  # GradientTuner has looked
         row[f"kernel{m}_weight"] = kernel.weight
         widths = dict(zip(("sx", "sy"), kernel.widths_xy, strict=True))
         if isinstance(kernel, Bilateral):

@@ -1,5 +1,10 @@
-"""The papers' search for a CRF's numbers, coarse to fine (Kraehenbuehl & Koltun, NIPS 2011; Chen et al., ICLR 2015): a grid, then
-the neighbourhood of the best in ever smaller steps, on scores that a network has given once."""
+"""The papers' search for the numbers of a CRF, from coarse to fine, on saved scores.
+
+It tries a grid, then the neighbourhood of the best in ever smaller steps.
+
+References:
+    Krähenbühl & Koltun, NIPS 2011; Chen et al., ICLR 2015.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +26,33 @@ ProgressBar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[i
 
 
 class GridSearch:
-    """A search over images; what is found is kept in a table, and what the table has is not computed again.
+    """A search over images. Results are stored in a table and never computed twice.
 
-    For an image and a set of bandwidths the lattices are built once, for all weights and numbers of iterations; energies, features
-    and the Gaussian lattice are kept for all settings (`TuneImages`). Images run side by side, one thread each. Results have the
-    bits of `dense_crf` with the same numbers.
+    For an image and a set of bandwidths, lattices are built once for all weights and iterations.
+    Energies, features and the Gaussian lattice are cached for all settings (`TuneImages`). Images
+    run side by side, one thread each. Results have the bits of `dense_crf`.
+
+    Args:
+        images: The images.
+        table: The trials so far.
+        normalization: How kernels are normalised.
+        bar: Makes progress bars.
     """
 
     def __init__(self, images: TuneImages, table: TrialTable, normalization: str, bar: ProgressBar) -> None:
         self.images, self.table = images, table
         self.normalization = check_normalization(normalization)
         self._bar = bar
-        self.seconds = 0.0
-        """CPU seconds of the threads that computed trials, for `computed` images times settings."""
-        self.computed = 0
+        self.seconds, self.computed = 0.0, 0  # CPU seconds of all threads, for so many images times settings
 
     def run(self, grid: Grid, rounds: int) -> Trial:
-        """Try the grid, then ``rounds`` times the neighbourhood of the best so far. Returns the best trial of the table.
+        """Try the grid, then ``rounds`` times the neighbourhood of the best setting so far.
 
-        The way depends on the grid alone, not on what else is in the table: the same search again computes nothing.
+        The points depend on the grid alone, not on other trials in the table: a repeated search
+        computes nothing.
+
+        Returns:
+            The best trial of the table.
         """
         seen = self._try(grid.settings(), 0)
         for number in range(1, rounds + 1):
@@ -48,7 +61,7 @@ class GridSearch:
         return best_trial(self.table.trials)
 
     def _try(self, settings: Sequence[Setting], number: int) -> list[Trial]:
-        """The trials of these settings: those that the table lacks are computed and added, those of equal bandwidths at a time."""
+        """Return the trials of these settings; compute those that the table lacks."""
         known = {trial.setting for trial in self.table.trials}
         groups: dict[tuple[float, ...], list[Setting]] = defaultdict(list)
         for setting in settings:
@@ -81,8 +94,10 @@ class GridSearch:
 
 
 def confusions(image: PreparedImage, group: Sequence[Setting], normalization: str) -> list[ConfusionMatrix]:
-    """Of one image, for settings that share their bandwidths: lattices are built once, and where iterations alone differ, the more
-    go on from the fewer."""
+    """Return the confusion matrix of an image for each setting of a group with equal bandwidths.
+
+    Lattices are built once. Where only iterations differ, inference continues from the fewer.
+    """
     gaussian = image.gaussian_lattice(group[0].gaussian_sxy)
     bilateral = image.bilateral_lattice(group[0].bilateral_sxy, group[0].bilateral_srgb)
     by_weights: dict[tuple[float, float], set[int]] = defaultdict(set)

@@ -1,4 +1,4 @@
-"""What a search has tried: a CSV file that a search of the same question goes on from, and its picture."""
+"""The trials of a search: a CSV file from which the same search continues, and its plot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ _COLUMNS = ("round", *Setting._fields, "mean_iou", "pixel_accuracy")
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting and how well it does on all images together. round: 0 for the grid, 1, 2, ... around the best."""
+    """A setting and its score over all images.
+
+    Args:
+        setting: The setting.
+        round: 0 for the grid, 1, 2, ... around the best.
+        mean_iou: The score that is maximised.
+        pixel_accuracy: The share of right pixels.
+    """
 
     setting: Setting
     round: int
@@ -33,31 +40,36 @@ class Trial:
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """The one of the highest mean IoU, the first of several."""
+    """Return the first trial of the highest mean IoU."""
     return max(trials, key=lambda trial: trial.mean_iou)
 
 
 class TrialTable:
-    """The trials of a search, in the file ``table.csv`` of a folder, one a line; ``question.json`` beside it says what was asked.
+    """The trials of a search in a folder: ``table.csv``, and ``setup.json`` beside it.
 
-    question: what has to be the same for trials to be comparable (images, scores, measure, ...). A folder that holds trials of the
-    same question gives them; of another, ValueError says what differs, unless ``afresh``, which forgets them.
+    Args:
+        folder: Where the files are. Trials of the same setup are read.
+        setup: What must be equal for trials to be comparable (images, scores, measure, ...).
+        afresh: Whether existing trials are dropped.
+
+    Raises:
+        ValueError: The folder holds trials of another setup, and ``afresh`` is False.
     """
 
-    def __init__(self, folder: Path, question: Mapping[str, Any], *, afresh: bool = False) -> None:
+    def __init__(self, folder: Path, setup: Mapping[str, Any], *, afresh: bool = False) -> None:
         self.path = folder / "table.csv"
         self.trials: list[Trial] = []
-        asked = folder / "question.json"
+        setup_path = folder / "setup.json"
         if self.path.exists() and not afresh:
-            _check_question(asked, question)
+            _check_setup(setup_path, setup)
             self.trials = _read_trials(self.path)
             return
-        self.path.unlink(missing_ok=True)  # before the question changes: never old trials under a new question
-        with atomic_write(asked) as stream:
-            stream.write((json.dumps(question, indent=2) + "\n").encode())
+        self.path.unlink(missing_ok=True)  # before the setup changes: never old trials under a new setup
+        with atomic_write(setup_path) as stream:
+            stream.write((json.dumps(setup, indent=2) + "\n").encode())
 
     def add(self, trials: Iterable[Trial]) -> None:
-        """Keep these too. The file on disk is whole at any time."""
+        """Add trials; the file on disk is complete at any time."""
         self.trials += trials
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -69,22 +81,31 @@ class TrialTable:
             stream.write(text.getvalue().encode())
 
 
-def _check_question(path: Path, question: Mapping[str, Any]) -> None:
+def _check_setup(path: Path, setup: Mapping[str, Any]) -> None:
     try:
-        asked = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); choose another folder, or --overwrite") from error
-    check_same_question(path.parent, "trials of another search", asked, question)
+    check_same_setup(path.parent, "trials of another search", stored, setup)
 
 
-def check_same_question(folder: Path, what: str, asked: Any, question: Mapping[str, Any]) -> None:
-    """Raises ValueError that says which part of ``question`` is not as it was ``asked`` when ``folder`` was written, so that it
-    holds ``what``."""
-    for key, value in question.items():
-        if not isinstance(asked, dict) or asked.get(key) != value:
-            before = asked.get(key) if isinstance(asked, dict) else asked
+def check_same_setup(folder: Path, content: str, stored: Any, setup: Mapping[str, Any]) -> None:
+    """Check that ``setup`` equals what is stored.
+
+    Args:
+        folder: Where it is stored, for the error.
+        content: What the folder holds, for the error.
+        stored: The stored setup.
+        setup: The current one.
+
+    Raises:
+        ValueError: They differ; the error names the key.
+    """
+    for key, value in setup.items():
+        if not isinstance(stored, dict) or stored.get(key) != value:
+            before = stored.get(key) if isinstance(stored, dict) else stored
             raise ValueError(
-                f"{folder} holds {what}: {key} was {before!r}, now it is {value!r}. Choose another folder, or --overwrite"
+                f"{folder} holds {content}: {key} was {before!r}, now it is {value!r}. Choose another folder, or --overwrite"
             )
 
 
@@ -102,7 +123,7 @@ def _read_trials(path: Path) -> list[Trial]:
     return [_read_trial(row, f"{path}: line {number}") for number, row in enumerate(rows[1:], 2)]
 
 
-def _read_trial(row: Sequence[str], where: str) -> Trial:
+def _read_trial(row: Sequence[str], line: str) -> Trial:
     try:
         number, *numbers, iterations, mean_iou, accuracy = row
         gaussian_weight, gaussian_sxy, weight, sxy, srgb = map(float, numbers)
@@ -110,15 +131,20 @@ def _read_trial(row: Sequence[str], where: str) -> Trial:
         return Trial(setting, int(number), float(mean_iou), float(accuracy))
     except ValueError as error:
         raise ValueError(
-            f"{where} must hold {len(_COLUMNS)} numbers; got {','.join(row)}. --overwrite begins afresh"
+            f"{line} must hold {len(_COLUMNS)} numbers; got {','.join(row)}. --overwrite begins afresh"
         ) from error
 
 
 def plot_trials(trials: Sequence[Trial]) -> Figure | None:
-    """Heat maps of the mean IoU over every two numbers that were varied, each cell the best over all others, the best of all
-    framed. None where less than two were varied.
+    """Plot the mean IoU over every two numbers that were varied, as heat maps.
 
-    Save it with ``.savefig(path)``. Raises ImportError where matplotlib is not installed.
+    Each cell is the best over all other numbers; the best of all is framed.
+
+    Returns:
+        The figure; None if fewer than two numbers were varied.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure

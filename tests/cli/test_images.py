@@ -25,8 +25,8 @@ PALETTE = (10, 20, 30, 200, 0, 0, 0, 200, 0)
 
 
 def mode(path: Path) -> str:
-    with Image.open(path) as picture:
-        return picture.mode
+    with Image.open(path) as image:
+        return image.mode
 
 
 def names(folder: Path) -> list[str]:

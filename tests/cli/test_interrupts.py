@@ -43,7 +43,7 @@ COMMANDS = {
     "refine": ["refine", str(ASTRONAUT), str(COARSE_LABELS), "-o", "out.png"],
     "segment": ["segment", str(ASTRONAUT), "-o", "out"],
     "convert": ["convert", str(ASTRONAUT), "out.safetensors"],
-    "narrow": ["narrow", str(ASTRONAUT), "out.safetensors", "--model", "v2-narrow-aspp-l", *DATA],
+    "prune": ["prune", str(ASTRONAUT), "out.safetensors", "--model", "v2-narrow-aspp-l", *DATA],
     "evaluate": ["evaluate", *DATA],
     "tune": ["tune", *DATA, "-o", "out"],
     "train": ["train", "-o", "out", "--model", "v2-compact-aspp", "--data", "folder", "--root", "nowhere"],

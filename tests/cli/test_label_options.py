@@ -19,8 +19,8 @@ ONE_BASED = "0=255,1..3=0..2"
 
 
 def read(path: Path) -> Any:
-    with Image.open(path) as picture:
-        return np.array(picture)
+    with Image.open(path) as image:
+        return np.array(image)
 
 
 def recode(root: Path, split: str, how: str) -> None:
@@ -98,9 +98,9 @@ def test_tune(tmp_path: Path, how: str, options: tuple[str, ...]) -> None:
     recode(root, "train", how)
     assert main([*words, "-o", str(tmp_path / "b"), *options]) == 0
     assert (tmp_path / "a" / "table.csv").read_text() == (tmp_path / "b" / "table.csv").read_text()
-    asked = json.loads((tmp_path / "b" / "question.json").read_text())
+    asked = json.loads((tmp_path / "b" / "setup.json").read_text())
     assert asked.pop("labels").startswith("colours of voc" if how == "colours" else "0=255, 1=0")
-    plain = json.loads((tmp_path / "a" / "question.json").read_text())
+    plain = json.loads((tmp_path / "a" / "setup.json").read_text())
     assert {name for name in plain if plain[name] != asked[name]} == {"digest of images and labels"}
 
 

@@ -23,8 +23,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as picture:
-        return np.array(picture)
+    with Image.open(path) as image:
+        return np.array(image)
 
 
 def predict(root: Path, folder: Path) -> dict[str, NDArray[np.uint8]]:
@@ -35,9 +35,9 @@ def predict(root: Path, folder: Path) -> dict[str, NDArray[np.uint8]]:
         labels = read(path)
         labels[labels == 255] = 0
         labels[::3, ::4] = (labels[::3, ::4] + 1) % 3
-        picture = Image.fromarray(labels)
-        picture.putpalette(voc_palette(3))
-        picture.save(folder / path.name)
+        image = Image.fromarray(labels)
+        image.putpalette(voc_palette(3))
+        image.save(folder / path.name)
         predictions[path.stem] = labels
     return predictions
 

@@ -1,4 +1,4 @@
-"""``deeplab-crf narrow``: from a full trunk's file to one that `train --init` takes."""
+"""``deeplab-crf prune``: from a full backbone's file to one that `train --init` takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "v1-narrow-largefov"
 
 @pytest.fixture(autouse=True)
 def _few_channels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A narrow variant of 2 channels, of a full trunk of 4."""
+    """A narrow variant of 2 channels, of a full backbone of 4."""
     monkeypatch.setattr(narrowing, "FULL_CHANNELS", 4)
     monkeypatch.setattr(table, "VARIANTS", {name: few_channels(name) for name in table.VARIANTS})
     before = torch.get_num_threads()
@@ -55,7 +55,7 @@ def run(tmp_path: Path, *options: str) -> int:
     if not source.exists():
         save_weights(full_network(), source)
     data = ["--data", f"folder:{folder(tmp_path / 'data')}:train", "--crop", "41"]
-    return main(["narrow", str(source), str(tmp_path / "out.safetensors"), "--model", NAME, *data, *options])
+    return main(["prune", str(source), str(tmp_path / "out.safetensors"), "--model", NAME, *data, *options])
 
 
 def test_the_trunk_says_what_the_full_one_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_what_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_file_without_the_trunk_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(build_model("v2-compact-aspp", 3), tmp_path / "full.safetensors")
     assert run(tmp_path) == 1
-    assert "must have a whole VGG-16 trunk" in capsys.readouterr().err
+    assert "must have a whole VGG-16 backbone" in capsys.readouterr().err
     save_weights(build_model(NAME, 3), tmp_path / "full.safetensors")
     assert run(tmp_path) == 1
     assert "(2, 3, 3, 3) for backbone.features.0.weight (4, 3, 3, 3)" in capsys.readouterr().err

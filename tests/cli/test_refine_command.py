@@ -37,16 +37,16 @@ def write_labels(path: Path, ids: tuple[int, ...] = (0, 1), palette: tuple[int, 
     labels = np.repeat(np.arange(HEIGHT) * len(ids) // HEIGHT, WIDTH).reshape(HEIGHT, WIDTH)
     labels[::5, ::7] = (labels[::5, ::7] + 1) % len(ids)
     labels = np.array(ids)[labels]
-    picture = Image.fromarray(labels.astype(np.uint8 if max(ids) < 256 else np.uint16))
+    image = Image.fromarray(labels.astype(np.uint8 if max(ids) < 256 else np.uint16))
     if palette is not None:
-        picture.putpalette(palette)
-    picture.save(path)
+        image.putpalette(palette)
+    image.save(path)
     return labels
 
 
 def read(path: Path) -> NDArray[Any]:
-    with Image.open(path) as picture:
-        return np.array(picture)
+    with Image.open(path) as image:
+        return np.array(image)
 
 
 def names(folder: Path) -> list[str]:
@@ -101,8 +101,8 @@ def test_ids_above_255_are_written_in_16_bits(tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "ids.png", ids=(3, 700), palette=None)
     out = tmp_path / "out.png"
     assert main(["refine", str(tmp_path / "cat.png"), str(tmp_path / "ids.png"), "-o", str(out)]) == 0
-    with Image.open(out) as picture:
-        assert picture.mode.startswith("I")
+    with Image.open(out) as image:
+        assert image.mode.startswith("I")
     assert set(np.unique(read(out))) == set(np.unique(labels)) == {3, 700}
 
 

@@ -34,8 +34,8 @@ def run(folder: Path, image: str, *options: str, labels: NDArray[Any] | None = N
     assert (
         main(["refine", str(folder / image), str(folder / "labels.png"), "-o", str(out), "--overwrite", *options]) == 0
     )
-    with Image.open(out) as picture:
-        return np.array(picture)
+    with Image.open(out) as image:
+        return np.array(image)
 
 
 FILES = {
@@ -78,8 +78,8 @@ def test_bands_count_and_show(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "bands.tif", bands, photometric="minisblack", planarconfig="contig")
     got = run(tmp_path, "bands.tif", "--image-range", "0,4080", "--overlay")
     np.testing.assert_array_equal(got, refined(bands // 16))
-    with Image.open(tmp_path / "out_overlay.png") as picture:
-        assert picture.size == (WIDTH, HEIGHT)
+    with Image.open(tmp_path / "out_overlay.png") as image:
+        assert image.size == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("value", ["0", "1,0", "a,b", "0,1,2", "0,inf", ""])
@@ -111,10 +111,10 @@ TURNS = {5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda 
 
 
 def write_turned(path: Path, array: NDArray[Any], orientation: int) -> None:
-    picture = Image.fromarray(array)
-    exif = picture.getexif()
+    image = Image.fromarray(array)
+    exif = image.getexif()
     exif[0x0112] = orientation
-    picture.save(path, exif=exif)
+    image.save(path, exif=exif)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
@@ -146,8 +146,8 @@ def test_scores_are_matched_by_their_size_too(tmp_path: Path, upright: bool, cha
     out = tmp_path / "out.png"
     arguments = ["refine", str(tmp_path / "photo.png"), str(tmp_path / "scores.npy"), "-o", str(out)]
     assert main([*arguments, "--scores-are", "logits"]) == 0
-    with Image.open(out) as picture:
-        assert picture.size == ((HEIGHT, WIDTH) if upright else (WIDTH, HEIGHT))
+    with Image.open(out) as image:
+        assert image.size == ((HEIGHT, WIDTH) if upright else (WIDTH, HEIGHT))
 
 
 @pytest.mark.parametrize("orientation", [2, 6])

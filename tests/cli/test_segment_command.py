@@ -56,8 +56,8 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDT
 
 
 def read(path: Path) -> NDArray[Any]:
-    with Image.open(path) as picture:
-        return np.array(picture)
+    with Image.open(path) as image:
+        return np.array(image)
 
 
 def files(folder: Path) -> list[str]:
@@ -76,9 +76,9 @@ def test_labels_overlays_figures_and_legend(tmp_path: Path, weights: Path, capsy
     assert files(out) == ["cat.png", "figures/cat.png", "legend/legend.png", "overlays/cat.png"]
     (want,) = SegmentationPipeline(load_model(weights)[0], pad_to=1).predict(image)
     np.testing.assert_array_equal(read(out / "cat.png"), want.labels)
-    with Image.open(out / "cat.png") as picture:
-        assert picture.mode == "P"
-        assert tuple(picture.getpalette()[:63]) == voc_palette(21)
+    with Image.open(out / "cat.png") as image:
+        assert image.mode == "P"
+        assert tuple(image.getpalette()[:63]) == voc_palette(21)
     assert read(out / "overlays" / "cat.png").shape == (HEIGHT, WIDTH, 3)
     figure = read(out / "figures" / "cat.png")
     assert figure.shape[0] > HEIGHT
@@ -197,14 +197,14 @@ def test_pictures_of_every_kind(tmp_path: Path, weights: Path, capsys: pytest.Ca
     """One pixel, 16 bits, CMYK, palette, alpha, on its side by its EXIF: a label for each pixel, the right way up."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     rgb = write_image(photos / "plain.png")
-    picture = Image.fromarray(rgb)
+    image = Image.fromarray(rgb)
     Image.fromarray(rgb[:1, :1]).save(photos / "pixel.png")
     Image.fromarray(rgb[:, :, 0].astype(np.uint16) * 257).save(photos / "deep.png")
-    picture.convert("CMYK").save(photos / "cmyk.tif")
-    picture.convert("P").save(photos / "palette.png")
-    picture.convert("RGBA").save(photos / "alpha.png")
-    picture.convert("L").save(photos / "gray.png")
-    turned = picture.rotate(90, expand=True)
+    image.convert("CMYK").save(photos / "cmyk.tif")
+    image.convert("P").save(photos / "palette.png")
+    image.convert("RGBA").save(photos / "alpha.png")
+    image.convert("L").save(photos / "gray.png")
+    turned = image.rotate(90, expand=True)
     turned.getexif()[0x0112] = 6
     turned.save(photos / "turned.png", exif=turned.getexif())
     assert segment(photos, "--weights", weights, "-o", out) == 1

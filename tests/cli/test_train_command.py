@@ -62,11 +62,8 @@ def test_file_and_options(config: Path, data: Path, tmp_path: Path, capsys: pyte
     assert f"results in {out}" in spoken.out
     assert "iteration 1 of 4: loss 1." in spoken.err
     assert "images/s, mIoU 0." in spoken.err
-    photograph = data / "images" / "val" / "val0.png"
-    assert (
-        main(["segment", str(photograph), "--weights", str(out / "weights.safetensors"), "-o", str(tmp_path / "s")])
-        == 0
-    )
+    image = data / "images" / "val" / "val0.png"
+    assert main(["segment", str(image), "--weights", str(out / "weights.safetensors"), "-o", str(tmp_path / "s")]) == 0
     assert (tmp_path / "s" / "val0.png").exists()
 
 

@@ -177,8 +177,8 @@ BAD = {
     "a width of zero": (("--bilateral-sxy", "0,3"), "bilateral_sxy must be positive and finite; got 0"),
     "a negative weight": (("--bilateral-weight", "-1"), "bilateral_weight must be finite and >= 0; got -1"),
     "half an iteration": (("--iterations", "2.5"), "iterations must be a whole number >= 1; got 2.5"),
-    "more images than there are": (("--images", 9), "images must be a number from 1 to 4"),
-    "a band too wide": (("--measure", "trimap:99"), "the trimap's width must be in 1..40 pixels; got 99"),
+    "more images than there are": (("--images", 9), "images must be a whole number in [1, 4]"),
+    "a band too wide": (("--measure", "trimap:99"), "the trimap's width must be a whole number in [1, 40]; got 99"),
 }
 
 
@@ -203,7 +203,7 @@ def test_missing_and_wrong_scores(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "train.txt: the list is empty" in capsys.readouterr().err
 
 
-def test_a_photograph_that_cannot_be_read_is_named_before_the_search(
+def test_an_image_that_cannot_be_read_is_named_before_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_tuning(tmp_path / "data", count=3)
@@ -287,26 +287,26 @@ def test_the_part_that_a_training_holds_back(root: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
     assert tune(root, out, *SMALL, "--rounds", 0, "--val-fraction", 0.5) == 0
     held = held_back([f"train{i}" for i in range(4)], 0.5, 0)
-    assert json.loads((out / "question.json").read_text())["images"] == held
+    assert json.loads((out / "setup.json").read_text())["images"] == held
 
 
 def test_a_gradient_run_that_was_broken_off_goes_on(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With --skip-existing too: the preset of a run that has not ended is not a result."""
-    from deeplab_crf.tuning.gradient import Learner
+    from deeplab_crf.tuning.gradient import GradientTuner
 
-    step, steps = Learner._step, []
+    step, steps = GradientTuner._step, []
 
-    def interrupted(learner: Learner, batch: list[int]) -> Any:
+    def interrupted(tuner: GradientTuner, batch: list[int]) -> Any:
         steps.append(batch)
         if len(steps) == 6:
             raise KeyboardInterrupt
-        return step(learner, batch)
+        return step(tuner, batch)
 
     common = ("--method", "gradient", "--start", "crfasrnn", "--epochs", 3, "--batch", 1, "--name", "mine")
     assert tune(root, tmp_path / "whole", *common) == 0
-    monkeypatch.setattr(Learner, "_step", interrupted)
+    monkeypatch.setattr(GradientTuner, "_step", interrupted)
     out = tmp_path / "out"
     assert tune(root, out, *common) == 130
     monkeypatch.undo()

@@ -109,8 +109,8 @@ def test_saved_scores_are_the_networks(dataset: SegmentationFolder, tmp_path: Pa
         got = read.logits(dataset[i])
         assert got.shape == (len(CLASSES), *SIZE)
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
-    picture = torch.from_numpy(dataset[0].image).permute(2, 0, 1)[None]
-    plain = pipeline.network.scores(pipeline.preprocess(picture))  # before upsampling, by the network's own account
+    image = torch.from_numpy(dataset[0].image).permute(2, 0, 1)[None]
+    plain = pipeline.network.scores(pipeline.preprocess(image))  # before upsampling, by the network's own account
     with np.load(tmp_path / "val0.npz") as stored:
         assert tuple(stored["size"]) == plain.size
         assert stored["scores"].shape == plain.fused.shape[1:]
@@ -165,7 +165,7 @@ def test_scores_that_do_not_fit_are_named(dataset: SegmentationFolder, tmp_path:
     source = FileScores(dataset, tmp_path, ScoreReading("logits"))
     for message, scores, size in (
         ("scores must have the data set's 3 classes; got 2", np.zeros((2, 6, 7)), (41, 49)),
-        ("scores are of a picture of 33 x 49", np.zeros((3, 5, 7)), (33, 49)),
+        ("scores are of an image of 33 x 49", np.zeros((3, 5, 7)), (33, 49)),
     ):
         write_saved_scores(tmp_path / "val1.npz", scores, size)
         with pytest.raises(ValueError, match=f"val1.npz: {message}"):
@@ -240,7 +240,7 @@ task = Task(dataset, FileScores(dataset, Path(sys.argv[2])), DenseCRF(3, (Gaussi
 world = join_world("cpu")
 whole = evaluate_share(task, world)
 assert (world.size, world.local_size) == (2, 2)
-if world.leads:
+if world.is_main:
     names = np.array([image.name for image in whole.images])
     np.savez(sys.argv[3], network=whole.network.counts, crf=whole.crf.counts, names=names)
 """

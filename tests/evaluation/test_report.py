@@ -131,9 +131,9 @@ def test_seconds_add_up() -> None:
 def test_the_plot(tmp_path: Path, with_crf: bool) -> None:
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     plot_trimap(report(with_crf), tmp_path / "trimap.png")
-    with Image.open(tmp_path / "trimap.png") as picture:
-        assert picture.size[0] > 1000
-        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    with Image.open(tmp_path / "trimap.png") as image:
+        assert image.size[0] > 1000
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
 def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_an_example_shows_void_black(tmp_path: Path) -> None:
     labels[:, :10] = 255
     example = Example("a", np.full((20, 30, 3), 200, np.uint8), labels)
     write_example(Prediction(example, labels * 0, labels * 0 + 1, {}), CLASSES, tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[1] > 4 * 30
     assert (pixels == 0).all(axis=2).sum() >= 200
 

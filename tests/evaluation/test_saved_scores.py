@@ -22,11 +22,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert sorted(stored.files) == ["scores", "size"]
         assert stored["size"].tolist() == [41, 49]
     assert saved.seen_of((41, 49), path) == (41, 49)
-    with pytest.raises(ValueError, match=r"a.npz: scores are of a picture of 41 x 49 .* the image has 42 x 49"):
+    with pytest.raises(ValueError, match=r"a.npz: scores are of an image of 41 x 49 .* this image has 42 x 49"):
         saved.seen_of((42, 49), path)
 
 
-def test_resized_photographs_say_their_size(tmp_path: Path) -> None:
+def test_resized_images_say_their_size(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_saved_scores(path, np.zeros((3, 6, 7)), (41, 49), (36, 48))
     saved = read_saved_scores(path)
@@ -34,7 +34,7 @@ def test_resized_photographs_say_their_size(tmp_path: Path) -> None:
     assert saved.seen_of((360, 480), path) == saved.seen_of((27, 36), path) == (36, 48)
     assert saved.seen_of((1080, 1441), path) == (36, 48)  # rounded to pixels
     for other in ((480, 360), (360, 500)):
-        with pytest.raises(ValueError, match=rf"36 x 48 are the photograph; the image has {other[0]} x {other[1]}"):
+        with pytest.raises(ValueError, match=rf"36 x 48 are the image itself; this image has {other[0]} x {other[1]}"):
             saved.seen_of(other, path)
     np.savez(path, scores=np.zeros((3, 6, 7), np.float16), size=[41, 49], seen=[36.0, 48.0])
     with pytest.raises(ValueError, match="two whole numbers"):

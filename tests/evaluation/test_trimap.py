@@ -122,7 +122,7 @@ def test_wrong_input_is_named() -> None:
         TrimapScores(2, "edge")
     with pytest.raises(ValueError, match=r"labels must have shape \(H, W\)"):
         band_widths(labels[0], "void")
-    with pytest.raises(ValueError, match=r"width must be in 1\.\.40; got 41"):
+    with pytest.raises(ValueError, match=r"width must be a whole number in \[1, 40\]; got 41"):
         TrimapScores(2).band(41)
     with pytest.raises(ValueError, match=r"predicted must be in 0\.\.1; got 2"):
         TrimapScores(2).add(labels + np.uint8(2), labels, band_widths(labels, "void"))

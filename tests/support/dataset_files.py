@@ -1,4 +1,4 @@
-"""Small data sets on disk for tests: photographs with flat regions, labels that follow them."""
+"""Small data sets on disk for tests: images with flat regions, labels that follow them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def write_pair(root: Path, name: str, size: tuple[int, int], seed: int, split: s
     labels = labels[: size[0], : size[1]].astype(np.uint8)
     image = photo(*size, seed=seed) // 2 + 40 * labels[:, :, None]
     labels[rng.random(labels.shape) < 0.05] = 255
-    for kind, picture in (("images", image), ("labels", labels)):
+    for kind, array in (("images", image), ("labels", labels)):
         (root / kind / split).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(root / kind / split / f"{name}.png")
+        Image.fromarray(array).save(root / kind / split / f"{name}.png")
 
 
 def write_folder(

@@ -74,10 +74,10 @@ def test_balanced_weights() -> None:
 
 
 def test_class_weights_count_the_labels_once(data: Path) -> None:
-    photographs = open_dataset("folder", data, "train")
-    assert class_weights("none", photographs) is None
+    dataset = open_dataset("folder", data, "train")
+    assert class_weights("none", dataset) is None
     pixels = np.zeros(3, np.int64)
-    for i in range(len(photographs)):
-        labels = photographs[i].labels
+    for i in range(len(dataset)):
+        labels = dataset[i].labels
         pixels += [int((labels == k).sum()) for k in range(3)]
-    np.testing.assert_allclose(class_weights("balanced", photographs), balanced(pixels), rtol=1e-6)
+    np.testing.assert_allclose(class_weights("balanced", dataset), balanced(pixels), rtol=1e-6)

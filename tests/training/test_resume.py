@@ -123,7 +123,7 @@ def test_only_the_same_training_goes_on(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["names", "classes"])
 def test_a_checkpoint_of_other_data_of_the_same_form(change: str, tmp_path: Path) -> None:
-    """The root may change, since data sets move; what is in it may not: seeds refer to the photographs' order, ids to classes'."""
+    """The root may change, since data sets move; what is in it may not: seeds refer to the images' order, ids to classes'."""
     out, data = tmp_path / "out", write_folder(tmp_path / "data")
     run(make(data), out, should_stop=lambda: True)
     data = data.rename(tmp_path / "moved")
@@ -134,9 +134,7 @@ def test_a_checkpoint_of_other_data_of_the_same_form(change: str, tmp_path: Path
             (data / kind / "train" / "train0.png").rename(data / kind / "train" / "zebra.png")
     else:
         (data / "classes.txt").write_text("sky\nground\nthing\n")
-    with pytest.raises(
-        ValueError, match=r"of a training on other data: photographs or classes in .*moved have other names"
-    ):
+    with pytest.raises(ValueError, match=r"of a training on other data: images or classes in .*moved have other names"):
         run(make(data), out, resume=True)
     assert (out / "checkpoint.pt").read_bytes() == before
     old = stored(out)

@@ -23,7 +23,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """Six photographs in ``images``, without splits."""
+    """Six images in ``images``, without splits."""
     for i in range(6):
         write_pair(tmp_path / "plain", f"p{i}", (40, 48), seed=i, split=".")
     (tmp_path / "plain" / "classes.txt").write_text("ground\nsky\nthing\n")
@@ -39,10 +39,10 @@ def test_plain_folders_do_not_validate_on_what_they_train_on(plain: Path, tmp_pa
 
 def test_an_image_whose_orientation_is_not_known_ends_a_training_before_it_begins(plain: Path) -> None:
     path = plain / "images" / "p5.png"
-    picture = Image.open(path)
-    exif = picture.getexif()
+    image = Image.open(path)
+    exif = image.getexif()
     exif[0x0112] = 3
-    picture.save(path, exif=exif)
+    image.save(path, exif=exif)
     with pytest.raises(
         ValueError, match=r"p5\.png: fits .*p5\.png as it is stored and as its EXIF turns it.*exif_transpose"
     ):
@@ -57,7 +57,7 @@ def test_a_part_is_held_back_and_kept_when_the_training_goes_on(plain: Path, tmp
     held = held_back(names, 0.3, 1)
     assert len(held) == 2
     assert notes == [
-        "2 of the 6 photographs of train are held back for validation, by val_fraction 0.3 and val_seed 1: "
+        "2 of the 6 images of train are held back for validation, by val_fraction 0.3 and val_seed 1: "
         + ", ".join(held)
     ]
     assert read_names(tmp_path / "whole" / "val.txt") == held
@@ -75,18 +75,18 @@ def test_a_part_is_held_back_and_kept_when_the_training_goes_on(plain: Path, tmp
         run(make(plain, val_fraction=0.5, val_seed=1, iterations=4), out, resume=True)
 
 
-def test_photographs_that_come_later_do_not_move_the_part_unseen(plain: Path, tmp_path: Path) -> None:
+def test_images_that_come_later_do_not_move_the_part_unseen(plain: Path, tmp_path: Path) -> None:
     """They would be trained on or validated on in the place of others."""
     settings = make(plain, val_fraction=0.3, iterations=4)
     run(settings, tmp_path / "out", should_stop=lambda: True)
     write_pair(plain, "new", (40, 48), seed=9, split=".")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is of a training on other data: photographs or classes in "):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of a training on other data: images or classes in "):
         run(settings, tmp_path / "out", resume=True)
 
 
-def test_photographs_of_both_splits_are_said(tmp_path: Path) -> None:
+def test_images_of_both_splits_are_said(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", train=5, val=1)
     (root / "images" / "train" / "sub").mkdir()
     assert open_splits(make(root, val_split="val"), ALONE).notes == ()
     notes = open_splits(make(root, val_split="train"), ALONE).notes
-    assert notes == ("the training sees 5 of the 5 photographs of train too: the validation says little about others",)
+    assert notes == ("the training sees 5 of the 5 images of train too: the validation says little about others",)

@@ -18,7 +18,7 @@ from deeplab_crf.models import SegmentationPipeline, Usage, build_model, load_mo
 from deeplab_crf.runtime.processes import World
 from deeplab_crf.training import train as loop
 from deeplab_crf.training.log import COLUMNS
-from deeplab_crf.training.samples import Crops, Numbers
+from deeplab_crf.training.samples import BatchNumbers, Crops
 from deeplab_crf.training.settings import make_settings, read_values
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 # ---------------------------------------------------------------- what it sees
 
 
-def test_each_epoch_shows_every_photograph_once_in_an_order_of_its_own(data: Path) -> None:
-    photographs = open_dataset("folder", data, "train")
+def test_each_epoch_shows_every_image_once_in_an_order_of_its_own(data: Path) -> None:
+    dataset = open_dataset("folder", data, "train")
     shown: list[str] = []
 
     class Spy:
@@ -36,20 +36,20 @@ def test_each_epoch_shows_every_photograph_once_in_an_order_of_its_own(data: Pat
             shown.append(example.name)
             return generator.random()
 
-    crops = Crops(photographs, Spy(), seed=3)
+    crops = Crops(dataset, Spy(), seed=3)
     draws = [crops[n] for n in range(20)]
     epochs = [tuple(shown[start : start + 5]) for start in range(0, 20, 5)]
-    assert all(sorted(epoch) == [item.name for item in photographs.items] for epoch in epochs)
+    assert all(sorted(epoch) == [item.name for item in dataset.items] for epoch in epochs)
     assert len(set(epochs)) > 1
     assert len(set(draws)) == 20
     assert [crops[n] for n in (13, 2)] == [draws[13], draws[2]]  # whatever was asked before
-    assert [Crops(photographs, Spy(), seed=4)[n] for n in range(20)] != draws
+    assert [Crops(dataset, Spy(), seed=4)[n] for n in range(20)] != draws
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(1, 1), (1, 3), (2, 1), (2, 3)])
 def test_processes_and_parts_share_each_batch_out(processes: int, parts: int, data: Path) -> None:
     settings = make(data, batch=12, accumulate=parts, iterations=4)
-    shares = [list(Numbers(settings, World(rank, processes, torch.device("cpu")), 1)) for rank in range(processes)]
+    shares = [list(BatchNumbers(settings, World(rank, processes, torch.device("cpu")), 1)) for rank in range(processes)]
     for iteration in range(3):
         seen = [n for share in shares for part in share[iteration * parts : (iteration + 1) * parts] for n in part]
         assert sorted(seen) == list(range(12 * (iteration + 1), 12 * (iteration + 2)))
@@ -170,10 +170,10 @@ def test_the_longer_side_is_validated_and_travels_with_the_weights(data: Path, t
     settings = make(data, val_split="train", longer_side=40, iterations=1)
     outcome = run(settings, tmp_path)
     network, _ = load_model(tmp_path / "weights.safetensors")
-    photographs = open_dataset("folder", data, "train")
-    assert network.usage == Usage(photographs.classes, 40)
-    matrix = ConfusionMatrix(len(photographs.classes))
-    for example in photographs:
+    dataset = open_dataset("folder", data, "train")
+    assert network.usage == Usage(dataset.classes, 40)
+    matrix = ConfusionMatrix(len(dataset.classes))
+    for example in dataset:
         (found,) = SegmentationPipeline(network, None, longer_side=40, pad_to=1).predict(example.image)
         matrix.add(found.labels.numpy(), example.labels)
     assert outcome.rows[-1].mean_iou == pytest.approx(matrix.mean_iou)
@@ -195,8 +195,8 @@ def test_what_is_left_behind(data: Path, tmp_path: Path) -> None:
     lines = (out / "log.csv").read_text().splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert [int(line.split(",")[0]) for line in lines[1:]] == [1, 2, 3, 4, 5, 6]
-    with Image.open(out / "curves.png") as picture:
-        assert picture.width > 500
+    with Image.open(out / "curves.png") as image:
+        assert image.width > 500
 
 
 def test_tensorboard_where_it_is_asked_for(data: Path, tmp_path: Path) -> None:

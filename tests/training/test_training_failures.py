@@ -98,7 +98,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(data: Path, tmp_path: Path, monkey
 
 
 def broken(root: Path, labels: np.ndarray) -> Path:
-    """A data set whose third photograph has these labels; returns their file."""
+    """A data set whose third image has these labels; returns their file."""
     path = write_folder(root) / "labels" / "train" / "train2.png"
     Image.fromarray(labels.astype(np.uint8)).save(path)
     return path

@@ -1,4 +1,4 @@
-"""Learning a CRF's numbers by gradient on saved scores, and what a tuning leaves in its folder."""
+"""GradientOptions a CRF's numbers by gradient on saved scores, and what a tuning leaves in its folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deeplab_crf.core.pairwise import Bilateral, Gaussian, PairwiseKernel
 from deeplab_crf.core.presets import Preset, load_preset
 from deeplab_crf.crf.dense_crf import DenseCRF
 from deeplab_crf.tuning import run as tune_run
-from deeplab_crf.tuning.gradient import Epoch, Learner, Learning
+from deeplab_crf.tuning.gradient import Epoch, GradientOptions, GradientTuner
 from deeplab_crf.tuning.grid import Grid
 from deeplab_crf.tuning.images import TuneImages, as_tensors
 from deeplab_crf.tuning.run import Measure, Output, Search, read_all_scores, run_gradient, run_search
@@ -39,7 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> TuneImages:
 def test_the_loss_falls_and_held_back_images_gain(images: TuneImages) -> None:
     train = TuneImages(images.dataset, images.indices[:3], images._scores[:3])
     held_back = TuneImages(images.dataset, images.indices[3:], images._scores[3:])
-    epochs = list(Learner(train, START, Learning(epochs=25, rate=0.1, batch=2)).epochs())
+    epochs = list(GradientTuner(train, START, GradientOptions(epochs=25, rate=0.1, batch=2)).epochs())
     assert [epoch.number for epoch in epochs] == list(range(1, 26))
     assert epochs[-1].loss < 0.8 * epochs[0].loss
     learned = epochs[-1].preset
@@ -51,22 +51,22 @@ def test_the_loss_falls_and_held_back_images_gain(images: TuneImages) -> None:
 
 
 def test_the_first_loss_is_the_cross_entropy_of_the_start_on_scored_pixels(images: TuneImages) -> None:
-    learner = Learner(images, START, Learning(epochs=1, batch=len(images)))
+    tuner = GradientTuner(images, START, GradientOptions(epochs=1, batch=len(images)))
     layer = DenseCRF(3, START.kernels, START.iterations, normalization="after")
     total, pixels = 0.0, 0
     for number in range(len(images)):
-        logits, picture, labels = as_tensors(images.prepare(number))
+        logits, image, labels = as_tensors(images.prepare(number))
         scored = labels != 255
-        log_q = layer(logits, picture).movedim(1, -1)[scored]
+        log_q = layer(logits, image).movedim(1, -1)[scored]
         total -= float(log_q.gather(1, labels[scored][:, None]).sum())
         pixels += int(scored.sum())
-    (epoch,) = learner.epochs()
+    (epoch,) = tuner.epochs()
     assert epoch.loss == pytest.approx(total / pixels, rel=1e-5)
 
 
 def test_each_number_moves_by_the_rate_in_the_first_step(images: TuneImages) -> None:
     """Adam's first step is the rate in every logarithm, whatever the gradient's size."""
-    (epoch,) = Learner(images, START, Learning(epochs=1, rate=0.05, batch=len(images))).epochs()
+    (epoch,) = GradientTuner(images, START, GradientOptions(epochs=1, rate=0.05, batch=len(images))).epochs()
     gaussian, bilateral = epoch.preset.kernels
     moved = [
         *np.log(np.array(gaussian.widths_xy) / 2.0),
@@ -81,7 +81,7 @@ def test_each_number_moves_by_the_rate_in_the_first_step(images: TuneImages) -> 
 
 def test_the_same_seed_learns_the_same(images: TuneImages) -> None:
     learned = [
-        [repr(epoch) for epoch in Learner(images, START, Learning(epochs=2, batch=1, seed=seed)).epochs()]
+        [repr(epoch) for epoch in GradientTuner(images, START, GradientOptions(epochs=2, batch=1, seed=seed)).epochs()]
         for seed in (3, 3, 4)
     ]
     assert learned[0] == learned[1] != learned[2]
@@ -92,7 +92,7 @@ def test_the_same_seed_learns_the_same(images: TuneImages) -> None:
 )
 def test_a_start_that_cannot_be_learned_from_is_refused(images: TuneImages, kernel: Any) -> None:
     with pytest.raises(ValueError, match=r"kernels\[0\] of the start must be a Gaussian or Bilateral with a positive"):
-        Learner(images, replace(START, kernels=(kernel,)), Learning())
+        GradientTuner(images, replace(START, kernels=(kernel,)), GradientOptions())
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_a_start_that_cannot_be_learned_from_is_refused(images: TuneImages, kern
 )
 def test_ways_to_learn_without_meaning_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Learning(**options)
+        GradientOptions(**options)
 
 
 def test_a_loss_that_is_not_finite_ends_it(images: TuneImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = Learner(images, START, Learning(epochs=1))
-    monkeypatch.setattr(learner, "refine", lambda logits, _picture: logits * learner._log_weights.sum() * torch.nan)
+    tuner = GradientTuner(images, START, GradientOptions(epochs=1))
+    monkeypatch.setattr(tuner, "refine", lambda logits, _picture: logits * tuner._log_weights.sum() * torch.nan)
     with pytest.raises(ValueError, match="loss and gradients must stay finite; got loss nan"):
-        list(learner.epochs())
-    assert learner.preset().kernels[1].weight == 1  # nothing was learned from it
+        list(tuner.epochs())
+    assert tuner.preset().kernels[1].weight == 1  # nothing was learned from it
 
 
 def test_a_gradient_run_keeps_the_best_epoch(images: TuneImages, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_gradient_run_keeps_the_best_epoch(images: TuneImages, tmp_path: Path)
     def note(epoch: Epoch, matrix: Any) -> None:
         seen.append((epoch.number, matrix.mean_iou))
 
-    found = run_gradient(images, START, Learning(epochs=8, rate=0.3, batch=2), Measure(), out, no_bar, note)
+    found = run_gradient(images, START, GradientOptions(epochs=8, rate=0.3, batch=2), Measure(), out, no_bar, note)
     with open(out.folder / "epochs.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     scores = [float(row["mean_iou"]) for row in rows]
@@ -139,16 +139,16 @@ def test_a_gradient_run_keeps_the_best_epoch(images: TuneImages, tmp_path: Path)
         f"deeplab-crf tune: mean IoU {max(scores):.4f}, of the network alone {found.network.mean_iou:.4f}, on {ABOUT}"
     )
     with pytest.raises(ValueError, match=r"preset.toml is there already; choose another folder, or --overwrite"):
-        run_gradient(images, START, Learning(epochs=1), Measure(), out, no_bar)
+        run_gradient(images, START, GradientOptions(epochs=1), Measure(), out, no_bar)
 
 
 def test_a_start_that_stays_the_best_is_kept(
     images: TuneImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = replace(START, kernels=(Gaussian(50.0, 100.0),))
-    monkeypatch.setattr(Learner, "epochs", lambda _self, _progress: iter([Epoch(1, 0.1, bad)]))
+    monkeypatch.setattr(GradientTuner, "epochs", lambda _self, _progress: iter([Epoch(1, 0.1, bad)]))
     out = Output(tmp_path, "mine", ABOUT)
-    run_gradient(images, START, Learning(epochs=1), Measure(), out, loose_bar)
+    run_gradient(images, START, GradientOptions(epochs=1), Measure(), out, loose_bar)
     assert len(load_preset(out.preset).kernels) == 2
 
 
@@ -165,9 +165,9 @@ def test_a_search_leaves_preset_table_and_picture(images: TuneImages, tmp_path: 
     assert found.computed == 4 * found.trials
     assert 0 < found.milliseconds < 10000
     assert sorted(path.name for path in out.folder.iterdir()) == [
-        *(["heatmap.png"] if found.picture else []),
+        *(["heatmap.png"] if found.heatmap else []),
         "preset.toml",
-        "question.json",
+        "setup.json",
         "table.csv",
     ]
     again = run_search(images, Search(GRID, 1, "after"), Measure(), {"images": 4}, out, no_bar)
@@ -196,11 +196,11 @@ def test_without_matplotlib_there_is_no_picture(
 
     monkeypatch.setattr(tune_run, "plot_trials", missing)
     found = run_search(images, Search(GRID, 0, "after"), Measure(), {}, Output(tmp_path, "x", ABOUT), no_bar)
-    assert found.picture is None
+    assert found.heatmap is None
     assert not (tmp_path / "heatmap.png").exists()
 
 
-HOW = Learning(epochs=4, rate=0.3, batch=3, seed=1)
+HOW = GradientOptions(epochs=4, rate=0.3, batch=3, seed=1)
 
 KILLED = """
 import os, signal, sys
@@ -266,17 +266,17 @@ def test_a_gradient_run_that_was_killed_goes_on_to_the_same_bits(last: str, imag
 
 def test_a_learner_goes_on_from_its_state(images: TuneImages) -> None:
     """Bit for bit, momentum and the order of images included, after any epoch."""
-    whole = Learner(images, START, HOW)
+    whole = GradientTuner(images, START, HOW)
     epochs = list(whole.epochs())
     for done in range(1, 4):
-        first, second = Learner(images, START, HOW), Learner(images, START, HOW)
+        first, second = GradientTuner(images, START, HOW), GradientTuner(images, START, HOW)
         steps = first.epochs()
         for _ in range(done):
             next(steps)
         second.load(first.state())
         assert [repr(epoch) for epoch in second.epochs()] == [repr(epoch) for epoch in epochs[done:]]
         assert all(torch.equal(a, b) for a, b in zip(second.numbers(), whole.numbers(), strict=True))
-    other = Learner(images, replace(START, kernels=START.kernels[:1]), HOW)
+    other = GradientTuner(images, replace(START, kernels=START.kernels[:1]), HOW)
     with pytest.raises(ValueError, match="the numbers that were learned are of other kernels than those of the start"):
         other.load(whole.state())
 
@@ -302,9 +302,9 @@ def test_only_the_same_gradient_run_goes_on(images: TuneImages, tmp_path: Path) 
         (START, HOW, Measure(), "b", "scores was 'a', now it is 'b'. Choose another folder, or --overwrite"),
     ):
         with pytest.raises(ValueError, match=f"holds what another tuning has reached: {message}"):
-            run_gradient(images, start, how, measure, out, loose_bar, question={"scores": scores})
+            run_gradient(images, start, how, measure, out, loose_bar, setup={"scores": scores})
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
-    more = run_gradient(images, START, replace(HOW, epochs=5), Measure(), out, no_bar, question={"scores": "a"})
+    more = run_gradient(images, START, replace(HOW, epochs=5), Measure(), out, no_bar, setup={"scores": "a"})
     assert more.resumed == 2
     whole = run_gradient(
         images, START, replace(HOW, epochs=5), Measure(), Output(tmp_path / "x", "mine", ABOUT), no_bar

@@ -243,9 +243,7 @@ def test_images_are_spread_evenly() -> None:
     assert spread_evenly(10, 4) == (0, 3, 6, 9)
     assert spread_evenly(10, 10) == tuple(range(10))
     for wrong in (0, 11):
-        with pytest.raises(
-            ValueError, match=f"images must be a number from 1 to 10, the size of the data set; got {wrong}"
-        ):
+        with pytest.raises(ValueError, match=rf"images must be a whole number in \[1, 10\]; got {wrong}"):
             spread_evenly(10, wrong)
 
 
@@ -262,7 +260,7 @@ def test_only_the_band_is_scored(root: Path) -> None:
     )
     assert (Measure(1).width, Measure(40).width) == (1, 40)
     for wrong in (0, 41):
-        with pytest.raises(ValueError, match=f"the trimap's width must be in 1..40 pixels; got {wrong}"):
+        with pytest.raises(ValueError, match=rf"the trimap's width must be a whole number in \[1, 40\]; got {wrong}"):
             Measure(wrong)
 
 
@@ -289,9 +287,9 @@ def test_scores_that_do_not_fit_name_the_file(root: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"train0.npz: cannot be read"):
         read_all_scores(tmp_path, dataset, [0])
     small = SavedScores(np.zeros((3, 2, 2), np.float16), (9, 9))
-    with pytest.raises(ValueError, match=r"train0: scores are of a picture of 9 x 9"):
+    with pytest.raises(ValueError, match=r"train0: scores are of an image of 9 x 9"):
         TuneImages(dataset, [0], [small]).measure(None)
-    with pytest.raises(ValueError, match="images must hold at least one photograph; got none"):
+    with pytest.raises(ValueError, match="images must hold at least one image; got none"):
         TuneImages(dataset, [], [])
 
 
@@ -328,8 +326,8 @@ def test_another_question_is_refused_unless_afresh(tmp_path: Path) -> None:
     assert TrialTable(tmp_path, {"images": 3, "measure": "a"}).trials
     assert not TrialTable(tmp_path, {"images": 4, "measure": "a"}, afresh=True).trials
     TrialTable(tmp_path, {"images": 4, "measure": "a"}).add([trial(1, 0.5)])
-    (tmp_path / "question.json").write_text("{")
-    with pytest.raises(ValueError, match=r"question.json: cannot be read"):
+    (tmp_path / "setup.json").write_text("{")
+    with pytest.raises(ValueError, match=r"setup.json: cannot be read"):
         TrialTable(tmp_path, {"images": 4, "measure": "a"})
 
 
