@@ -25,13 +25,13 @@ from deeplab_crf.runtime.checks import MAX_THREADS
 @device_option
 @click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="Default: all cores.")
 @click.option(
-    "--pictures/--no-pictures",
+    "--figures/--no-figures",
     default=True,
     show_default=True,
     help="Also write overlays, side-by-side figures and a legend.",
 )
 @existing_options
-def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str | None, **options: Any) -> int:
+def segment(images: tuple[Path, ...], out: Path, figures: bool, existing: str | None, **options: Any) -> int:
     """Segment each IMAGE, or the images of a folder, into the classes of a trained network.
 
     Without --weights, the bundled network for street scenes is used.
@@ -42,9 +42,9 @@ def segment(images: tuple[Path, ...], out: Path, pictures: bool, existing: str |
     are the results. Results of the same image with the same weights and settings are skipped;
     others are made again.
     """
-    plan = plan_images(images, out, with_figures=pictures)
+    plan = plan_images(images, out, with_figures=figures)
     results = ResultFolder(out, recorded_options("segment", options))
-    legends = [legend_job(out)] if pictures else []
+    legends = [legend_job(out)] if figures else []
     if existing is None:
         results.check_known(legends)
     run = JobRun(plan, results, existing)

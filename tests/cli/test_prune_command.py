@@ -58,7 +58,7 @@ def run(tmp_path: Path, *options: str) -> int:
     return main(["prune", str(source), str(tmp_path / "out.safetensors"), "--model", NAME, *data, *options])
 
 
-def test_the_trunk_says_what_the_full_one_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_backbone_says_what_the_full_one_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path) == 0
     assert "Variance of each layer that is lost: " in capsys.readouterr().out
     thin = build_model(NAME, 2).eval()
@@ -83,7 +83,7 @@ def test_what_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run(tmp_path, "--overwrite") == 0
 
 
-def test_a_file_without_the_trunk_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_the_backbone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(build_model("v2-compact-aspp", 3), tmp_path / "full.safetensors")
     assert run(tmp_path) == 1
     assert "must have a whole VGG-16 backbone" in capsys.readouterr().err

@@ -123,9 +123,9 @@ def test_every_option_reaches_the_pipeline(tmp_path: Path, monkeypatch: pytest.M
     assert seen["crf"] is None
 
 
-def test_without_crf_and_without_pictures(tmp_path: Path, weights: Path) -> None:
+def test_without_crf_and_without_figures(tmp_path: Path, weights: Path) -> None:
     image, out = write_image(tmp_path / "cat.png"), tmp_path / "out"
-    assert segment(tmp_path / "cat.png", "--weights", weights, "-o", out, "--no-crf", "--no-pictures") == 0
+    assert segment(tmp_path / "cat.png", "--weights", weights, "-o", out, "--no-crf", "--no-figures") == 0
     assert files(out) == ["cat.png"]
     (want,) = SegmentationPipeline(load_model(weights)[0], None, pad_to=1).predict(image)
     np.testing.assert_array_equal(read(out / "cat.png"), want.labels)
@@ -138,7 +138,7 @@ def test_folders_with_broken_files(tmp_path: Path, weights: Path, capsys: pytest
     (photos / "c.png").write_bytes((photos / "a.png").read_bytes()[:200])
     (photos / "e.jpg").write_text("not found")
     (photos / "notes.txt").write_text("no image")
-    assert segment(photos, "--weights", weights, "-o", out, "--no-pictures") == 1
+    assert segment(photos, "--weights", weights, "-o", out, "--no-figures") == 1
     assert files(out) == ["a.png", "b.png", "d.png"]
     spoken = capsys.readouterr()
     assert "3 of 5 done" in spoken.out
@@ -186,11 +186,11 @@ def test_images_are_skipped_while_their_results_are_true(
     (out / "legend" / "legend.png").write_bytes(b"damaged")  # the legend alone is made from the weights
     assert f"2 of 2 done: 1 {again}, 1 up to date" in said("--weights", weights, "--preset", preset)
     assert (out / "legend" / "legend.png").read_bytes() == whole["legend/legend.png"]
-    assert f"2 of 2 done: 2 {again}" in said("--weights", weights, "--no-crf", "--no-pictures")
+    assert f"2 of 2 done: 2 {again}" in said("--weights", weights, "--no-crf", "--no-figures")
     assert files(out) == ["a.png", "b.png", "legend/legend.png"], (
-        "pictures of other settings do not stay beside the labels"
+        "figures of other settings do not stay beside the labels"
     )
-    assert "2 of 2 done: 2 made again;" in said("--weights", weights, "--no-crf", "--no-pictures", "--overwrite")
+    assert "2 of 2 done: 2 made again;" in said("--weights", weights, "--no-crf", "--no-figures", "--overwrite")
 
 
 def test_pictures_of_every_kind(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
