@@ -1,4 +1,4 @@
-"""dilated_conv2d and aspp_sum against float64, by every algorithm."""
+"""dilated_conv2d and aspp_sum compared with float64 for every algorithm."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from conv_samples import LAYOUTS, Sizes, error, expected, tensors
+from conv_samples import LAYOUTS, Sizes, error, expected, tensors, torch_threads
 
 import deeplab_crf
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
 from deeplab_crf.ops.conv.operators import chosen_algorithm
+from deeplab_crf.ops.conv.packed_weights import forget_weights
 
 BOUNDS = {"torch": 1e-5, "direct": 1e-5, "shifted": 1e-5, "winograd": 1e-4}
 
@@ -77,7 +78,7 @@ def test_epilogue(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("other", ["alike", "another layout", "every second column"])
+@pytest.mark.parametrize("other", ["same layout", "other layout", "every second column"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(
     ("filters", "height", "width"), [(1, 1, 1), (3, 5, 1), (17, 3, 5), (64, 32, 32), (129, 32, 33)]
@@ -85,7 +86,7 @@ def test_epilogue(
 def test_the_pass_behind_torch_has_the_bits_of_torch(
     filters: int, height: int, width: int, layout: torch.memory_format, other: str, threads: int
 ) -> None:
-    """One off from packs and chunks; a NaN, infinities and numbers at the ReLU's bend among the values."""
+    """Sizes are one off from packs and chunks; values include NaN, infinities and zeros before the ReLU."""
     x, weight, bias = tensors(Sizes(2, 5, filters, height, width))
     x[1, 0, -1] = float("nan")
     residual = tensors(Sizes(2, filters, 1, height, width), seed=1)[0] - 0.5
@@ -94,22 +95,15 @@ def test_the_pass_behind_torch_has_the_bits_of_torch(
     if other == "every second column":
         residual = residual.repeat_interleave(2, dim=3)[..., ::2]
     else:
-        residual = residual.to(memory_format=LAYOUTS[(LAYOUTS.index(layout) + (other == "another layout")) % 2])
-    kept = residual.clone()
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+        residual = residual.to(memory_format=LAYOUTS[(LAYOUTS.index(layout) + (other == "other layout")) % 2])
+    before = residual.clone()
+    with torch_threads(threads), conv_algorithm("torch"):
         want = (torch.conv2d(x.to(memory_format=layout), weight, bias, padding=1) + residual).relu()
-        with conv_algorithm("torch"):
-            got = dilated_conv2d(
-                x.to(memory_format=layout), weight, bias, padding=1, residual=residual, activation="relu"
-            )
-    finally:
-        torch.set_num_threads(before)
+        got = dilated_conv2d(x.to(memory_format=layout), weight, bias, padding=1, residual=residual, activation="relu")
     assert torch.equal(got.nan_to_num(7), want.nan_to_num(7))
     assert torch.equal(got.isnan(), want.isnan())
     assert got.is_contiguous(memory_format=layout)
-    assert torch.equal(residual, kept)
+    assert torch.equal(residual, before)
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "shifted", "direct", "torch"])
@@ -145,37 +139,20 @@ def test_aspp_sum_of_mixed_kernels() -> None:
         assert error(aspp_sum(x, [weight, pointwise, large], None, [2, 7, 3]), want) < 1e-5
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "shifted"])
 def test_same_bits_for_any_threads_and_batch(algorithm: str) -> None:
-    sizes = Sizes(3, 40, 70, 23, 29, padding=(2, 2), dilation=(2, 2))
-    x, weight, bias = tensors(sizes)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            with conv_algorithm(algorithm):
-                results.append(dilated_conv2d(x, weight, bias, padding=2, dilation=2))
-                results.append(
-                    torch.cat([dilated_conv2d(image[None], weight, bias, padding=2, dilation=2) for image in x])
-                )
-    finally:
-        torch.set_num_threads(before)
+    x, weight, bias = tensors(Sizes(3, 40, 70, 23, 29, padding=(2, 2), dilation=(2, 2)))
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        if algorithm == "shifted":
+            return aspp_sum(images, [weight[:21], weight[21:42]], None, [3, 8])
+        return dilated_conv2d(images, weight, bias, padding=2, dilation=2)
+
+    results = []
+    for threads in (1, 3):
+        with torch_threads(threads), conv_algorithm(algorithm):
+            results += [run(x), torch.cat([run(image[None]) for image in x])]
     assert all(torch.equal(result, results[0]) for result in results)
-
-
-def test_aspp_sum_has_the_same_bits_for_any_threads() -> None:
-    parts = [tensors(Sizes(2, 20, 21, 30, 17), seed) for seed in range(2)]
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            with conv_algorithm("shifted"):
-                results.append(aspp_sum(parts[0][0], [part[1] for part in parts], None, [3, 8]))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*results)
 
 
 def test_chunks_of_tiles() -> None:
@@ -258,7 +235,7 @@ def test_weights_that_change_behind_the_version_counter() -> None:
                 weight.detach().numpy()[7, 0, 0, 0] = 2
 
 
-def test_weights_whose_numbers_are_read_otherwise() -> None:
+def test_weights_whose_memory_gets_another_shape() -> None:
     weight = torch.nn.Parameter(torch.randn(32, 16, 3, 3), requires_grad=False)
     with conv_algorithm("direct"):
         dilated_conv2d(torch.randn(1, 16, 6, 7), weight)
@@ -269,8 +246,6 @@ def test_weights_whose_numbers_are_read_otherwise() -> None:
 
 
 def test_packed_weights_die_with_the_weight() -> None:
-    from deeplab_crf.ops.conv.packed_weights import forget_weights
-
     x, weight, _ = tensors(Sizes(1, 16, 16, 12, 12))
     forget_weights()
     with conv_algorithm("winograd"):
@@ -284,7 +259,7 @@ def test_packed_weights_die_with_the_weight() -> None:
     assert forget_weights() == 0
 
 
-def test_the_algorithm_is_set_for_good_or_for_a_while() -> None:
+def test_the_algorithm_is_set_permanently_or_in_a_block() -> None:
     assert deeplab_crf.get_conv_algorithm() == ("auto", ())
     with conv_algorithm(forbid=["winograd", "direct"]):
         assert deeplab_crf.get_conv_algorithm() == ("auto", ("direct", "winograd"))
@@ -300,9 +275,7 @@ def test_the_algorithm_is_set_for_good_or_for_a_while() -> None:
 
 
 def test_sums_keep_one_set_of_weights_beside_a_first_one() -> None:
-    """The next one replaces it, so that nothing piles up while others come and go; shapes and layouts are told apart."""
-    from deeplab_crf.ops.conv.packed_weights import forget_weights
-
+    """The next set replaces it, so that the cache does not grow; shapes and layouts are distinguished."""
     x, first = torch.randn(1, 8, 9, 9), torch.randn(5, 8, 3, 3)
     seconds = [torch.randn(5, 8, 3, 3) for _ in range(4)]
     forget_weights()
@@ -325,9 +298,9 @@ def test_sums_keep_one_set_of_weights_beside_a_first_one() -> None:
 def test_weights_that_are_not_finite_spoil_what_they_spoil_in_torch(
     algorithm: str, dilation: int, number: float
 ) -> None:
-    """Beyond the border too, where they meet the zeros of the padding."""
+    """This holds beyond the border too, where they are multiplied with the zeros of the padding."""
     x, weight = torch.rand(1, 3, 4, 5), torch.rand(2, 3, 3, 3)
-    for _ in range(2):  # packed, and kept
+    for _ in range(2):  # packed now, and from the cache
         weight[0, 0, 0, 0] = number
         with torch.no_grad(), conv_algorithm(algorithm):
             got = dilated_conv2d(x, weight, padding=dilation, dilation=dilation)
@@ -338,10 +311,8 @@ def test_weights_that_are_not_finite_spoil_what_they_spoil_in_torch(
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "winograd", "shifted"])
-def test_what_memory_held_before_weights_are_packed_is_not_taken_for_weights(
-    algorithm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Panels of filters are wider than 20 filters: a NaN between them must not send the call to torch."""
+def test_stale_memory_in_packed_weights_is_ignored(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels are wider than 20 filters: a NaN in the padding must not send the call to torch."""
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(math.nan))
     for slow in ("cpu.torch_conv2d", "composite.sum_branch_by_branch"):

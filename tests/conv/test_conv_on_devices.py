@@ -1,4 +1,4 @@
-"""The convolutions on every device: on CUDA native passes stand around the products and convolutions of torch."""
+"""The convolutions on every device. On CUDA, native passes surround torch's products and convolutions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_against_float64(sizes: Sizes, algorithm: str, layout: torch.memory_form
     x, weight, bias = (here(tensor) for tensor in tensors(sizes))
     want = expected(x, weight, bias, relu=True, **sizes.geometry())
     with conv_algorithm(algorithm):
-        for _ in range(2):  # with weights transformed now, and with those that were kept
+        for _ in range(2):  # with weights transformed now, and from the cache
             got = dilated_conv2d(x.to(memory_format=layout), weight, bias, activation="relu", **sizes.geometry())
             assert error(got, want) < 1e-4
             assert got.is_contiguous(memory_format=layout)
@@ -101,7 +101,7 @@ def test_aspp_sum(
 
 
 def test_a_weight_where_another_one_died() -> None:
-    """It may have the address, the version and the id of the one before."""
+    """A new weight may have the address, version and id of the dead one."""
     x, first = here(torch.randn(1, 8, 9, 9)), here(torch.randn(5, 8, 3, 3))
     with conv_algorithm("shifted"):
         for _ in range(10):
@@ -111,9 +111,9 @@ def test_a_weight_where_another_one_died() -> None:
             del second
 
 
-def test_weights_are_kept_until_they_change(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+def test_weights_are_cached_until_they_change(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
     if device.name == "cpu":
-        pytest.skip("the CPU asks the numbers: test_conv_exactness.py")
+        pytest.skip("the CPU checks the values: test_conv_exactness.py")
     made: list[int] = []
     side_by_side = on_cuda._side_by_side
     monkeypatch.setattr(on_cuda, "_side_by_side", lambda *given: made.append(1) or side_by_side(*given))
@@ -128,8 +128,8 @@ def test_weights_are_kept_until_they_change(monkeypatch: pytest.MonkeyPatch, dev
 
 
 @pytest.mark.parametrize("algorithm", ["winograd", "shifted"])
-def test_weights_whose_numbers_are_read_otherwise(algorithm: str) -> None:
-    """The same memory and version, another shape."""
+def test_weights_whose_memory_gets_another_shape(algorithm: str) -> None:
+    """The memory and the version stay the same."""
     weight = torch.nn.Parameter(here(torch.randn(16, 8, 3, 3)), requires_grad=False)
     with conv_algorithm(algorithm):
         for channels, filters in ((8, 16), (16, 8)):
@@ -140,7 +140,7 @@ def test_weights_whose_numbers_are_read_otherwise(algorithm: str) -> None:
             assert error(dilated_conv2d(x, weight, padding=2, dilation=2), want) < 1e-4
 
 
-def test_a_small_workspace_is_used_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_workspace_is_used_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = (here(tensor) for tensor in tensors(Sizes(3, 9, 21, 14, 19)))
     with conv_algorithm("winograd"):
         convolved = dilated_conv2d(x, weight, bias, padding=2, dilation=2)
@@ -181,7 +181,7 @@ def test_a_residual_of_another_shape() -> None:
         dilated_conv2d(x, weight, padding=1, residual=torch.randn(1, 6, 5, 4))
 
 
-def test_the_order_of_threads_does_not_show(device: Device, request: pytest.FixtureRequest) -> None:
+def test_the_order_of_threads_does_not_change_results(device: Device, request: pytest.FixtureRequest) -> None:
     x, weight, bias = (here(tensor) for tensor in tensors(Sizes(2, 9, 21, 14, 19)))
     orders = (0, 1, 2) if device.name == "emulated" else (0,)
     results = []

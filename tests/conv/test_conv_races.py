@@ -1,4 +1,4 @@
-"""What another thread may do to the tensors of a convolution between its checks and its kernels."""
+"""Changes by another thread to the tensors of a convolution between its checks and its kernels."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_weight_that_changes_before_it_is_packed(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_numbers_that_change_while_they_are_packed_are_not_kept(
+def test_weights_that_change_while_they_are_packed_are_not_cached(
     monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     arguments = _arguments()

@@ -1,4 +1,4 @@
-"""deeplab_crf.nn: modules, and fuse on networks of the kinds that people have."""
+"""deeplab_crf.nn: modules, and fuse on typical networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deeplab_crf.ops.conv import cpu
 
 
 def _settled(model: nn.Module) -> nn.Module:
-    """Eval mode, with BatchNorms that do something."""
+    """Return the model in eval mode, with BatchNorms other than the identity."""
     torch.manual_seed(3)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -25,7 +25,7 @@ def _settled(model: nn.Module) -> nn.Module:
 
 
 class Bottleneck(nn.Module):
-    """As in torchvision."""
+    """The bottleneck block of torchvision."""
 
     def __init__(self, inputs: int, width: int, dilation: int, stride: int = 1, downsample: bool = False) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class V3Head(nn.Module):
 
 
 def _vgg() -> nn.Sequential:
-    """VGG with DeepLab's holes."""
+    """Return a small VGG with DeepLab's dilations."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(True), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(True), nn.MaxPool2d(3, 2, 1),
         nn.Conv2d(32, 32, 3, padding=2, dilation=2), nn.ReLU(True), nn.AvgPool2d(3, 1, 1),
@@ -146,7 +146,7 @@ def test_training_mode_is_refused() -> None:
 
 
 class Awkward(nn.Module):
-    """What must not be merged, or only with care."""
+    """Patterns that must not be merged, or only with care."""
 
     def __init__(self) -> None:
         super().__init__()

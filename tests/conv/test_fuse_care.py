@@ -16,7 +16,7 @@ from deeplab_crf.nn import DilatedConv2d, fuse
 
 
 class Network(nn.Module):
-    """Two convolutions, and what the test does with them."""
+    """Two convolutions, with a forward that is the function of the test."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def _inputs() -> tuple[Tensor, Tensor]:
 
 
 def _check(model: nn.Module, *inputs: Any) -> Any:
-    """Against float64; every run with inputs of its own, which it may write to."""
+    """Compare with float64, on copies of the inputs, since a network may write to them."""
     with torch.no_grad():
         want = copy.deepcopy(model).double()(*(v.double() if isinstance(v, Tensor) else v for v in inputs))
         fused = fuse(model)

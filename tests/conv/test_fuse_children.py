@@ -25,7 +25,7 @@ class ConvBN(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Has what decoders and losses ask encoders for; gives its features as a list."""
+    """An encoder with the attributes that decoders and losses use; it returns a list of features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
 
 
 class Parent(nn.Module):
-    """Its forward looks at a size, so that torch.fx cannot follow it, and is the function of the test."""
+    """A module that torch.fx cannot trace, since its forward checks a size; it runs the function of the test."""
 
     def __init__(self, function: Callable[..., Any], **children: nn.Module) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def _check(model: nn.Module, x: Tensor | None = None, example: bool = False) -> 
 
 
 def _flat(result: Any) -> Tensor:
-    """The numbers of a result of any structure."""
+    """Return the values of a result of any structure."""
     parts = result.values() if isinstance(result, dict) else result if isinstance(result, list | tuple) else None
     return result.double().flatten() if parts is None else torch.cat([_flat(part) for part in parts])
 
@@ -149,7 +149,7 @@ def test_what_a_parent_may_do_with_its_children(function: Callable[..., Any]) ->
 
 
 class ListDecoder(nn.Module):
-    """Takes a list of features, by index; followed with stand-ins for tensors, which have an index, too."""
+    """A decoder of a list of features, which torch.fx traces with proxies for tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ListDecoder(nn.Module):
 
 
 class AnyDecoder(nn.Module):
-    """Takes a tensor, a list or a dictionary."""
+    """A decoder of a tensor, a list or a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class AnyDecoder(nn.Module):
 
 
 class Skip(nn.Module):
-    """Takes None without having it as a default."""
+    """A module that takes None without having it as a default."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -368,7 +368,7 @@ def test_copies_of_a_network_that_was_followed_keep_the_report() -> None:
 
 
 class Broken(nn.Module):
-    """Looks at what torch.fx keeps from it: with a tensor of five channels or of sixteen it does another thing."""
+    """A module that behaves differently for a proxy than for a tensor."""
 
     def __init__(self, fault: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -433,7 +433,7 @@ def test_the_network_that_is_given_stays_as_it_is() -> None:
 
 
 class _Read(torch.nn.Module):
-    """Reads what its child writes, so that the child's forward has to stay what it is."""
+    """A module that reads an attribute of its child, whose forward therefore must not be replaced."""
 
     def __init__(self, child: torch.nn.Module) -> None:
         super().__init__()
@@ -446,7 +446,7 @@ class _Read(torch.nn.Module):
 
 
 class _Counting(torch.nn.Module):
-    """Counts its calls in a buffer."""
+    """A module that counts its calls in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -459,7 +459,7 @@ class _Counting(torch.nn.Module):
 
 
 def test_networks_are_fused_in_inference_mode() -> None:
-    """The copies of their buffers are inference tensors, which do not count their versions."""
+    """The copies of their buffers are inference tensors, which have no version counter."""
     network, x = _Read(_Counting()).eval(), torch.randn(1, 3, 9, 9)
     with torch.inference_mode():
         fused = fuse(network)

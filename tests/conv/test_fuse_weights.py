@@ -96,7 +96,7 @@ def test_fake_tensors(in_parts: bool) -> None:
 
 
 def test_denormal_weights_are_packed_as_zeros() -> None:
-    """The results differ from exact ones by products with numbers below 1.2e-38, and by nothing else."""
+    """The results differ from exact ones only by products with values below 1.2e-38."""
     x, weight, _ = tensors(Sizes(1, 20, 19, 9, 10))
     weight[3] *= 1e-41
     weight[:, 5, 1] *= 1e-40

@@ -1,7 +1,9 @@
-"""Convolutions to test on, and what they must give: float64 by torch, with the epilogue written out."""
+"""Convolutions for tests and their expected results: torch in float64, with the epilogue written out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +31,7 @@ class Sizes(NamedTuple):
 
 
 def tensors(sizes: Sizes, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, weight and bias, with the statistics of a trained network's: inputs after a ReLU, weights scaled by their number."""
+    """Return input, weight and bias with the statistics of a trained network: inputs after a ReLU, scaled weights."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -49,7 +51,7 @@ def expected(
     relu: bool = False,
     **geometry: Any,
 ) -> Tensor:
-    """float64."""
+    """Return the result of `dilated_conv2d` in float64."""
     y = torch.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), **geometry)
     if residual is not None:
         y = y + residual.double()
@@ -57,8 +59,19 @@ def expected(
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """The largest difference over the largest value."""
+    """Return the largest difference over the largest value."""
     got, want = got.detach().double(), want.detach().double()
     if want.numel() == 0:
         return 0.0
     return float((got - want).abs().max() / want.abs().max().clamp_min(1e-30))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Set the number of torch's threads in the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
