@@ -26,8 +26,8 @@ from deeplab_crf.runtime.locks import ForkSafeLock
 
 FLOAT = np.dtype(np.float32)
 
-# Prepared images are kept for the next setting up to this many bytes together; the others are prepared anew each time.
-_LARGEST_KEPT = 2 * 2**30
+# Prepared images are cached up to this many bytes in total; the others are prepared again each time.
+_LARGEST_CACHE = 2 * 2**30
 
 Result = TypeVar("Result")
 
@@ -121,8 +121,8 @@ class TuneImages:
         self.dataset, self.indices, self.threads = dataset, tuple(indices), threads
         self.num_classes = len(dataset.classes)
         self._scores, self._scored = tuple(scores), scored
-        self._kept: dict[int, PreparedImage] = {}
-        self._kept_bytes = 0
+        self._cache: dict[int, PreparedImage] = {}
+        self._cached_bytes = 0
         self._lock = ForkSafeLock()
 
     def __len__(self) -> int:
@@ -130,9 +130,9 @@ class TuneImages:
 
     def prepare(self, number: int) -> PreparedImage:
         """Read an image and upsample its scores, or return it from the cache. Safe in any thread."""
-        kept = self._kept.get(number)
-        if kept is not None:
-            return kept
+        cached = self._cache.get(number)
+        if cached is not None:
+            return cached
         example = self.dataset[self.indices[number]]
         height, width = example.labels.shape
         coarse = self._scores[number]
@@ -146,9 +146,9 @@ class TuneImages:
             ImagePoints(height, width, FLOAT, 1),
         )
         with self._lock:
-            if number not in self._kept and self._kept_bytes + prepared.num_bytes <= _LARGEST_KEPT:
-                self._kept[number] = prepared
-                self._kept_bytes += prepared.num_bytes
+            if number not in self._cache and self._cached_bytes + prepared.num_bytes <= _LARGEST_CACHE:
+                self._cache[number] = prepared
+                self._cached_bytes += prepared.num_bytes
         return prepared
 
     def for_each(

@@ -1,15 +1,14 @@
-"""What cannot be computed on or with: devices without numbers, too little memory, and options without a CRF. One line each."""
+"""Refusals: devices without numbers, too little memory, and options without a CRF. One line each."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
-from model_samples import narrow_variants, small_model
+from model_samples import small_model
 from samples import run_python
 from tune_samples import write_tuning
 
@@ -31,11 +30,7 @@ ERRORS = (
     MemoryError(),
 )
 
-
-@pytest.fixture(autouse=True)
-def _small_networks() -> Iterator[None]:
-    with narrow_variants():
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from dataset_files import write_folder
-from model_samples import narrow_variants, small_model
+from image_files import files
+from model_samples import small_model
 from PIL import Image
 from samples import run_python
 
@@ -18,17 +18,12 @@ from deeplab_crf.cli import main
 from deeplab_crf.core.pairwise import Bilateral
 from deeplab_crf.core.presets import Preset, save_preset
 from deeplab_crf.data.datasets import held_back, open_dataset
-from deeplab_crf.data.results import RECORDS
 from deeplab_crf.evaluation.metrics import ConfusionMatrix
 from deeplab_crf.models import SegmentationPipeline, load_model, save_weights
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 COUNT = 3
-
-
-@pytest.fixture(autouse=True)
-def _small_networks() -> Iterator[None]:
-    with narrow_variants():
-        yield
 
 
 @pytest.fixture
@@ -45,12 +40,6 @@ def weights(tmp_path: Path) -> Path:
 
 def evaluate(root: Path, *arguments: Any) -> int:
     return main(["evaluate", "--data", f"folder:{root}:val", "--threads", "1", *map(str, arguments)])
-
-
-def files(folder: Path) -> list[str]:
-    """The files in a folder, but for the one that says what they were made from."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORDS)
-    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def results(folder: Path) -> dict[str, Any]:

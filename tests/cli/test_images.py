@@ -1,4 +1,4 @@
-"""deeplab_crf.data: pictures, palettes, files that are whole or absent."""
+"""deeplab_crf.data: images, palettes, and files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_atomic_write_gives_the_permissions_of_any_new_file(tmp_path: Path) -> N
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_files_by_stem_takes_pictures_and_refuses_two_of_one_stem(tmp_path: Path) -> None:
+def test_files_by_stem_takes_images_and_refuses_two_of_one_stem(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
@@ -109,8 +109,8 @@ def test_read_image_scales_16_bit_gray_to_255(tmp_path: Path) -> None:
         read_image(tmp_path / "deep.png")
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", None], ids=["empty", "text", "truncated"])
-def test_broken_pictures_are_named(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_broken_images_are_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "broken.png"
     if content is None:
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)).save(path)

@@ -67,7 +67,7 @@ def test_ctrl_c_during_imports(command: str, module: str, where: str, tmp_path: 
 
 
 def test_ctrl_c_at_the_start_of_the_process() -> None:
-    """As a user presses it: from outside, as soon as the command has begun to import NumPy."""
+    """Send SIGINT from outside, as soon as the command has begun to import NumPy."""
     script = """
 import sys
 class Speaking:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from image_files import read
 from PIL import Image
 from samples import photo
 
@@ -16,11 +16,6 @@ from deeplab_crf.data.classes import voc_palette
 
 COLOURS = np.array(voc_palette(256), np.uint8).reshape(-1, 3)
 ONE_BASED = "0=255,1..3=0..2"
-
-
-def read(path: Path) -> Any:
-    with Image.open(path) as image:
-        return np.array(image)
 
 
 def recode(root: Path, split: str, how: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dataset_files import write_folder
+from image_files import read
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,11 +21,6 @@ from deeplab_crf.evaluation.metrics import ConfusionMatrix
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "data", train=1, val=2)
-
-
-def read(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.array(image)
 
 
 def predict(root: Path, folder: Path) -> dict[str, NDArray[np.uint8]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_files import files, read
 from numpy.typing import NDArray
 from PIL import Image
 from samples import photo
@@ -20,7 +21,6 @@ import deeplab_crf.cli.refine as cli_refine
 from deeplab_crf.cli import main
 from deeplab_crf.core.pairwise import Bilateral, Gaussian
 from deeplab_crf.core.presets import Preset, get_preset, save_preset
-from deeplab_crf.data.results import RECORDS
 
 HEIGHT, WIDTH = 24, 32
 PALETTE = (5, 5, 5, 250, 10, 10, 10, 250, 10, 10, 10, 250)
@@ -42,16 +42,6 @@ def write_labels(path: Path, ids: tuple[int, ...] = (0, 1), palette: tuple[int, 
         image.putpalette(palette)
     image.save(path)
     return labels
-
-
-def read(path: Path) -> NDArray[Any]:
-    with Image.open(path) as image:
-        return np.array(image)
-
-
-def names(folder: Path) -> list[str]:
-    """The files of a folder, but for the one that says what they were made from."""
-    return sorted(path.name for path in folder.iterdir() if path.name != RECORDS)
 
 
 @pytest.fixture
@@ -85,7 +75,7 @@ def test_labels_are_refined_as_the_library_does(pair: tuple[str, str, Path]) -> 
     want = expected(read(Path(image)), before, 2).argmax(axis=0)
     np.testing.assert_array_equal(read(out), want)
     assert (want != before).any(), "the CRF must have something to do here, or this test says nothing"
-    assert names(out.parent) == ["cat.png"]
+    assert files(out.parent) == ["cat.png"]
 
 
 def test_palette_is_kept(pair: tuple[str, str, Path]) -> None:
@@ -106,7 +96,7 @@ def test_ids_above_255_are_written_in_16_bits(tmp_path: Path) -> None:
     assert set(np.unique(read(out))) == set(np.unique(labels)) == {3, 700}
 
 
-def test_every_setting_reaches_the_engine(pair: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_reaches_the_library(pair: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     def spy(image: NDArray[Any], **settings: Any) -> NDArray[Any]:
@@ -189,7 +179,7 @@ def test_an_unusable_preset_file_is_wrong_usage(
 def test_overlay_and_probabilities_lie_beside_the_result(pair: tuple[str, str, Path]) -> None:
     image, labels, out = pair
     assert main(["refine", image, labels, "-o", str(out), "--overlay", "--probabilities"]) == 0
-    assert names(out.parent) == ["cat.png", "cat_overlay.png", "cat_probabilities.npz"]
+    assert files(out.parent) == ["cat.png", "cat_overlay.png", "cat_probabilities.npz"]
     with np.load(out.with_name("cat_probabilities.npz")) as stored:
         probabilities, classes = stored["probabilities"], stored["classes"]
     assert probabilities.shape == (2, HEIGHT, WIDTH)
@@ -259,7 +249,7 @@ def test_a_file_that_exists_is_refused(pair: tuple[str, str, Path], capsys: pyte
     for options in ([], ["--overlay"]):
         assert main([*arguments, "--skip-existing", *options]) == 0
         assert capsys.readouterr().out == f"{out} exists, skipped\n"
-        assert names(out.parent) == ["cat.png"]
+        assert files(out.parent) == ["cat.png"]
         assert out.read_bytes() == b"finished"
     assert main([*arguments, "--overwrite"]) == 0
     assert read(out).shape == (HEIGHT, WIDTH)
@@ -272,7 +262,7 @@ def test_folders_are_matched_by_stem_and_resumed(
     arguments = ["refine", str(images), str(labels), "-o", str(out)]
     write_image(images / "unlabelled.png")
     assert main(arguments) == 0
-    assert names(out) == ["a.png", "b.png", "c.png", "d.png"]
+    assert files(out) == ["a.png", "b.png", "c.png", "d.png"]
     assert "4 of 4 done: 4 made; 1 images have no labels or scores" in capsys.readouterr().out
 
     (out / "b.png").unlink()
@@ -285,7 +275,7 @@ def test_folders_are_matched_by_stem_and_resumed(
     assert (out / "c.png").read_bytes() == b"kept"
 
 
-def test_corrupt_files_are_reported_at_the_end_and_cost_nobody_else(
+def test_corrupt_files_are_reported_at_the_end_and_do_not_stop_the_others(
     folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, labels, out = folders
@@ -294,7 +284,7 @@ def test_corrupt_files_are_reported_at_the_end_and_cost_nobody_else(
     (labels / "c.npy").write_bytes(b"garbage")
     write_labels(labels / "stray.png")
     assert main(["refine", str(images), str(labels), "-o", str(out), "--overlay"]) == 1
-    assert names(out) == ["b.png", "b_overlay.png", "d.png", "d_overlay.png"]
+    assert files(out) == ["b.png", "b_overlay.png", "d.png", "d_overlay.png"]
     said = capsys.readouterr()
     assert "2 of 4 done" in said.out
     report = said.err[said.err.index("Error:") :].splitlines()
@@ -359,7 +349,7 @@ def test_bad_usage_is_one_line_and_status_2(
     assert said.err.startswith("Error: ")
     assert said.err.count("\n") == 1
     assert "--help)" in said.err
-    assert names(folder) == ["cat.png", "labels.png"]
+    assert files(folder) == ["cat.png", "labels.png"]
 
 
 def test_bad_data_is_one_line_and_status_1(pair: tuple[str, str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,7 +381,7 @@ def test_folder_results_that_would_collide(
     write_labels(labels / "a_overlay.png")
     assert main(["refine", str(images), str(labels), "-o", str(out), "--overlay"]) == 1
     assert "two results would be called" in capsys.readouterr().err
-    assert main(["refine", str(images), str(out.parent / "images"), "-o", str(out)]) == 1, "photographs are no labels"
+    assert main(["refine", str(images), str(out.parent / "images"), "-o", str(out)]) == 1, "images are no labels"
 
 
 def test_nothing_matches(folders: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -425,7 +415,7 @@ def test_ctrl_c_leaves_whole_files_only(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    written = names(out)
+    written = files(out)
     assert 0 < len(written) < 600
     assert not [name for name in written if name.startswith(".")]
     for name in written:
@@ -463,12 +453,12 @@ def test_interrupt_while_writing_leaves_nothing(pair: tuple[str, str, Path], mon
     image, labels, out = pair
 
     def interrupted(self: Image.Image, stream: Any, **_: Any) -> None:
-        stream.write(b"half a picture")
+        stream.write(b"half an image")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     assert main(["refine", image, labels, "-o", str(out)]) == 130
-    assert names(out.parent) == []
+    assert files(out.parent) == []
 
 
 def test_defaults_are_those_of_dense_crf() -> None:

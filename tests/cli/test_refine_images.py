@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_files import read, write_turned
 from numpy.typing import NDArray
 from PIL import Image
 from samples import photo
@@ -34,8 +35,7 @@ def run(folder: Path, image: str, *options: str, labels: NDArray[Any] | None = N
     assert (
         main(["refine", str(folder / image), str(folder / "labels.png"), "-o", str(out), "--overwrite", *options]) == 0
     )
-    with Image.open(out) as image:
-        return np.array(image)
+    return read(out)
 
 
 FILES = {
@@ -108,13 +108,6 @@ def test_a_confidence_that_labels_nothing(tmp_path: Path, capsys: pytest.Capture
 
 TURNS = {5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90,
          2: lambda a: a[:, ::-1], 3: lambda a: np.rot90(a, 2), 4: lambda a: a[::-1]}  # fmt: skip
-
-
-def write_turned(path: Path, array: NDArray[Any], orientation: int) -> None:
-    image = Image.fromarray(array)
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(path, exif=exif)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

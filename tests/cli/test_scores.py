@@ -201,7 +201,7 @@ def test_coarse_scores_are_fitted(grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("grid", [(60, 45), (45, 80), (361, 480), (720, 960)])
-def test_scores_of_another_picture_are_refused(grid: tuple[int, int]) -> None:
+def test_scores_of_another_image_are_refused(grid: tuple[int, int]) -> None:
     scores = Scores("logits", np.zeros((2, *grid), np.float32), np.arange(2))
     with pytest.raises(ValueError, match=rf"cat\.npy: scores are {grid[0]} x {grid[1]} .* the image is 360 x 480"):
         fit_to_image(scores, 360, 480, name="cat.npy")

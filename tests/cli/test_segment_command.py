@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from caffe_files import V1_FILE, net
-from model_samples import narrow_variants, small_model
+from image_files import files, read
+from model_samples import small_model
 from numpy.typing import NDArray
 from PIL import Image
 from samples import photo, run_python
@@ -20,7 +20,6 @@ from deeplab_crf.cli import main
 from deeplab_crf.core.pairwise import Bilateral
 from deeplab_crf.core.presets import Preset, save_preset
 from deeplab_crf.data.images import voc_palette
-from deeplab_crf.data.results import RECORDS
 from deeplab_crf.models import (
     SegmentationPipeline,
     Usage,
@@ -33,12 +32,7 @@ from deeplab_crf.models import (
 HEIGHT, WIDTH = 24, 32
 NAME = "v2-compact-aspp"
 
-
-@pytest.fixture(autouse=True)
-def _small_networks() -> Iterator[None]:
-    with narrow_variants():
-        torch.set_num_threads(1)
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture
@@ -53,17 +47,6 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDT
     image = photo(*size, seed=seed)
     Image.fromarray(image).save(path)
     return image
-
-
-def read(path: Path) -> NDArray[Any]:
-    with Image.open(path) as image:
-        return np.array(image)
-
-
-def files(folder: Path) -> list[str]:
-    """The files in a folder, but for the one that says what they were made from."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORDS)
-    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def segment(*arguments: Any) -> int:
@@ -193,7 +176,7 @@ def test_images_are_skipped_while_their_results_are_true(
     assert "2 of 2 done: 2 made again;" in said("--weights", weights, "--no-crf", "--no-figures", "--overwrite")
 
 
-def test_pictures_of_every_kind(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_every_kind(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One pixel, 16 bits, CMYK, palette, alpha, on its side by its EXIF: a label for each pixel, the right way up."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     rgb = write_image(photos / "plain.png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_files import write_folder
-from model_samples import narrow_variants, small_model
+from model_samples import small_model
 from PIL import Image
 from tune_samples import write_tuning
 
@@ -21,17 +20,13 @@ from deeplab_crf.core.presets import Preset, save_preset
 from deeplab_crf.data.results import RECORDS
 from deeplab_crf.models import load_model, save_weights
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 GRID = (
     *("--bilateral-weight", 2, "--bilateral-sxy", "6,12", "--bilateral-srgb", "5,10"),
     *("--gaussian-sxy", 2, "--iterations", 2, "--rounds", 0),
 )
 Output = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _small_networks() -> Iterator[None]:
-    with narrow_variants():
-        yield
 
 
 @pytest.fixture

@@ -122,13 +122,13 @@ def test_damaged_and_edited_results(refine: Refine, folders: Folders) -> None:
     assert refine() == "3 of 3 done: 3 up to date", "what is not asked for does not count"
 
 
-def test_pictures_of_other_settings_do_not_stay_beside_the_labels(refine: Refine, folders: Folders) -> None:
+def test_overlays_of_other_settings_do_not_stay_beside_the_labels(refine: Refine, folders: Folders) -> None:
     out = folders[2]
     refine("--overlay")
     (out / "b_overlay.png").write_bytes(b"painted over by hand")
     assert refine("--iterations", 1) == f"3 of 3 done: 3 {AGAIN}"
     assert sorted(path.name for path in out.glob("*_overlay.png")) == ["b_overlay.png"], (
-        "and nobody's own work is removed"
+        "and no file of the user is removed"
     )
     refine("--iterations", 1, "--probabilities")
     refine("--iterations", 1, "--overwrite")
@@ -229,7 +229,7 @@ def test_a_killed_run_goes_on_and_leaves_nothing(refine: Refine, folders: Folder
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    begun = len(list(out.glob("*.npz")))  # of one of them, pictures and record may be missing
+    begun = len(list(out.glob("*.npz")))  # of one of them, overlays and record may be missing
     assert 3 <= begun < 103
     (out / f".0.png.{files._machine()}-1-{'0' * 8}.partial").write_bytes(b"half")
     said = refine(*options)

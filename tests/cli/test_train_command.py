@@ -16,6 +16,8 @@ from training_runs import COMPACT, assert_same_state, stored
 from deeplab_crf.cli import main
 from deeplab_crf.training.settings import make_settings, read_values
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 CONFIG = f"""
 model = "{COMPACT}"
 data = "folder"
@@ -26,12 +28,6 @@ workers = 0
 checkpoint_every = 2
 scales = [0.5, 1]
 """
-
-
-@pytest.fixture(autouse=True)
-def _small_networks() -> Any:
-    with narrow_variants():
-        yield
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_files import write_turned
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -258,13 +259,6 @@ def test_without_tifffile_it_says_what_to_install(tmp_path: Path, monkeypatch: p
 
 
 # ---------------------------------------------------------------- orientation
-
-
-def write_turned(path: Path, array: NDArray[np.uint8], orientation: int) -> None:
-    image = Image.fromarray(array)
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(path, exif=exif)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

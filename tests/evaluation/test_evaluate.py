@@ -119,7 +119,7 @@ def test_saved_scores_are_the_networks(dataset: SegmentationFolder, tmp_path: Pa
 
 @torch.no_grad()
 def test_saved_scores_without_aligned_corners(dataset: SegmentationFolder, tmp_path: Path) -> None:
-    """Every pixel's scores are kept: at the output stride upsampling mixes them."""
+    """Scores are saved for every pixel, since upsampling mixes those at the output stride."""
     pipeline = small_pipeline("v2-resnet50-aspp")
     pipeline.network.usage = Usage(align_corners=False)
     pipeline.pad_to = 1

@@ -66,7 +66,7 @@ def test_every_band_is_a_dilation(kind: str, seed: int) -> None:
     ),
     st.sampled_from(["void", "boundary"]),
 )
-def test_small_pictures(rows: list[list[int]], kind: str) -> None:
+def test_small_images(rows: list[list[int]], kind: str) -> None:
     labels = np.array(rows, np.uint8)
     widths = band_widths(labels, kind)
     for width in (1, 2, 3, 8, 40):

@@ -23,11 +23,11 @@ def narrow(name: str, blocks: tuple[int, int, int, int] = (1, 2, 2, 1), **change
     """The variant ``name`` with 2 (VGG) or 4 (ResNet) channels in its first stage, 5 in its head and in MSc's branches."""
     variant = get_variant(name)
     if isinstance(variant.backbone, ResNet):
-        trunk: Any = replace(variant.backbone, channels=4, blocks=blocks)
+        backbone: Any = replace(variant.backbone, channels=4, blocks=blocks)
     else:
-        trunk = replace(variant.backbone, channels=2)
+        backbone = replace(variant.backbone, channels=2)
     head = replace(variant.head, channels=5) if variant.head.channels else variant.head
-    return replace(variant, backbone=trunk, head=head, msc_channels=5 if variant.msc_channels else 0, **changes)
+    return replace(variant, backbone=backbone, head=head, msc_channels=5 if variant.msc_channels else 0, **changes)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def run(settings: TrainSettings, out: Path, **options: Any) -> Outcome:
 
 
 def stored(out: Path) -> dict[str, Any]:
-    """What the checkpoint holds."""
+    """Return the content of the checkpoint."""
     return torch.load(out / "checkpoint.pt", weights_only=True)
 
 

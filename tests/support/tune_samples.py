@@ -1,4 +1,4 @@
-"""Images with saved scores for tests of tuning: edges in the picture, and scores that are coarse, unsure and wrong in places."""
+"""Images with saved scores for tests of tuning: edges in the images, and scores that are coarse, unsure and wrong in places."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def opened(root: Path) -> SegmentationFolder:
 
 @contextmanager
 def no_bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar that nobody sees; what it is told adds up to ``steps``."""
+    """Make an invisible progress bar whose steps must add up to ``steps``."""
     told = []
     yield told.append
     assert sum(told) == steps, title
@@ -45,5 +45,5 @@ def no_bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def loose_bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
-    """One that may end early."""
+    """Make a progress bar that may end early."""
     yield lambda _count: None

@@ -40,7 +40,7 @@ with narrow_variants():
 
 
 class PowerCut(BaseException):
-    """What nobody catches."""
+    """An error that no code catches."""
 
 
 def dying_at(iteration: int) -> Callable[[Row], None]:

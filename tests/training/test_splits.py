@@ -1,4 +1,4 @@
-"""What is validated on: another split, or a part of the train split that is held back; and what is said of it."""
+"""Validation images: another split, or a part of the train split that is held back; and what is said of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a training, and what is left then."""
+"""Failures of a training, and the files that they leave."""
 
 from __future__ import annotations
 

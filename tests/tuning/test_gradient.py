@@ -110,7 +110,7 @@ def test_ways_to_learn_without_meaning_are_refused(options: dict[str, Any], mess
 
 def test_a_loss_that_is_not_finite_ends_it(images: TuneImages, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner = GradientTuner(images, START, GradientOptions(epochs=1))
-    monkeypatch.setattr(tuner, "refine", lambda logits, _picture: logits * tuner._log_weights.sum() * torch.nan)
+    monkeypatch.setattr(tuner, "refine", lambda logits, _image: logits * tuner._log_weights.sum() * torch.nan)
     with pytest.raises(ValueError, match="loss and gradients must stay finite; got loss nan"):
         list(tuner.epochs())
     assert tuner.preset().kernels[1].weight == 1  # nothing was learned from it
@@ -155,7 +155,7 @@ def test_a_start_that_stays_the_best_is_kept(
 GRID = Grid((1.0,), (2.0,), (2.0, 4.0), (12.0,), (5.0, 10.0), (3,))
 
 
-def test_a_search_leaves_preset_table_and_picture(images: TuneImages, tmp_path: Path) -> None:
+def test_a_search_leaves_preset_table_and_plot(images: TuneImages, tmp_path: Path) -> None:
     out = Output(tmp_path / "out", "mine", ABOUT)
     found = run_search(images, Search(GRID, 1, "after"), Measure(), {"images": 4}, out, no_bar)
     kept = load_preset(out.preset)
@@ -188,7 +188,7 @@ def test_a_search_spares_a_preset_that_is_not_its_own(images: TuneImages, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["preset.toml"]
 
 
-def test_without_matplotlib_there_is_no_picture(
+def test_without_matplotlib_there_is_no_plot(
     images: TuneImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(_trials: Any) -> None:
@@ -283,7 +283,7 @@ def test_a_learner_goes_on_from_its_state(images: TuneImages) -> None:
 
 def test_only_the_same_gradient_run_goes_on(images: TuneImages, tmp_path: Path) -> None:
     class PowerCut(BaseException):
-        """What nobody catches."""
+        """An error that no code catches."""
 
     def dies(epoch: Epoch, _matrix: Any) -> None:
         if epoch.number == 2:

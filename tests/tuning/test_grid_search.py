@@ -48,7 +48,7 @@ def images_of(root: Path, **options: Any) -> TuneImages:
 
 
 def by_hand(root: Path, setting: Setting, normalization: str = "after") -> ConfusionMatrix:
-    """The same by `dense_crf`, image by image, from the files."""
+    """Compute the matrix by `dense_crf`, image by image, from the files."""
     dataset, total = opened(root), ConfusionMatrix(3)
     for i in range(len(dataset)):
         example = dataset[i]
@@ -91,7 +91,7 @@ def test_probabilities_of_kept_lattices_have_the_bits_of_dense_crf(root: Path, m
     image = images_of(root).prepare(0)
     group = [Setting(1.0, 3.0, weight, 12.0, 9.0, count) for weight in (2.0, 5.0) for count in (3, 7)]
     confusions(image, group, "after")
-    confusions(image, group, "after")  # the Gaussian lattice is the kept one now
+    confusions(image, group, "after")  # the Gaussian lattice comes from the cache now
     logits = image.scores.logits((40, 48), Path(image.name)).numpy()
     for setting, found in zip(group * 2, seen, strict=True):
         preset = setting.preset("x", "after")
@@ -124,11 +124,11 @@ def test_images_beyond_the_kept_memory_are_prepared_anew(
     with_all = TrialTable(tmp_path / "all", {})
     GridSearch(images_of(root), with_all, "after", no_bar).run(GRID, 0)
     images = images_of(root)
-    monkeypatch.setattr(tune_images, "_LARGEST_KEPT", 2 * images.prepare(0).num_bytes)
+    monkeypatch.setattr(tune_images, "_LARGEST_CACHE", 2 * images.prepare(0).num_bytes)
     few = images_of(root)
     table = TrialTable(tmp_path / "few", {})
     GridSearch(few, table, "after", no_bar).run(GRID, 0)
-    assert len(few._kept) == 2
+    assert len(few._cache) == 2
     assert table.trials == with_all.trials
 
 
@@ -354,8 +354,8 @@ def test_a_table_in_another_encoding_is_explained(tmp_path: Path) -> None:
         TrialTable(tmp_path, {})
 
 
-def test_the_picture_shows_each_pair_of_what_varied() -> None:
-    pytest.importorskip("matplotlib", reason="pictures are matplotlib's")
+def test_the_plot_shows_each_pair_of_what_varied() -> None:
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
     trials = [trial(w, w / 10 + x / 1000, bilateral_sxy=x) for w in (1.0, 2.0) for x in (30.0, 40.0, 50.0)]
     figure = plot_trials(trials)
     assert figure is not None
