@@ -11,7 +11,14 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.jobs import SKIP, existing_options
-from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
+from deeplab_crf.cli.network import (
+    NETWORK_OPTIONS,
+    check_classes,
+    make_pipeline,
+    needs_torch,
+    network_options,
+    recorded_options,
+)
 from deeplab_crf.cli.options import (
     cam_option,
     crf_options,
@@ -118,12 +125,10 @@ def evaluate(out: Path | None, examples: int, existing: str | None, **options: A
     plan = _Plan(dataset, out, examples, existing, options)
     if plan.is_done():
         return
-    try:
+    with needs_torch("evaluate"):
         import torch  # takes seconds: not for --help
 
         from deeplab_crf.runtime.processes import join_world
-    except ModuleNotFoundError as error:
-        raise ImportError('evaluate needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
     try:
         world = join_world(options["device"])
     except ValueError as error:
@@ -261,11 +266,7 @@ def _network(
     given = {name: options[name] for name in ("crf", "preset", "min_probability")}
     pipeline = make_pipeline(options, **given, device=str(device), threads=threads)
     network, weights = pipeline.network, options["weights"] or WEIGHTS
-    if network.num_classes != len(dataset.classes):
-        raise ValueError(
-            f"{weights}: the network must have the data set's {len(dataset.classes)} classes; got {network.num_classes}. "
-            "Name one of that many with --weights"
-        )
+    check_classes(network, weights, dataset)
     used = {"weights": str(weights), "model": network.variant.name, "scales": list(network.scales)}
     scores = NetworkScores(pipeline, options["save_scores"])
     return (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,12 +12,14 @@ import click
 
 from deeplab_crf.core.image_range import BYTES
 from deeplab_crf.core.presets import get_preset
+from deeplab_crf.data.datasets import SegmentationFolder
 from deeplab_crf.models.bundled import WEIGHTS
 from deeplab_crf.models.variants import VARIANTS
 from deeplab_crf.runtime.devices import torch_device
 from deeplab_crf.runtime.files import digest_file
 
 if TYPE_CHECKING:
+    from deeplab_crf.models.deeplab import DeepLab
     from deeplab_crf.models.pipeline import SegmentationPipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -123,6 +126,29 @@ def make_pipeline(
     )
     pipeline.run_on(target)
     return pipeline.eval()
+
+
+def check_classes(network: DeepLab, weights: Path, dataset: SegmentationFolder) -> None:
+    """Raise ValueError if the network does not have the classes of the data set."""
+    count = len(dataset.classes)
+    if network.num_classes != count:
+        raise ValueError(
+            f"{weights}: the network must have the data set's {count} classes; got {network.num_classes}. "
+            "Name one of that many with --weights"
+        )
+
+
+@contextmanager
+def needs_torch(command: str, extra: str = "torch") -> Iterator[None]:
+    """Say what to install if an import in the block fails for lack of torch."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f'{command} needs torch, which is not installed: pip install "deeplab-crf[{extra}]"'
+        ) from error
 
 
 def network_device(name: str, threads: int | None) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deeplab_crf.cli.interrupts import deferred_interrupts
+from deeplab_crf.cli.network import needs_torch
 from deeplab_crf.cli.options import out_option
 from deeplab_crf.training.run_folder import RunFolder
 from deeplab_crf.training.settings import Kind, TrainSettings, make_settings, read_values
@@ -75,12 +76,8 @@ def train(config: Path | None, out: Path, resume: bool, overwrite: bool, **optio
         config = folder.settings if folder.settings.is_file() else None
     values = {} if config is None else read_values(config)
     settings = make_settings(values | {name: value for name, value in options.items() if value is not None})
-    try:
+    with needs_torch("train", "train"):
         from deeplab_crf.training.train import train as run  # loads torch, which takes seconds: not for --help
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ImportError('train needs torch, which is not installed: pip install "deeplab-crf[train]"') from error
     with deferred_interrupts() as interrupted, Progress(settings.iterations) as progress:
         try:
             outcome = run(

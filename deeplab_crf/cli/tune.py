@@ -14,7 +14,14 @@ import click
 
 from deeplab_crf.cli.interrupts import remembered_interrupts
 from deeplab_crf.cli.jobs import OVERWRITE, SKIP, existing_options, may_write
-from deeplab_crf.cli.network import NETWORK_OPTIONS, make_pipeline, network_options, recorded_options
+from deeplab_crf.cli.network import (
+    NETWORK_OPTIONS,
+    check_classes,
+    make_pipeline,
+    needs_torch,
+    network_options,
+    recorded_options,
+)
 from deeplab_crf.cli.options import PRESET_HELP, data_options, held_back_options, known_preset, open_data, out_option
 from deeplab_crf.core.pairwise import NORMALIZATIONS
 from deeplab_crf.core.presets import get_preset
@@ -152,13 +159,11 @@ def tune(out: Path, method: str, existing: str | None, **options: Any) -> None:
     if existing == SKIP and not begun and not may_write([out / "preset.toml"], SKIP):
         return
     dataset, data = open_data(options), options["data"]
-    try:
+    with needs_torch("tune"):
         import torch
 
         from deeplab_crf.tuning.images import TuneImages, spread_evenly  # loads torch: not for --help
         from deeplab_crf.tuning.run import Measure, Output, read_all_scores
-    except ModuleNotFoundError as error:
-        raise ImportError('tune needs torch, which is not installed: pip install "deeplab-crf[torch]"') from error
     threads = options["threads"] or get_num_threads()
     torch.set_num_threads(threads)  # of the network, and of the layer that learns
     indices = spread_evenly(len(dataset), options["images"])
@@ -229,11 +234,7 @@ def _save_scores(dataset: SegmentationFolder, indices: Sequence[int], out: Path,
     missing = [i for i in indices if not results.is_current(jobs[dataset.items[i].name])]
     if missing:
         pipeline = make_pipeline(options, crf=False, threads=options["threads"])
-        if pipeline.network.num_classes != len(dataset.classes):
-            raise ValueError(
-                f"{weights}: the network must have the {len(dataset.classes)} classes of the data set; "
-                f"got {pipeline.network.num_classes}. Name one of that many with --weights"
-            )
+        check_classes(pipeline.network, weights, dataset)
         source = RecordedScores(NetworkScores(pipeline, folder), dataset, results)
         with _bar("scores", len(missing)) as advance:
             for i in missing:
