@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# torch says so in plain RuntimeErrors too: on the CPU, and where cuBLAS or cuDNN want memory of their own.
+# torch also raises plain RuntimeErrors: on the CPU, and for memory of cuBLAS or cuDNN.
 _WORDS = re.compile(r"out of memory|(?:can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED|bad_alloc", re.I)
 _LONGEST = 200
 _HINTS = {

@@ -96,7 +96,8 @@ def batches(crops: Crops, settings: TrainSettings, world: World, start: int) -> 
             for _ in range(start, settings.iterations):
                 yield [_next(parts, settings.workers) for _ in range(settings.accumulate)]
         finally:
-            # Left to the garbage collector, where an error's traceback holds it, the loader can take five seconds a worker.
+            # Stop workers here: in the garbage collector, with an error's traceback that holds the
+            # loader, this can take five seconds for each worker.
             getattr(parts, "_shutdown_workers", lambda: None)()
 
 

@@ -183,7 +183,7 @@ class TrainSettings:
         return make_coding(self.map_labels, self.label_colors)
 
 
-# What may differ when a training goes on: where and how fast it runs and what it says, not what it computes.
+# Settings that may change on resuming: they decide device, speed and output, not the result.
 FREE = frozenset(
     {"root", "val_split", "device", "threads", "workers", "validate_every", "checkpoint_every", "tensorboard"}
 )

@@ -26,7 +26,7 @@ from deeplab_crf.runtime.locks import ForkSafeLock
 
 FLOAT = np.dtype(np.float32)
 
-# Prepared images are cached up to this many bytes in total; the others are prepared again each time.
+# Bytes of prepared images in the cache; further images are prepared again each time.
 _LARGEST_CACHE = 2 * 2**30
 
 Result = TypeVar("Result")

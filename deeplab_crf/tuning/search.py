@@ -21,7 +21,7 @@ from deeplab_crf.tuning.grid import Grid, Setting, neighbours
 from deeplab_crf.tuning.images import FLOAT, PreparedImage, TuneImages
 from deeplab_crf.tuning.table import Trial, TrialTable, best_trial
 
-# Called with what is being done and how many steps it takes; the block gets a function to call with the steps that are done.
+# Takes a title and the number of steps; the block gets a function to call with steps that are done.
 ProgressBar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
