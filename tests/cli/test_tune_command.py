@@ -135,8 +135,7 @@ def test_weights_instead_of_scores(
     save_weights(small_model("v2-compact-aspp", 5), wrong)
     assert tune(root, tmp_path / "bad", "--weights", wrong, "--pad-to", 1, *SMALL, scores=False) == 1
     assert (
-        "wrong.safetensors: the network must have the data set's 3 classes; got 5. Name one"
-        in capsys.readouterr().err
+        "wrong.safetensors: the network must have the data set's 3 classes; got 5. Name one" in capsys.readouterr().err
     )
 
 
