@@ -6,12 +6,12 @@ endif()
 
 set(DEEPLAB_CRF_CUDA_SOURCES
     csrc/support/cuda/device.cu csrc/support/cuda/device_algorithms.cu csrc/lattice/cuda/build.cu csrc/lattice/cuda/filter.cu
-    csrc/lattice/cuda/gradients.cu csrc/mean_field/cuda/inference.cu csrc/mean_field/cuda/gradients.cu
-    csrc/mean_field/cuda/pack_labels.cu csrc/conv/cuda/winograd.cu csrc/conv/cuda/epilogue.cu csrc/conv/cuda/shifted.cu)
+    csrc/lattice/cuda/backward.cu csrc/mean_field/cuda/forward.cu csrc/mean_field/cuda/backward.cu
+    csrc/mean_field/cuda/layout.cu csrc/conv/cuda/winograd.cu csrc/conv/cuda/epilogue.cu csrc/conv/cuda/shifted.cu)
 set(DEEPLAB_CRF_CUDA_PLAIN_SOURCES csrc/bindings/cuda/module.cpp csrc/bindings/cuda/lattice.cpp csrc/bindings/cuda/mean_field.cpp
                                    csrc/bindings/cuda/conv.cpp csrc/lattice/cuda/structure.cpp)
 # They decide on the last bit which vertices exist, as csrc/lattice/cpu/embed.cpp does: no contraction to fused multiply-adds.
-set(DEEPLAB_CRF_CUDA_EXACT_SOURCES csrc/lattice/cuda/build.cu csrc/lattice/cuda/gradients.cu)
+set(DEEPLAB_CRF_CUDA_EXACT_SOURCES csrc/lattice/cuda/build.cu csrc/lattice/cuda/backward.cu)
 
 # DEEPLAB_CRF_CUDA_FOUND, and the language.
 set(DEEPLAB_CRF_CUDA_FOUND OFF)

@@ -185,10 +185,10 @@ def transpose_f32(queue: _Queue, values: _Features, out: int) -> None: ...
 def transpose_f64(queue: _Queue, values: _Features, out: int) -> None:
     """out, contiguous, = values, (B, rows, columns) of any strides."""
 
-def pack_energies_f32(
+def pack_unary_f32(
     queue: _Queue, scores: _Features, out: int, factor: float, largest: float, first_wrong: int
 ) -> None: ...
-def pack_energies_f64(
+def pack_unary_f64(
     queue: _Queue, scores: _Features, out: int, factor: float, largest: float, first_wrong: int
 ) -> None:
     """out, contiguous, = factor * scores, (B, points, labels) of any strides. A point with +inf and a lower value is capped at

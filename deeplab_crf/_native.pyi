@@ -5,7 +5,7 @@ call (for a view: as long as the view). T is float32 or float64, by the name's s
 N points, d dimensions, L labels, M vertices, G ghost rows, K chunks (csrc/lattice/lattice.h), B images, C channels, T iterations.
 
 A batch of lattices over B images of N points each is three arrays: rows int32 (B, N, d+1), weights of T (B, N, d+1) and
-structure, one-dimensional int32 that only this module reads (csrc/lattice/batch.h). Images are worked on side by side if there
+structure, one-dimensional int32 that only this module reads (csrc/lattice/cpu/batch.h). Images are worked on side by side if there
 are at least as many as threads; each has the bits that it has alone.
 
 Raises ValueError for what a user can mend, and KeyboardInterrupt from `mean_field_*`. The GIL is released inside.
@@ -215,7 +215,7 @@ def mean_field_f32(
 def mean_field_f64(
     num_points: int, num_labels: int, unary: int, q: int, terms: list[_TermF64], options: _MeanFieldOptions
 ) -> tuple[int, float]: ...
-def pack_labels_f32_f32(
+def pack_unary_f32_f32(
     values: int,
     num_points: int,
     num_labels: int,
@@ -230,7 +230,7 @@ def pack_labels_f32_f32(
     to the second. A point with a value of +inf and another one that is not is capped at ``largest``, unless that is inf. Returns
     the index l * N + p of a value that is not finite afterwards, the first of the first chunk that has one, or -1."""
 
-def pack_labels_f32_f64(
+def pack_unary_f32_f64(
     values: int,
     num_points: int,
     num_labels: int,
@@ -241,7 +241,7 @@ def pack_labels_f32_f64(
     largest: float,
     threads: int,
 ) -> int: ...
-def pack_labels_f64_f32(
+def pack_unary_f64_f32(
     values: int,
     num_points: int,
     num_labels: int,
@@ -252,7 +252,7 @@ def pack_labels_f64_f32(
     largest: float,
     threads: int,
 ) -> int: ...
-def pack_labels_f64_f64(
+def pack_unary_f64_f64(
     values: int,
     num_points: int,
     num_labels: int,

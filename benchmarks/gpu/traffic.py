@@ -81,7 +81,7 @@ BUILD: dict[str, Account] = {
     "mark_first": lambda s: Traffic(8 * s.corners, 4 * s.corners),
     "number_rows": lambda s: Traffic(16 * s.corners, 8 * s.corners),
     "find_neighbours": lambda s: Traffic(24 * s.vertices * (s.dims + 1), 12 * s.vertices * (s.dims + 1)),
-    "count_up": lambda s: Traffic(4 * s.corners),
+    "write_indices": lambda s: Traffic(4 * s.corners),
     "mark_lists": lambda s: Traffic(4 * s.corners),
     "count_pieces": lambda s: Traffic(8 * s.vertices),
     "list_pieces": lambda s: Traffic(4 * s.corners, 8 * s.corners),
@@ -106,7 +106,7 @@ MEAN_FIELD: dict[str, Account] = {
         s.all_corners * s.padded,
         s.channels * (2 * s.all_corners + 30 * s.points),
     ),
-    "mix_labels": lambda s: Traffic(
+    "apply_compatibility": lambda s: Traffic(
         2 * s.vertices * s.padded, s.vertices * s.padded * s.padded / 16, 2 * s.vertices * s.channels**2
     ),
 }
@@ -114,7 +114,7 @@ GRADIENTS: dict[str, Account] = {
     "dot_rows": lambda s: Traffic(
         2 * s.points * s.row + 8 * s.corners, 2 * s.corners * s.padded, 4 * s.corners * s.channels
     ),
-    "propagate_adjoint": lambda s: Traffic(
+    "propagate_gradient": lambda s: Traffic(
         s.points * (3 * s.row + s.padded) + 8 * s.all_corners,
         s.all_corners * s.padded,
         s.channels * (2 * s.all_corners + 10 * s.points),
@@ -172,7 +172,7 @@ CONVOLUTION: dict[str, Callable[[ConvSizes], Traffic]] = {
 }
 # Of one block, of a thread for each image, or with nothing to move where all is well.
 SMALL = frozenset(
-    {"measure_coordinates", "choose_layout", "begin_structure", "judge_changes", "spoil_images", "add_chunks"}
+    {"measure_coordinates", "choose_layout", "begin_structure", "stop_settled_images", "invalidate_images", "add_chunks"}
 )
 
 

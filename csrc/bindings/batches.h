@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "lattice/batch.h"
+#include "lattice/cpu/batch.h"
 
 namespace deeplab_crf::bindings {
 

@@ -5,7 +5,7 @@
 #include "bindings/module.h"
 #include "bindings/pointers.h"
 #include "bindings/released_gil.h"
-#include "lattice/builder.h"
+#include "lattice/cpu/build.h"
 #include "lattice/geometry.h"
 #include "lattice/image_features.h"
 

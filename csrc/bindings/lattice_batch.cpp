@@ -4,7 +4,7 @@
 #include "bindings/module.h"
 #include "bindings/pointers.h"
 #include "bindings/released_gil.h"
-#include "lattice/gradients.h"
+#include "lattice/cpu/backward.h"
 
 namespace deeplab_crf::bindings {
 namespace {

@@ -1,9 +1,8 @@
-#include "mean_field/mean_field.h"
-
 #include "bindings/module.h"
 #include "bindings/pointers.h"
 #include "bindings/released_gil.h"
-#include "mean_field/pack_labels.h"
+#include "mean_field/cpu/forward.h"
+#include "mean_field/cpu/layout.h"
 
 namespace deeplab_crf::bindings {
 namespace {
@@ -57,8 +56,8 @@ template <class From, class T>
 int64_t pack(uintptr_t in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, uintptr_t out,
              T factor, T largest, int threads) {
   const ReleasedGil released;
-  return pack_labels(pointer<const From>(in), num_points, num_labels, point_stride, label_stride, pointer<T>(out), factor, largest,
-                     threads);
+  return pack_unary(pointer<const From>(in), num_points, num_labels, point_stride, label_stride, pointer<T>(out), factor, largest,
+                    threads);
 }
 
 template <class T>
@@ -66,7 +65,7 @@ void register_type(py::module_& module, const std::string& suffix) {
   module.def(("mean_field_" + suffix).c_str(), &run<T>, py::arg("num_points"), py::arg("num_labels"), py::arg("unary"),
              py::arg("q"), py::arg("terms"), py::arg("options"));
   const auto define_pack = [&](const std::string& from, auto function) {
-    module.def(("pack_labels_" + from + "_" + suffix).c_str(), function, py::arg("values"), py::arg("num_points"),
+    module.def(("pack_unary_" + from + "_" + suffix).c_str(), function, py::arg("values"), py::arg("num_points"),
                py::arg("num_labels"), py::arg("point_stride"), py::arg("label_stride"), py::arg("out"), py::arg("factor"),
                py::arg("largest"), py::arg("threads"));
   };

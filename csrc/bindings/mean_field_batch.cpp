@@ -7,7 +7,7 @@
 #include "bindings/module.h"
 #include "bindings/pointers.h"
 #include "bindings/released_gil.h"
-#include "mean_field/batch.h"
+#include "mean_field/cpu/batch.h"
 
 namespace deeplab_crf::bindings {
 namespace {
@@ -19,7 +19,7 @@ class SignalWatch {
  public:
   explicit SignalWatch(ReleasedGil& released) : released_(released) {}
 
-  KeepGoing keep_going() { return {&SignalWatch::ask, this}; }
+  InterruptCheck keep_going() { return {&SignalWatch::ask, this}; }
 
  private:
   static bool ask(void* context) {

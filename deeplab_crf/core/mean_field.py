@@ -117,7 +117,7 @@ def pack_unary(
         return packed.T
     label_stride, point_stride = element_strides(source)
     factor = -1.0 if negate else 1.0
-    pack = getattr(_native, f"pack_labels_{type_suffix(source.dtype)}_{type_suffix(target)}")
+    pack = getattr(_native, f"pack_unary_{type_suffix(source.dtype)}_{type_suffix(target)}")
     bad = pack(
         address(source),
         points,

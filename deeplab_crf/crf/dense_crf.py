@@ -30,7 +30,7 @@ from deeplab_crf.crf.lattice_cache import NormedLattice, kept_lattice, lattice_k
 from deeplab_crf.crf.points import gather_points, grid_positions, kernel_features, replace_masked, walked_grid
 from deeplab_crf.ops.lattice.operators import build_lattice, check_header, normalisation
 from deeplab_crf.ops.mean_field.forward import GRADIENTS, PairwiseTerm, Updates, mean_field
-from deeplab_crf.ops.mean_field.layout import logits_error, pack_energies, unpack_scores
+from deeplab_crf.ops.mean_field.layout import logits_error, pack_unary, unpack_scores
 from deeplab_crf.ops.mean_field.terms import check_finite
 from deeplab_crf.runtime.checks import choice, items_of, real_number, whole_number
 
@@ -313,7 +313,7 @@ class DenseCRF(nn.Module):
             inside = gather_points(mask[:, None], pixels)[:, 0]
             features = [replace_masked(each, inside) for each in features]
         watched = self._may_wait(logits) or (not torch.compiler.is_compiling() and torch.is_anomaly_enabled())
-        unary = _exact_energies(flat) if exact else pack_energies(flat, check=watched)
+        unary = _exact_energies(flat) if exact else pack_unary(flat, check=watched)
         compatibilities = self._compatibilities(dtype)
         # On the CPU the operators look at what they are given, with the lattice.
         if (exact or logits.is_cuda) and self._may_wait(logits) and not torch.compiler.is_compiling():
@@ -402,7 +402,7 @@ class DenseCRF(nn.Module):
 
 
 def _exact_energies(flat: Tensor) -> Tensor:
-    """What `pack_energies` returns for logits ``(B, L, N)``, in plain torch: the exact method runs anywhere."""
+    """What `pack_unary` returns for logits ``(B, L, N)``, in plain torch: the exact method runs anywhere."""
     unary, wrong = accepted_energies(-flat.transpose(1, 2))
     if wrong is not None:
         image, point, label = wrong

@@ -41,7 +41,7 @@ from deeplab_crf.crf.points import Grid, walked_grid
 from deeplab_crf.ops.lattice.features import scaled_features
 from deeplab_crf.ops.lattice.operators import build_lattice, normalisation
 from deeplab_crf.ops.mean_field.forward import PairwiseTerm, Updates, mean_field
-from deeplab_crf.ops.mean_field.layout import pack_energies
+from deeplab_crf.ops.mean_field.layout import pack_unary
 from deeplab_crf.runtime.threads import resolve_threads
 
 _ARRAY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64, torch.uint8: np.uint8}
@@ -109,7 +109,7 @@ def _energies(source: str, scores: Tensor, given: Any, what: Refinement, count: 
             raise not_finite(source, what.dtype, flat[image, label, point].item(), label, point)
         return _capped_energies(source, flat, given, what)
     if source == "logits":
-        return pack_energies(flat, check=False)
+        return pack_unary(flat, check=False)
     if source == "probabilities":
         low, high = torch.aminmax(flat)
         check_probability_range(low.item(), high.item())

@@ -173,7 +173,7 @@ def test_every_kernel_has_an_account_of_its_bytes() -> None:
 
 def test_bytes_are_those_of_the_documents() -> None:
     assert ACCOUNTS["update_beliefs"](VOC).memory / 1e6 == pytest.approx(47, abs=0.5)
-    assert ACCOUNTS["propagate_adjoint"](VOC).memory / 1e6 == pytest.approx(79, abs=0.5)
+    assert ACCOUNTS["propagate_gradient"](VOC).memory / 1e6 == pytest.approx(79, abs=0.5)
     assert ACCOUNTS["add_corner_gradients"](VOC).memory == pytest.approx(34e6 + 16 * VOC.corners, rel=0.01)
     assert ACCOUNTS["splat_pieces"](VOC).memory / 1e6 == pytest.approx(9.0 + 15.75 + 1.06, abs=0.02)
     assert ACCOUNTS["splat_pieces"](VOC).cache / 1e6 == pytest.approx(94.5)

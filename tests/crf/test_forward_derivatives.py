@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
 }
 TERMS = ([LATTICE.rows], [LATTICE.weights], [LATTICE.structure], [NONE], [NONE])
 OPERATORS: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
-    "pack_energies": (OPS.pack_energies, VALUES),
+    "pack_unary": (OPS.pack_unary, VALUES),
     "unpack_scores": (OPS.unpack_scores, VALUES),
     "scaled_features": (lambda x: OPS.scaled_features(x, None, None, torch.ones(30, dtype=torch.float64)), VALUES),
     "lattice_build": (OPS.lattice_build, VALUES),

@@ -141,7 +141,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     rows, weights, structure = (tensor.detach() for tensor in build_lattice(features))
     weights.requires_grad_()
     lattice = (rows, weights, structure)
-    opcheck(OPS.pack_energies.default, (logits,))
+    opcheck(OPS.pack_unary.default, (logits,))
     opcheck(OPS.unpack_scores.default, (values,))
     opcheck(OPS.lattice_build.default, (features.detach(),))
     # Its AOT test adds up all results, which an integer first does not allow: tests/crf/test_compilation.py compiles gradients.
@@ -170,45 +170,45 @@ def test_autocast_computes_in_single_precision(device: Device) -> None:
 
 
 @pytest.mark.parametrize("order", ["CL", "LC"])
-def test_pack_energies(order: str) -> None:
+def test_pack_unary(order: str) -> None:
     logits = crf_samples.normal(3, 5, 14)
     given = logits if order == "CL" else logits.transpose(1, 2).contiguous().transpose(1, 2)
     kept = given.clone()
-    packed = OPS.pack_energies(given)
+    packed = OPS.pack_unary(given)
     assert packed.is_contiguous()
     assert torch.equal(packed, -logits.transpose(1, 2))
     assert torch.equal(given, kept)
     given.requires_grad_()
-    assert torch.autograd.gradcheck(OPS.pack_energies, (given,))
+    assert torch.autograd.gradcheck(OPS.pack_unary, (given,))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("order", ["CL", "LC"])
 @pytest.mark.parametrize("labels", [1, 2, 5, 31, 32, 33, 70])
-def test_pack_energies_caps_infinity(labels: int, order: str, dtype: torch.dtype) -> None:
+def test_pack_unary_caps_infinity(labels: int, order: str, dtype: torch.dtype) -> None:
     logits = crf_samples.normal(3, labels, 67, dtype=dtype)
     excluded = crf_samples.normal(3, labels, 67, seed=1) < -0.4
     excluded[:, 0] &= ~excluded.all(dim=1)
     logits = logits.masked_fill(excluded, -torch.inf)
     given = logits if order == "CL" else logits.transpose(1, 2).contiguous().transpose(1, 2)
-    packed = OPS.pack_energies(given)
+    packed = OPS.pack_unary(given)
     assert torch.equal(packed, -logits.clamp(min=-torch.finfo(torch.float32).max).transpose(1, 2))
-    assert torch.equal(OPS.pack_energies(given, False), packed)
+    assert torch.equal(OPS.pack_unary(given, False), packed)
     given[1, :, 37] = -torch.inf
     message = (
         "logits must be finite for at least one label of each pixel; got -inf for all labels of point 37 of image 1"
     )
     with pytest.raises(ValueError, match=message):
-        OPS.pack_energies(given)
+        OPS.pack_unary(given)
     given[1, 0, 37] = torch.inf
     with pytest.raises(ValueError, match="logits must be finite; got inf for label 0 of point 37 of image 1"):
-        OPS.pack_energies(given)
+        OPS.pack_unary(given)
 
 
 def test_unchecked_points_without_labels_are_nan_on_cuda(device: Device) -> None:
     logits = crf_samples.normal(2, 40, 9)
     logits[1, :, 4] = -torch.inf
-    packed = OPS.pack_energies(logits, False)
+    packed = OPS.pack_unary(logits, False)
     wrong = torch.zeros(2, 9, dtype=torch.bool, device=packed.device)
     wrong[1, 4] = True
     assert torch.equal((packed.isinf() if device.name == "cpu" else packed.isnan()).all(-1), wrong)
@@ -306,11 +306,11 @@ ERRORS = [
         "grad must have shape (2, 40, 3); got (2, 40, 2)",
     ),
     (
-        lambda: OPS.pack_energies(_nan_logits()),
+        lambda: OPS.pack_unary(_nan_logits()),
         ValueError,
         "logits must be finite; got nan for label 2 of point 4 of image 1",
     ),
-    (lambda: OPS.pack_energies(torch.zeros(3, 4)), ValueError, "logits must have shape (B, L, N); got (3, 4)"),
+    (lambda: OPS.pack_unary(torch.zeros(3, 4)), ValueError, "logits must have shape (B, L, N); got (3, 4)"),
     (lambda: OPS.unpack_scores(torch.zeros(3, 4)), ValueError, "scores must have shape (B, N, L); got (3, 4)"),
     (
         lambda: OPS.lattice_norm(*_lattice(), crf_samples.normal(2, 41), True),

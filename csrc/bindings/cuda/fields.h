@@ -29,7 +29,7 @@ using LatticeFields = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t>;
 inline Queue make_queue(const QueueFields& fields) { return {std::get<0>(fields), pointer<void>(std::get<1>(fields))}; }
 
 template <class T>
-LatticeView<T> make_lattice(const LatticeFields& fields, const Triple& shape) {
+DeviceLattice<T> make_lattice(const LatticeFields& fields, const Triple& shape) {
   const auto& [rows, weights, structure, length] = fields;
   return {sizes_of_structure(std::get<0>(shape), std::get<1>(shape), std::get<2>(shape), length), pointer<const int32_t>(rows),
           pointer<const T>(weights), pointer<const int32_t>(structure)};

@@ -1,7 +1,7 @@
 #include <string>
 
 #include "bindings/cuda/fields.h"
-#include "lattice/cuda/gradients.h"
+#include "lattice/cuda/backward.h"
 #include "support/errors.h"
 
 namespace deeplab_crf::cuda {

@@ -1,9 +1,9 @@
 #include <string>
 
 #include "bindings/cuda/fields.h"
-#include "mean_field/cuda/gradients.h"
-#include "mean_field/cuda/inference.h"
-#include "mean_field/cuda/pack_labels.h"
+#include "mean_field/cuda/backward.h"
+#include "mean_field/cuda/forward.h"
+#include "mean_field/cuda/layout.h"
 
 namespace deeplab_crf::cuda {
 namespace {
@@ -54,7 +54,7 @@ void run_mean_field(const QueueFields& queue, const Triple& shape, uintptr_t una
 // (lattice, dims, norm_in, norm_out, kind, compat, compat_gradient, norm_in_gradient, norm_out_gradient, weight_gradient),
 // addresses.
 template <class T>
-GradientTerm<T> make_gradient_term(const py::handle& description, int64_t batch, int64_t num_points) {
+DeviceGradientTerm<T> make_gradient_term(const py::handle& description, int64_t batch, int64_t num_points) {
   const auto fields = description.cast<py::tuple>();
   const auto array = [&](int field) { return pointer<T>(fields[field].cast<uintptr_t>()); };
   return {make_lattice<T>(fields[0].cast<LatticeFields>(), {batch, num_points, fields[1].cast<int64_t>()}),
@@ -69,8 +69,8 @@ GradientTerm<T> make_gradient_term(const py::handle& description, int64_t batch,
 }
 
 template <class T>
-GradientArguments<T> make_gradient(const Triple& shape, const py::list& terms, const py::dict& options) {
-  GradientArguments<T> arguments{};
+DeviceGradientArguments<T> make_gradient(const Triple& shape, const py::list& terms, const py::dict& options) {
+  DeviceGradientArguments<T> arguments{};
   std::tie(arguments.batch, arguments.num_points, arguments.num_labels) = shape;
   arguments.order = address<const int32_t>(options, "order");
   for (const py::handle term : terms) arguments.terms.push_back(make_gradient_term<T>(term, arguments.batch, arguments.num_points));
@@ -91,7 +91,7 @@ GradientArguments<T> make_gradient(const Triple& shape, const py::list& terms, c
 
 template <class T>
 void run_gradient(const QueueFields& queue, const Triple& shape, const py::list& terms, const py::dict& options) {
-  const GradientArguments<T> arguments = make_gradient<T>(shape, terms, options);
+  const DeviceGradientArguments<T> arguments = make_gradient<T>(shape, terms, options);
   const ReleasedGil released;
   mean_field_gradient(arguments, make_queue(queue));
 }
@@ -131,13 +131,13 @@ void register_transpose(py::module_& module, const std::string& suffix) {
                transpose<T>(make_transpose<T>(values, out), make_queue(queue));
              },
              py::arg("queue"), py::arg("values"), py::arg("out"));
-  module.def(("pack_energies_" + suffix).c_str(),
+  module.def(("pack_unary_" + suffix).c_str(),
              [](const QueueFields& queue, const FeatureFields& scores, uintptr_t out, double factor, double largest,
                 uintptr_t first_wrong) {
                const ReleasedGil released;
-               pack_energies<T>({make_transpose<T>(scores, out), static_cast<T>(factor), static_cast<T>(largest),
-                                 pointer<unsigned long long>(first_wrong)},
-                                make_queue(queue));
+               pack_unary<T>({make_transpose<T>(scores, out), static_cast<T>(factor), static_cast<T>(largest),
+                              pointer<unsigned long long>(first_wrong)},
+                             make_queue(queue));
              },
              py::arg("queue"), py::arg("scores"), py::arg("out"), py::arg("factor"), py::arg("largest"), py::arg("first_wrong"));
 }

@@ -1,6 +1,6 @@
 #include "lattice/cpu/kernels.h"
 
-#include "lattice/cpu/gradients.h"
+#include "lattice/cpu/backward_kernels.h"
 #include "support/kernel_tables.h"
 
 namespace deeplab_crf {

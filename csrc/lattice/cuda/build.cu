@@ -2,7 +2,7 @@
 
 #include "lattice/cuda/build.h"
 #include "lattice/cuda/build_kernels.cuh"
-#include "support/cuda/carver.h"
+#include "support/cuda/arena.h"
 #include "support/cuda/device_algorithms.h"
 
 namespace deeplab_crf::cuda {
@@ -31,21 +31,21 @@ struct Workspace {
     const int64_t contributions = sizes.contributions();
     vertex_bound = a.max_vertices > 0 ? std::min(a.max_vertices, contributions) : contributions;
     for (slot_bits = 6; (int64_t{1} << slot_bits) < 2 * vertex_bound;) ++slot_bits;
-    Carver carver(a.workspace);
-    header = carver.take<int32_t>(kHeaderSize);
-    ranges = carver.take<unsigned long long>((sizes.batch + 1) * sizes.dims * 2);
-    largest = carver.take<double>(sizes.batch);
-    incomplete = carver.take<int32_t>(sizes.batch);
-    layout = carver.take<KeyLayout>(1);
-    keys = carver.take<uint64_t>(contributions * a.key_words);
-    slots = carver.take<uint32_t>(int64_t{1} << slot_bits);
-    numbers = carver.take<int32_t>(contributions);
-    first_of = carver.take<int32_t>(vertex_bound);
-    places = carver.take<int32_t>(contributions);
+    Arena arena(a.workspace);
+    header = arena.allocate<int32_t>(kHeaderSize);
+    ranges = arena.allocate<unsigned long long>((sizes.batch + 1) * sizes.dims * 2);
+    largest = arena.allocate<double>(sizes.batch);
+    incomplete = arena.allocate<int32_t>(sizes.batch);
+    layout = arena.allocate<KeyLayout>(1);
+    keys = arena.allocate<uint64_t>(contributions * a.key_words);
+    slots = arena.allocate<uint32_t>(int64_t{1} << slot_bits);
+    numbers = arena.allocate<int32_t>(contributions);
+    first_of = arena.allocate<int32_t>(vertex_bound);
+    places = arena.allocate<int32_t>(contributions);
     // Vertices are counted up to the capacity, which may be a bound that is more than there can be.
     scratch.size = algorithms_scratch_size(std::max(contributions, a.max_vertices) + 1, queue);
-    scratch.memory = carver.take<char>(scratch.size);
-    size = carver.used();
+    scratch.memory = arena.allocate<char>(scratch.size);
+    size = arena.used();
   }
 
   template <class T>
@@ -94,7 +94,7 @@ void number_vertices(const BuildArguments<T>& a, const Workspace& at, const Latt
          a.rows, at.first_of, at.incomplete, at.header);
   // Without a bound nobody goes on before the header has been looked at.
   if (a.max_vertices == 0) return;
-  launch("spoil_images", spoil_images<T>, blocks, queue, at.incomplete, count, per_image, a.weights);
+  launch("invalidate_images", invalidate_images<T>, blocks, queue, at.incomplete, count, per_image, a.weights);
 }
 
 int bits_for(int64_t values) {
@@ -110,7 +110,7 @@ void sort_contributions(const Workspace& at, const LatticeSizes& sizes, int32_t*
   int32_t* list_begin = structure + sizes.list_begin_at();
   int32_t* piece_begin = structure + sizes.piece_begin_at();
   auto* sorted = reinterpret_cast<int32_t*>(at.keys);
-  launch("count_up", count_up, blocks, queue, at.numbers, contributions);
+  launch("write_indices", write_indices, blocks, queue, at.numbers, contributions);
   device_sort_pairs(at.places, sorted, at.numbers, structure + sizes.contributions_at(), contributions,
                     bits_for(sizes.capacity + 1), at.scratch, queue);
   launch("mark_lists", mark_lists, blocks, queue, sorted, contributions, list_begin);

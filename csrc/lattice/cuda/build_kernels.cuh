@@ -41,7 +41,7 @@ __device__ inline unsigned long long block_minimum(unsigned long long value) {
 
 constexpr int kPointsPerRangeThread = 8;
 
-__device__ inline void lower(unsigned long long* ranges, int64_t at, unsigned long long low, unsigned long long high) {
+__device__ inline void widen_range(unsigned long long* ranges, int64_t at, unsigned long long low, unsigned long long high) {
   atomicMin(ranges + at, low);
   atomicMin(ranges + at + 1, high);
 }
@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kThreads)
     low = block_minimum(low);
     high = block_minimum(high);
     if (threadIdx.x != 0) continue;
-    lower(ranges, (image * features.dims + i) * 2, low, high);
-    lower(ranges, (features.batch * features.dims + i) * 2, low, high);
+    widen_range(ranges, (image * features.dims + i) * 2, low, high);
+    widen_range(ranges, (features.batch * features.dims + i) * 2, low, high);
   }
 }
 
@@ -279,7 +279,7 @@ static __global__ void __launch_bounds__(kThreads)
 // is not, since their neighbours' share is lost. A thread a contribution; nothing to read but the flags where all is well.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    spoil_images(const int32_t* incomplete, uint32_t contributions, uint32_t contributions_per_image, T* weights) {
+    invalidate_images(const int32_t* incomplete, uint32_t contributions, uint32_t contributions_per_image, T* weights) {
   const int64_t c = thread_number();
   if (c >= contributions || incomplete[static_cast<uint32_t>(c) / contributions_per_image] == 0) return;
   weights[c] = static_cast<T>(NAN);
@@ -329,7 +329,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-static __global__ void __launch_bounds__(kThreads) count_up(int32_t* numbers, int64_t count) {
+static __global__ void __launch_bounds__(kThreads) write_indices(int32_t* numbers, int64_t count) {
   const int64_t i = thread_number();
   if (i < count) numbers[i] = static_cast<int32_t>(i);
 }

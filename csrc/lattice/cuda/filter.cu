@@ -19,7 +19,7 @@ int64_t row_stride(int64_t channels) {
 }
 
 template <class T, class E>
-T* splat_and_blur(const LatticeView<T>& lattice, const E* in, const T* norm, int64_t channels, T* workspace, bool reverse,
+T* splat_and_blur(const DeviceLattice<T>& lattice, const E* in, const T* norm, int64_t channels, T* workspace, bool reverse,
                   const Queue& queue) {
   const LatticeSizes& sizes = lattice.sizes;
   const int64_t vectors = row_stride<T>(channels) / Vector<T>::kLanes, rows = sizes.capacity * vectors;
@@ -38,7 +38,7 @@ T* splat_and_blur(const LatticeView<T>& lattice, const E* in, const T* norm, int
 }
 
 template <class T, class E>
-void filter(const FilterArguments<T, E>& a, const Queue& queue) {
+void filter(const DeviceFilterArguments<T, E>& a, const Queue& queue) {
   const DeviceGuard guard(queue.device);
   const T* values = splat_and_blur(a.lattice, a.in, static_cast<const T*>(nullptr), a.channels, a.workspace, a.transpose, queue);
   const LatticeSizes& sizes = a.lattice.sizes;
@@ -49,9 +49,9 @@ void filter(const FilterArguments<T, E>& a, const Queue& queue) {
 template int64_t row_stride<float>(int64_t);
 template int64_t row_stride<double>(int64_t);
 
-#define DEEPLAB_CRF_INSTANTIATE(T, E)                                                                           \
-  template T* splat_and_blur<T, E>(const LatticeView<T>&, const E*, const T*, int64_t, T*, bool, const Queue&); \
-  template void filter<T, E>(const FilterArguments<T, E>&, const Queue&);
+#define DEEPLAB_CRF_INSTANTIATE(T, E)                                                                             \
+  template T* splat_and_blur<T, E>(const DeviceLattice<T>&, const E*, const T*, int64_t, T*, bool, const Queue&); \
+  template void filter<T, E>(const DeviceFilterArguments<T, E>&, const Queue&);
 DEEPLAB_CRF_INSTANTIATE(float, float)
 DEEPLAB_CRF_INSTANTIATE(double, double)
 DEEPLAB_CRF_INSTANTIATE(float, Float16)

@@ -23,14 +23,14 @@ int64_t filter_workspace_size(const LatticeSizes& sizes, int64_t channels) {
 // Returns the values, in the workspace. Sums are taken in the order of points, piece by piece: the same bits every time, and for
 // each image those that it has alone.
 template <class T, class E>
-T* splat_and_blur(const LatticeView<T>& lattice, const E* in, const T* norm, int64_t channels, T* workspace, bool reverse,
+T* splat_and_blur(const DeviceLattice<T>& lattice, const E* in, const T* norm, int64_t channels, T* workspace, bool reverse,
                   const Queue& queue);
 
 // Filters every image, or takes the transposed filter: out = slice blur splat in, scaled by geometry::slice_scale.
 //   in, out  (B, N, channels) of E as above, may be the same array. Out of 16-bit numbers is what it would be of floats, rounded
 template <class T, class E = T>
-struct FilterArguments {
-  LatticeView<T> lattice;
+struct DeviceFilterArguments {
+  DeviceLattice<T> lattice;
   const E* in;
   E* out;
   int64_t channels;
@@ -38,6 +38,6 @@ struct FilterArguments {
   bool transpose;
 };
 template <class T, class E>
-void filter(const FilterArguments<T, E>& arguments, const Queue& queue);
+void filter(const DeviceFilterArguments<T, E>& arguments, const Queue& queue);
 
 }  // namespace deeplab_crf::cuda

@@ -37,7 +37,7 @@ class Divisor {
 // A piece and vector a thread. Per contribution 8 bytes of index and weight, once for V threads, and a row of `in`; 2 flops a
 // channel.
 template <class T, class E>
-__global__ void __launch_bounds__(kThreads) splat_pieces(LatticeView<T> lattice, Divisor corners, const E* in, const T* norm,
+__global__ void __launch_bounds__(kThreads) splat_pieces(DeviceLattice<T> lattice, Divisor corners, const E* in, const T* norm,
                                                          int64_t channels, Vector<T>* values, Vector<T>* partial) {
   const int64_t vectors = vectors_of<T>(channels), thread = thread_number(), piece = thread / vectors, v = thread - piece * vectors;
   const int32_t* piece_begin = lattice.piece_begin();
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) splat_pieces(LatticeView<T> lattice,
 // The sum of each vertex that has several pieces, in their order. A vertex and vector a thread.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    add_pieces(LatticeView<T> lattice, int64_t vectors, const Vector<T>* partial, Vector<T>* values) {
+    add_pieces(DeviceLattice<T> lattice, int64_t vectors, const Vector<T>* partial, Vector<T>* values) {
   const int64_t thread = thread_number(), vertex = thread / vectors, v = thread - vertex * vectors;
   if (vertex >= lattice.sizes.capacity) return;
   const int32_t begin = lattice.piece_begin()[vertex], end = lattice.piece_begin()[vertex + 1];
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
 // A vertex and vector a thread. Bytes a vertex: 8 of neighbours and up to 4 rows, of which the cache serves the neighbours'.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    blur_axis(LatticeView<T> lattice, int axis, int64_t vectors, const Vector<T>* from, Vector<T>* to) {
+    blur_axis(DeviceLattice<T> lattice, int axis, int64_t vectors, const Vector<T>* from, Vector<T>* to) {
   const int64_t thread = thread_number(), vertex = thread / vectors, v = thread - vertex * vectors;
   if (vertex >= lattice.structure[kNumVertices] || vertex >= lattice.sizes.capacity) return;
   const int32_t* pair = lattice.neighbours() + (axis * lattice.sizes.capacity + vertex) * 2;
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
 // A point and vector a thread. Bytes a point: 8 (d+1) of corners, once for V threads, d+1 rows from the cache, and a row out.
 template <class T, class E>
 __global__ void __launch_bounds__(kThreads)
-    slice_points(LatticeView<T> lattice, T scale, const Vector<T>* values, int64_t channels, E* out) {
+    slice_points(DeviceLattice<T> lattice, T scale, const Vector<T>* values, int64_t channels, E* out) {
   const int64_t vectors = vectors_of<T>(channels), thread = thread_number(), point = thread / vectors, v = thread - point * vectors;
   if (point >= lattice.sizes.points()) return;
   const int corners = lattice.sizes.corners();

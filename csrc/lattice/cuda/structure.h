@@ -84,7 +84,7 @@ BuildOutcome check_header(const int32_t* header, int64_t max_vertices);
 
 // What kernels are given.
 template <class T>
-struct LatticeView {
+struct DeviceLattice {
   LatticeSizes sizes;
   const int32_t* rows;
   const T* weights;

@@ -1,6 +1,6 @@
 #include "mean_field/cpu/kernels.h"
 
-#include "mean_field/cpu/gradient_kernels.h"
+#include "mean_field/cpu/backward_kernels.h"
 #include "support/kernel_tables.h"
 
 namespace deeplab_crf {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "mean_field/mean_field.h"
+#include "mean_field/cpu/forward.h"
 
 namespace deeplab_crf {
 

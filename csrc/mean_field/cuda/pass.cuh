@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "lattice/cuda/vectors.cuh"
-#include "mean_field/cuda/inference.h"
+#include "mean_field/cuda/forward.h"
 #include "support/errors.h"
 
 namespace deeplab_crf::cuda {
@@ -22,7 +22,7 @@ constexpr int kMostVectors = 4;
 
 //   order    (N) or null: position p is row order[p] of what the caller gave
 //   stopped  (B) or null: images that are left alone
-struct Walk {
+struct PointGrid {
   int64_t points;  // of all images
   int64_t num_points;
   int64_t num_labels;
@@ -35,10 +35,10 @@ struct Walk {
 };
 
 template <class T>
-Walk make_walk(int64_t batch, int64_t num_points, int64_t num_labels, const int32_t* order) {
-  Walk walk{batch * num_points, num_points, num_labels, 1, 0, order, nullptr};
-  while (walk.group_bits < kWarpBits && walk.group < vectors_of<T>(num_labels)) walk.group = 1 << ++walk.group_bits;
-  return walk;
+PointGrid make_point_grid(int64_t batch, int64_t num_points, int64_t num_labels, const int32_t* order) {
+  PointGrid grid{batch * num_points, num_points, num_labels, 1, 0, order, nullptr};
+  while (grid.group_bits < kWarpBits && grid.group < vectors_of<T>(num_labels)) grid.group = 1 << ++grid.group_bits;
+  return grid;
 }
 
 // Calls body.template operator()<R>(), R vectors a lane in registers; 0: any number, and none of them.
@@ -49,33 +49,33 @@ void for_vectors_a_lane(int64_t vectors, const Body& body) {
   body.template operator()<1>();
 }
 
-// This thread's part of a walk. Lanes without a point take the last one's part in the shuffles and write nothing.
-struct Place {
+// This thread's part of a grid. Lanes without a point take the last one's part in the shuffles and write nothing.
+struct PointLane {
   int lane;
   int64_t point;  // position, over all images
   int64_t image;
   int64_t row;
   bool writes;
 
-  __device__ __forceinline__ explicit Place(const Walk& walk) {
-    lane = static_cast<int>(threadIdx.x) & (walk.group - 1);
-    const int64_t wanted = thread_number() >> walk.group_bits;
-    point = wanted < walk.points ? wanted : walk.points - 1;
-    image = point / walk.num_points;
-    row = row_of(walk, image, point - image * walk.num_points);
-    writes = wanted < walk.points && !is_left_alone(walk, image);
+  __device__ __forceinline__ explicit PointLane(const PointGrid& grid) {
+    lane = static_cast<int>(threadIdx.x) & (grid.group - 1);
+    const int64_t wanted = thread_number() >> grid.group_bits;
+    point = wanted < grid.points ? wanted : grid.points - 1;
+    image = point / grid.num_points;
+    row = row_of(grid, image, point - image * grid.num_points);
+    writes = wanted < grid.points && !is_left_alone(grid, image);
   }
-  __device__ static __forceinline__ int64_t row_of(const Walk& walk, int64_t image, int64_t position) {
-    return image * walk.num_points + (walk.order != nullptr ? walk.order[position] : position);
+  __device__ static __forceinline__ int64_t row_of(const PointGrid& grid, int64_t image, int64_t position) {
+    return image * grid.num_points + (grid.order != nullptr ? grid.order[position] : position);
   }
-  __device__ static __forceinline__ bool is_left_alone(const Walk& walk, int64_t image) {
-    return walk.stopped != nullptr && walk.stopped[image] != 0;
+  __device__ static __forceinline__ bool is_left_alone(const PointGrid& grid, int64_t image) {
+    return grid.stopped != nullptr && grid.stopped[image] != 0;
   }
 };
 
 // Calls body(r, v) for the vectors of this lane.
 template <int R, class Body>
-__device__ __forceinline__ void for_vectors(const Place& at, int group, int64_t vectors, const Body& body) {
+__device__ __forceinline__ void for_vectors(const PointLane& at, int group, int64_t vectors, const Body& body) {
   if constexpr (R > 0) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -123,7 +123,7 @@ __device__ void raise_to(T* largest, T value) {
 //   same    (1) or null for 1
 //   factor  times that: the sign and the lattice's scale
 template <class T>
-struct PassTerm {
+struct DevicePassTerm {
   const int32_t* rows;
   const T* weights;
   const T* norm;
@@ -135,7 +135,7 @@ struct PassTerm {
 };
 
 template <class T>
-PassTerm<T> make_pass_term(const LatticeView<T>& lattice, const T* norm, Compatibility kind, const T* compat) {
+DevicePassTerm<T> make_pass_term(const DeviceLattice<T>& lattice, const T* norm, Compatibility kind, const T* compat) {
   const T scale = geometry::slice_scale<T>(lattice.sizes.dims);
   const bool potts = kind == Compatibility::kPotts;
   return {lattice.rows,
@@ -150,13 +150,13 @@ PassTerm<T> make_pass_term(const LatticeView<T>& lattice, const T* norm, Compati
 
 // Factor of all labels of a point, without the norm.
 template <class T>
-__device__ __forceinline__ T factor_of(const PassTerm<T>& term) {
+__device__ __forceinline__ T factor_of(const DevicePassTerm<T>& term) {
   return term.same != nullptr ? term.factor * *term.same : term.factor;
 }
 
 // sum_k b_k values[row_k], one vector.
 template <class T>
-__device__ __forceinline__ Vector<T> slice_of(const PassTerm<T>& term, int64_t point, int64_t vectors, int64_t v) {
+__device__ __forceinline__ Vector<T> slice_of(const DevicePassTerm<T>& term, int64_t point, int64_t vectors, int64_t v) {
   const int32_t* rows = term.rows + point * term.corners;
   const T* weights = term.weights + point * term.corners;
   Vector<T> sum{};
@@ -167,7 +167,7 @@ __device__ __forceinline__ Vector<T> slice_of(const PassTerm<T>& term, int64_t p
 
 // value times the compatibilities by label, where the term has them.
 template <class T>
-__device__ __forceinline__ Vector<T> by_label(const PassTerm<T>& term, int64_t labels, int64_t v, Vector<T> value) {
+__device__ __forceinline__ Vector<T> by_label(const DevicePassTerm<T>& term, int64_t labels, int64_t v, Vector<T> value) {
   if (term.labels == nullptr) return value;
   const Vector<T> factors = load_row(term.labels, labels, v);
   for (int i = 0; i < Vector<T>::kLanes; ++i) value.lane[i] *= factors.lane[i];
@@ -181,8 +181,9 @@ __device__ __forceinline__ Vector<T> by_label(const PassTerm<T>& term, int64_t l
 // A vertex and vector a thread. Bytes a vertex: a row in, for V threads, and a row out; the matrix from the cache; 2 L flops a
 // label.
 template <class T>
-__global__ void __launch_bounds__(kThreads) mix_labels(LatticeView<T> lattice, const T* compat, int64_t to_stride,
-                                                       int64_t from_stride, int64_t labels, const T* values, Vector<T>* mixed) {
+__global__ void __launch_bounds__(kThreads)
+    apply_compatibility(DeviceLattice<T> lattice, const T* compat, int64_t to_stride, int64_t from_stride, int64_t labels,
+                        const T* values, Vector<T>* mixed) {
   constexpr int kLanes = Vector<T>::kLanes;
   const int64_t vectors = vectors_of<T>(labels), thread = thread_number(), vertex = thread / vectors, v = thread - vertex * vectors;
   if (vertex >= lattice.structure[kNumVertices] || vertex >= lattice.sizes.capacity) return;
@@ -199,11 +200,11 @@ __global__ void __launch_bounds__(kThreads) mix_labels(LatticeView<T> lattice, c
 
 // What splat_and_blur left in a filter's workspace, mixed by a matrix or its transpose, in the buffer that is free there.
 template <class T>
-T* mix(const LatticeView<T>& lattice, const T* compat, bool transpose, int64_t labels, const T* values, T* workspace,
+T* mix(const DeviceLattice<T>& lattice, const T* compat, bool transpose, int64_t labels, const T* values, T* workspace,
        const Queue& queue) {
   const int64_t vectors = vectors_of<T>(labels), rows = lattice.sizes.capacity * vectors;
   T* mixed = values == workspace ? workspace + rows * Vector<T>::kLanes : workspace;
-  launch("mix_labels", mix_labels<T>, blocks_for(rows), queue, lattice, compat, transpose ? int64_t{1} : labels,
+  launch("apply_compatibility", apply_compatibility<T>, blocks_for(rows), queue, lattice, compat, transpose ? int64_t{1} : labels,
          transpose ? labels : int64_t{1}, labels, values, reinterpret_cast<Vector<T>*>(mixed));
   return mixed;
 }
@@ -214,7 +215,7 @@ T* mix(const LatticeView<T>& lattice, const T* compat, bool transpose, int64_t l
 //   stopped  (B) in and out. One block.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    judge_changes(int64_t batch, int step, T tolerance, const T* changes, int32_t* steps, int32_t* stopped) {
+    stop_settled_images(int64_t batch, int step, T tolerance, const T* changes, int32_t* steps, int32_t* stopped) {
   for (int64_t image = threadIdx.x; image < batch; image += kThreads) {
     if (stopped[image] != 0) continue;
     steps[image] = step;

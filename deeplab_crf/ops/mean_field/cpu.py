@@ -21,7 +21,7 @@ from deeplab_crf.ops.mean_field.terms import (
 from deeplab_crf.ops.tensors import address, empty_rows, type_suffix
 from deeplab_crf.runtime.workspace import borrowed_parts
 
-__all__ = ["check_lattice", "mean_field", "mean_field_gradient", "pack_energies", "unpack"]
+__all__ = ["check_lattice", "mean_field", "mean_field_gradient", "pack_unary", "unpack"]
 
 
 def mean_field(
@@ -107,7 +107,7 @@ def mean_field_gradient(inputs: AdjointInputs, tensors: TermTensors, gradients: 
     return grad_unary, grad_start
 
 
-def pack_energies(scores: Tensor, factor: float, *, check: bool) -> tuple[Tensor, tuple[int, int, int] | None]:
+def pack_unary(scores: Tensor, factor: float, *, check: bool) -> tuple[Tensor, tuple[int, int, int] | None]:
     """``factor * scores``, ``(B, N, L)`` of any strides, contiguous, +inf capped as core/energies.py says; and, with ``check``,
     (image, point, label) of the first energy that is not accepted, or None."""
     out, wrong = _pack(scores, factor, LARGEST_ENERGY)
@@ -116,14 +116,14 @@ def pack_energies(scores: Tensor, factor: float, *, check: bool) -> tuple[Tensor
 
 def _pack(values: Tensor, factor: float, largest: float) -> tuple[Tensor, tuple[int, int, int] | None]:
     """``factor * values``, ``(B, N, L)`` of any strides, contiguous, and (image, point, label) of the first that is not finite.
-    largest: as in `_native.pack_labels_f32_f32`. Where points lie next to each other this takes a fraction of torch's time."""
+    largest: as in `_native.pack_unary_f32_f32`. Where points lie next to each other this takes a fraction of torch's time."""
     suffix = type_suffix(values.dtype, "values")
     out = empty_rows(values.shape, values.dtype)
     batch, points, labels = values.shape if values.numel() else (0, 0, 0)
     _, point_stride, label_stride = values.stride()
     wrong = None
     for image in range(batch):
-        index = getattr(_native, f"pack_labels_{suffix}_{suffix}")(
+        index = getattr(_native, f"pack_unary_{suffix}_{suffix}")(
             address(values[image]),
             points,
             labels,

@@ -14,7 +14,7 @@ from deeplab_crf.ops.lattice.cuda import check_lattice, filter_workspace, lattic
 from deeplab_crf.ops.mean_field.terms import AdjointInputs, Settings, TermGradients, TermTensors, check_order
 from deeplab_crf.ops.tensors import address, type_suffix
 
-__all__ = ["check_lattice", "mean_field", "mean_field_gradient", "pack_energies", "unpack"]
+__all__ = ["check_lattice", "mean_field", "mean_field_gradient", "pack_unary", "unpack"]
 
 # Orders that have been looked at, and the version they had: a layer brings the same one again and again.
 _checked_orders: Any = WeakTensorKeyDictionary()
@@ -138,7 +138,7 @@ def mean_field_gradient(inputs: AdjointInputs, tensors: TermTensors, gradients: 
     return grad_unary, grad_start
 
 
-def pack_energies(scores: Tensor, factor: float, *, check: bool) -> tuple[Tensor, tuple[int, int, int] | None]:
+def pack_unary(scores: Tensor, factor: float, *, check: bool) -> tuple[Tensor, tuple[int, int, int] | None]:
     """``factor * scores``, ``(B, N, L)`` of any strides, contiguous, +inf capped as core/energies.py says; and, with ``check``,
     (image, point, label) of the first energy that is not accepted, or None: then this waits for the device."""
     engine, suffix = engine_for(scores), type_suffix(scores.dtype, "values")
@@ -146,7 +146,7 @@ def pack_energies(scores: Tensor, factor: float, *, check: bool) -> tuple[Tensor
     if not out.numel():
         return out, None
     first = torch.empty(1 if check else 0, dtype=torch.int64, device=scores.device)
-    engine.function(f"pack_energies_{suffix}")(
+    engine.function(f"pack_unary_{suffix}")(
         engine.queue, _described(scores), address(out), factor, LARGEST_ENERGY, address(first)
     )
     index = int(first) if check else -1  # unsigned all ones: none

@@ -15,12 +15,12 @@ from deeplab_crf.ops.mean_field import cpu, cuda
 from deeplab_crf.ops.tensors import type_suffix
 
 
-def pack_energies(logits: Tensor, *, check: bool = True) -> Tensor:
+def pack_unary(logits: Tensor, *, check: bool = True) -> Tensor:
     """Unary energies ``-logits`` in the layout of the engine: ``(B, N, L)``, contiguous, from logits ``(B, L, N)``, float32 or
     float64 of any strides. Logits of -inf are accepted as core/energies.py says. Raises ValueError for others that are not finite,
     unless ``check`` is False: on the CPU looking for them costs nothing, on CUDA it waits for the device. There, unchecked, points
     all of whose logits are -inf become NaN."""
-    result: Tensor = torch.ops.deeplab_crf.pack_energies(logits, check)
+    result: Tensor = torch.ops.deeplab_crf.pack_unary(logits, check)
     return result
 
 
@@ -34,7 +34,7 @@ def _pack(kernels: ModuleType, logits: Tensor, check: bool = True) -> Tensor:
     _check(logits, "logits", "(B, L, N)")
     rows = logits.transpose(1, 2)
     result: Tensor
-    result, wrong = kernels.pack_energies(rows, -1.0, check=check)
+    result, wrong = kernels.pack_unary(rows, -1.0, check=check)
     if wrong is not None:
         image, point, label = wrong
         raise logits_error(rows[image, point], image, point, label)
@@ -73,7 +73,7 @@ def _unpack_backward(ctx: Any, grad: Tensor) -> Tensor:
 
 
 register_operator(
-    "pack_energies(Tensor logits, bool check=True) -> Tensor",
+    "pack_unary(Tensor logits, bool check=True) -> Tensor",
     partial(_pack, cpu),
     _fake,
     _pack_backward,

@@ -1,4 +1,4 @@
-#include "lattice/batch.h"
+#include "lattice/cpu/batch.h"
 
 #include <algorithm>
 #include <string>

@@ -10,13 +10,13 @@
 #include <cstdint>
 #include <vector>
 
-#include "mean_field/mean_field.h"
+#include "mean_field/cpu/forward.h"
 
 namespace deeplab_crf {
 
 // One pairwise kernel, and where its gradients go (null: not asked for).
 //   values             workspaces of (num_rows, row_stride(L)) each; the third if norm_out_gradient or weight_gradient is asked for
-//   compat_gradient    whether the gradient in compat is asked for; Adjoint returns it
+//   compat_gradient    whether the gradient in compat is asked for; MeanFieldBackward returns it
 //   norm_in_gradient, norm_out_gradient (N), weight_gradient (N, d+1): written
 template <class T>
 struct GradientTerm {
@@ -51,7 +51,7 @@ struct GradientArguments {
   T* grad_unary;  // written
   T* grad_start;  // written: the gradient in a given Q_0; null if Q_0 was softmax(-U)
   T tolerance;    // stop once no entry of g_t is larger; 0: never
-  KeepGoing keep_going;
+  InterruptCheck keep_going;
 };
 
 template <class T>

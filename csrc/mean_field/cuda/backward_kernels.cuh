@@ -16,7 +16,7 @@ namespace deeplab_crf::cuda {
 //   dots           (B, N) or null: += norm <r, Q>, of a Potts weight, which is left out as is the scale
 template <class T>
 struct AdjointTerm {
-  PassTerm<T> kernel;
+  DevicePassTerm<T> kernel;
   T* norm_gradient;
   T* dots;
 };
@@ -29,7 +29,7 @@ struct AdjointTerm {
 //   changes      (B) bits of the largest entries of g_t, zero before; null: not wanted
 template <class T>
 struct AdjointArguments {
-  Walk walk;
+  PointGrid grid;
   const T* beliefs;
   bool logarithm;
   const T* grad_output;
@@ -62,7 +62,7 @@ __device__ __forceinline__ T norm_of(const T* norm, int64_t point) {
 // Vector v of Q_t of a row; 0 behind the last label.
 template <class T>
 __device__ __forceinline__ Vector<T> belief_of(const AdjointArguments<T>& a, int64_t row, int64_t v) {
-  const int64_t labels = a.walk.num_labels;
+  const int64_t labels = a.grid.num_labels;
   Vector<T> q = load_row(a.beliefs + row * labels, labels, v);
   if (!a.logarithm) return q;
   for (int i = 0; i < Vector<T>::kLanes; ++i) q.lane[i] = v * Vector<T>::kLanes + i < labels ? std::exp(q.lane[i]) : T(0);
@@ -71,12 +71,12 @@ __device__ __forceinline__ Vector<T> belief_of(const AdjointArguments<T>& a, int
 
 // Vector v of the gradient in Q_t, or log Q_t.
 template <class T>
-__device__ Vector<T> belief_gradient(const AdjointArguments<T>& a, const Place& at, int64_t vectors, int64_t v) {
-  const int64_t labels = a.walk.num_labels;
+__device__ Vector<T> belief_gradient(const AdjointArguments<T>& a, const PointLane& at, int64_t vectors, int64_t v) {
+  const int64_t labels = a.grid.num_labels;
   if (a.grad_output != nullptr) return load_row(a.grad_output + at.row * labels, labels, v);
   Vector<T> gradient{};
   for (int m = 0; m < a.num_terms; ++m) {
-    const PassTerm<T>& term = a.terms[m].kernel;
+    const DevicePassTerm<T>& term = a.terms[m].kernel;
     const T factor = factor_of(term) * norm_of(term.norm, at.point);
     add_scaled(gradient, factor, by_label(term, labels, v, slice_of(term, at.point, vectors, v)));
   }
@@ -89,11 +89,11 @@ __device__ Vector<T> belief_gradient(const AdjointArguments<T>& a, const Place& 
 // from the cache. For 500 x 375 x 21 with d = 2 and 5: 47.3 + 13.5 + 18 = 79 MB, 18 us at 4.3 TB/s. Flops a label: 2 (d+1) a term
 // and about 10. Repeats bit for bit.
 template <class T, int R>
-__global__ void __launch_bounds__(kThreads, 1) propagate_adjoint(AdjointArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, 1) propagate_gradient(AdjointArguments<T> a) {
   constexpr int kLanes = Vector<T>::kLanes, kKept = R > 0 ? R : 1;
-  const int64_t labels = a.walk.num_labels, vectors = vectors_of<T>(labels);
-  const Place at(a.walk);
-  const auto for_own_vectors = [&](const auto& body) { for_vectors<R>(at, a.walk.group, vectors, body); };
+  const int64_t labels = a.grid.num_labels, vectors = vectors_of<T>(labels);
+  const PointLane at(a.grid);
+  const auto for_own_vectors = [&](const auto& body) { for_vectors<R>(at, a.grid.group, vectors, body); };
 
   Vector<T> beliefs[kKept]{}, gradients[kKept]{};
   if constexpr (R > 0) for_own_vectors([&](int r, int64_t v) { beliefs[r] = belief_of(a, at.row, v); });
@@ -125,12 +125,12 @@ __global__ void __launch_bounds__(kThreads, 1) propagate_adjoint(AdjointArgument
     });
     total += factor * norm * along;
     if (term.norm_gradient == nullptr && term.dots == nullptr) continue;
-    along = across_group(along, a.walk.group, Sum());
+    along = across_group(along, a.grid.group, Sum());
     if (at.lane != 0 || !at.writes) continue;
     if (term.norm_gradient != nullptr) term.norm_gradient[at.point] += factor * along;
     if (term.dots != nullptr) term.dots[at.point] += norm * along;
   }
-  total = across_group(total, a.walk.group, Sum());
+  total = across_group(total, a.grid.group, Sum());
 
   T change = 0;
   for_own_vectors([&](int r, int64_t v) {
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, 1) propagate_adjoint(AdjointArgument
     store_row(a.grad_unary + at.row * labels, labels, v, g);
   });
   if (a.changes == nullptr) return;
-  change = across_group(change, a.walk.group, Largest());
+  change = across_group(change, a.grid.group, Largest());
   if (at.lane == 0 && at.writes) raise_to(a.changes + at.image, change);
 }
 
@@ -160,11 +160,11 @@ __global__ void __launch_bounds__(kThreads, 1) propagate_adjoint(AdjointArgument
 //   out      (B N, V)
 // A point and vector a thread. Bytes a point: 4 L in, 4 (L padded) out.
 template <class T>
-__global__ void __launch_bounds__(kThreads) gather_beliefs(Walk walk, const T* beliefs, Vector<T>* out) {
-  const int64_t vectors = vectors_of<T>(walk.num_labels), thread = thread_number(), point = thread / vectors;
-  if (point >= walk.points) return;
-  const int64_t image = point / walk.num_points, row = Place::row_of(walk, image, point - image * walk.num_points);
-  out[thread] = load_row(beliefs + row * walk.num_labels, walk.num_labels, thread - point * vectors);
+__global__ void __launch_bounds__(kThreads) gather_beliefs(PointGrid grid, const T* beliefs, Vector<T>* out) {
+  const int64_t vectors = vectors_of<T>(grid.num_labels), thread = thread_number(), point = thread / vectors;
+  if (point >= grid.points) return;
+  const int64_t image = point / grid.num_points, row = PointLane::row_of(grid, image, point - image * grid.num_points);
+  out[thread] = load_row(beliefs + row * grid.num_labels, grid.num_labels, thread - point * vectors);
 }
 
 // What the weights of the splat of norm_in Q_t and of the slice of the messages get, and norm_out.
@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(kThreads) gather_beliefs(Walk walk, const T* b
 //   adjoint   (B N, V) g_t by position
 template <class T>
 struct CornerArguments {
-  Walk walk;
-  PassTerm<T> term;
+  PointGrid grid;
+  DevicePassTerm<T> term;
   const Vector<T>* messages;
   const T* norm_out;
   const T* beliefs;
@@ -192,9 +192,9 @@ struct CornerArguments {
 // (d+1) of corners and gradients; 2 (d+1) rows from the cache; 4 (d+1) flops a label. Repeats bit for bit.
 template <class T, int R>
 __global__ void __launch_bounds__(kThreads) add_corner_gradients(CornerArguments<T> a) {
-  const int64_t labels = a.walk.num_labels, vectors = vectors_of<T>(labels);
-  const int group = a.walk.group, corners = a.term.corners;
-  const Place at(a.walk);
+  const int64_t labels = a.grid.num_labels, vectors = vectors_of<T>(labels);
+  const int group = a.grid.group, corners = a.term.corners;
+  const PointLane at(a.grid);
   const auto weighted_belief = [&](int64_t v) {
     return by_label(a.term, labels, v, load_row(a.beliefs + at.row * labels, labels, v));
   };
@@ -267,21 +267,21 @@ static_assert(kTileLabels * kTileVectors == kThreads);
 //   sums     (B, chunks, L), or (B, chunks, L, L) for a matrix
 template <class T>
 struct ProductArguments {
-  Walk walk;
+  PointGrid grid;
   Chunks chunks;
-  PassTerm<T> term;
+  DevicePassTerm<T> term;
   const T* beliefs;
   double* sums;
 
   __device__ __forceinline__ Vector<T> slice_at(const BlockChunk& at, int64_t position, int64_t vectors, int64_t v) const {
-    const int64_t point = at.image * walk.num_points + position;
+    const int64_t point = at.image * grid.num_points + position;
     Vector<T> slice = slice_of(term, point, vectors, v);
     const T norm = norm_of(term.norm, point);
     for (int i = 0; i < Vector<T>::kLanes; ++i) slice.lane[i] *= norm;
     return slice;
   }
   __device__ __forceinline__ Vector<T> belief_at(const BlockChunk& at, int64_t position, int64_t v) const {
-    return load_row(beliefs + Place::row_of(walk, at.image, position) * walk.num_labels, walk.num_labels, v);
+    return load_row(beliefs + PointLane::row_of(grid, at.image, position) * grid.num_labels, grid.num_labels, v);
   }
 };
 
@@ -292,9 +292,9 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) add_label_products(ProductArguments<T> a) {
   constexpr int kLanes = Vector<T>::kLanes, kWays = kThreads / kTileVectors, kWidth = kTileVectors * kLanes;
   __shared__ double sums[kWays][kWidth];
-  const int64_t labels = a.walk.num_labels, vectors = vectors_of<T>(labels);
-  const BlockChunk at(a.chunks, (vectors + kTileVectors - 1) / kTileVectors, a.walk.num_points);
-  if (Place::is_left_alone(a.walk, at.image)) return;
+  const int64_t labels = a.grid.num_labels, vectors = vectors_of<T>(labels);
+  const BlockChunk at(a.chunks, (vectors + kTileVectors - 1) / kTileVectors, a.grid.num_points);
+  if (PointLane::is_left_alone(a.grid, at.image)) return;
   const int own = static_cast<int>(threadIdx.x) % kTileVectors, way = static_cast<int>(threadIdx.x) / kTileVectors;
   const int64_t v = at.part * kTileVectors + own;
   double sum[kLanes] = {};
@@ -318,10 +318,10 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) add_outer_products(ProductArguments<T> a) {
   constexpr int kLanes = Vector<T>::kLanes, kSliceVectors = kTileLabels / kLanes;
   __shared__ Vector<T> slices[kTilePoints][kSliceVectors], beliefs[kTilePoints][kTileVectors];
-  const int64_t labels = a.walk.num_labels, vectors = vectors_of<T>(labels);
+  const int64_t labels = a.grid.num_labels, vectors = vectors_of<T>(labels);
   const int64_t across = (vectors + kTileVectors - 1) / kTileVectors, down = (labels + kTileLabels - 1) / kTileLabels;
-  const BlockChunk at(a.chunks, across * down, a.walk.num_points);
-  if (Place::is_left_alone(a.walk, at.image)) return;
+  const BlockChunk at(a.chunks, across * down, a.grid.num_points);
+  if (PointLane::is_left_alone(a.grid, at.image)) return;
   const int64_t first_slice = at.part / across * kSliceVectors, first_belief = at.part % across * kTileVectors;
   const int own_label = static_cast<int>(threadIdx.x) / kTileVectors, own_vector = static_cast<int>(threadIdx.x) % kTileVectors;
   double sum[kLanes] = {};

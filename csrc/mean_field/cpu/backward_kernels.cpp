@@ -6,9 +6,10 @@
 // Norms and compatibilities as in the forward direction: terms[m] is the transposed kernel, so its norm_out is norm_in_m.
 // The coefficients have the slice scale in them.
 // Per point and kernel: 2 (d+1) rows of L values as in the forward pass; with weight gradients 4 (d+1).
+#include "mean_field/cpu/backward_kernels.h"
+
 #include "lattice/cpu/dots.h"
 #include "lattice/geometry.h"
-#include "mean_field/cpu/gradient_kernels.h"
 #include "mean_field/cpu/stages.h"
 
 namespace deeplab_crf::DEEPLAB_CRF_ISA {
@@ -307,7 +308,7 @@ T spread_adjoint(const GradientPassArguments<T>& a, const Block<T>& block, const
 }
 
 template <class T>
-T gradient_pass(const GradientPassArguments<T>& a, int64_t begin, int64_t end) {
+T backward_pass(const GradientPassArguments<T>& a, int64_t begin, int64_t end) {
   const PassArguments<T>& pass = a.pass;
   const int64_t size = kPassBlock * pass.stride;
   const Rows<T> rows{pass.scratch, pass.scratch + size, pass.scratch + 2 * size, pass.scratch + 3 * size};
@@ -337,7 +338,7 @@ T gradient_pass(const GradientPassArguments<T>& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const GradientKernels<float> gradient_kernels_float{gradient_pass<float>};
-extern const GradientKernels<double> gradient_kernels_double{gradient_pass<double>};
+extern const GradientKernels<float> gradient_kernels_float{backward_pass<float>};
+extern const GradientKernels<double> gradient_kernels_double{backward_pass<double>};
 
 }  // namespace deeplab_crf::DEEPLAB_CRF_ISA

@@ -1,11 +1,11 @@
-#include "mean_field/gradients.h"
+#include "mean_field/cpu/backward.h"
 
 #include <algorithm>
 #include <limits>
 #include <utility>
 
 #include "lattice/geometry.h"
-#include "mean_field/cpu/gradient_kernels.h"
+#include "mean_field/cpu/backward_kernels.h"
 #include "support/errors.h"
 #include "support/parallel.h"
 
@@ -37,9 +37,9 @@ struct Coefficients {
 
 // The iterations backwards: passes over the points, ghosts and blur between them.
 template <class T>
-class Adjoint {
+class MeanFieldBackward {
  public:
-  Adjoint(const GradientArguments<T>& arguments, int threads)
+  MeanFieldBackward(const GradientArguments<T>& arguments, int threads)
       : arguments_(arguments),
         threads_(threads),
         stride_(row_stride<T>(arguments.num_labels)),
@@ -72,7 +72,7 @@ class Adjoint {
       pass_.grad_output = first ? arguments_.grad_output : nullptr;
       pass_.log_output = first && arguments_.log_output;
       pass_.grad_start = t == 0 ? arguments_.grad_start : nullptr;
-      const T largest = walk_points();
+      const T largest = process_points();
       outcome.steps = last - t;
       if (arguments_.tolerance > 0) {
         outcome.move = static_cast<double>(largest);
@@ -127,7 +127,7 @@ class Adjoint {
   }
 
   // One pass over all points, chunks side by side. Returns the largest entry of g_t.
-  T walk_points() {
+  T process_points() {
     std::vector<T> largest(chunks_, T(0));
     parallel_for(threads_, chunks_, [&](int64_t c) {
       std::vector<PassTerm<T>> terms;
@@ -220,7 +220,7 @@ class Adjoint {
 
 template <class T>
 GradientOutcome<T> mean_field_gradient(const GradientArguments<T>& arguments, int threads) {
-  return Adjoint<T>(arguments, threads).run();
+  return MeanFieldBackward<T>(arguments, threads).run();
 }
 
 template GradientOutcome<float> mean_field_gradient<float>(const GradientArguments<float>&, int);

@@ -1,4 +1,4 @@
-// The kernels of lattice/gradients.cpp, a table per instruction set.
+// The kernels of lattice/cpu/backward.cpp, a table per instruction set.
 #pragma once
 
 #include "lattice/cpu/kernels.h"

@@ -3,7 +3,7 @@
 // the derivatives within the simplex that the lattice was built with.
 #pragma once
 
-#include "lattice/batch.h"
+#include "lattice/cpu/batch.h"
 
 namespace deeplab_crf {
 

@@ -1,5 +1,5 @@
 // Gradients of the filter on the CPU. Compiled once per instruction set; one thread per call, a point's channels over the lanes.
-#include "lattice/cpu/gradients.h"
+#include "lattice/cpu/backward_kernels.h"
 
 #include "lattice/cpu/dots.h"
 #include "lattice/geometry.h"

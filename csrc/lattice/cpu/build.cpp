@@ -1,4 +1,4 @@
-#include "lattice/builder.h"
+#include "lattice/cpu/build.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "mean_field/batch.h"
+#include "mean_field/cpu/batch.h"
 
 #include <algorithm>
 #include <string>

@@ -1,9 +1,9 @@
-#include "lattice/gradients.h"
+#include "lattice/cpu/backward.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "lattice/cpu/gradients.h"
+#include "lattice/cpu/backward_kernels.h"
 #include "lattice/geometry.h"
 
 namespace deeplab_crf {

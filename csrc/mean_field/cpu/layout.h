@@ -9,7 +9,7 @@ namespace deeplab_crf {
 // value of +inf and another one that is not is capped at `largest`; `largest` = inf leaves it alone. Returns the first index (l *
 // num_points + p) of a value that is not finite afterwards, or -1. Reads and writes each value once.
 template <class From, class T>
-int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
-                    T factor, T largest, int threads);
+int64_t pack_unary(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
+                   T factor, T largest, int threads);
 
 }  // namespace deeplab_crf

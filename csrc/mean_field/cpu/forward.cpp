@@ -1,4 +1,4 @@
-#include "mean_field/mean_field.h"
+#include "mean_field/cpu/forward.h"
 
 #include <algorithm>
 #include <limits>
@@ -30,9 +30,9 @@ std::vector<T> pass_coefficients(const KernelTerm<T>& term, int64_t labels, int6
 
 // The iterations: passes over the points, ghosts and blur between them.
 template <class T>
-class Inference {
+class MeanFieldForward {
  public:
-  Inference(const MeanFieldArguments<T>& arguments, int threads)
+  MeanFieldForward(const MeanFieldArguments<T>& arguments, int threads)
       : arguments_(arguments), threads_(threads), stride_(row_stride<T>(arguments.num_labels)) {
     for (const KernelTerm<T>& term : arguments.terms) {
       coefficients_.push_back(pass_coefficients(term, arguments.num_labels, stride_));
@@ -58,7 +58,7 @@ class Inference {
     pass_.splat = iterations > 0;
     pass_.keep = !pass_.from_q && (iterations == 0 || (needs_old_q && !traced));
     pass_.trace = traced && iterations > 0 ? trace_slot(0) : nullptr;
-    if (pass_.splat || pass_.keep) walk_points();
+    if (pass_.splat || pass_.keep) process_points();
     pass_.from_q = false;
     pass_.slice = true;
     pass_.watch = needs_old_q;
@@ -69,7 +69,7 @@ class Inference {
       pass_.keep = needs_old_q || t == iterations;
       pass_.old_q = traced ? trace_slot(t - 1) : arguments_.q;
       pass_.trace = traced && t < iterations ? trace_slot(t) : nullptr;
-      const T change = walk_points();
+      const T change = process_points();
       outcome.iterations = t;
       if (arguments_.tolerance > 0) {
         outcome.change = static_cast<double>(change);
@@ -81,7 +81,7 @@ class Inference {
 
  private:
   // One pass over all points, chunks side by side. Returns the largest change.
-  T walk_points() {
+  T process_points() {
     const int64_t chunks = chunk_count(arguments_.num_points);
     std::vector<T> changes(chunks, T(0));
     parallel_for(threads_, chunks, [&](int64_t c) {
@@ -144,7 +144,7 @@ class Inference {
 
 template <class T>
 MeanFieldOutcome mean_field(const MeanFieldArguments<T>& arguments, int threads) {
-  return Inference<T>(arguments, threads).run();
+  return MeanFieldForward<T>(arguments, threads).run();
 }
 
 template MeanFieldOutcome mean_field<float>(const MeanFieldArguments<float>&, int);

@@ -1,5 +1,5 @@
-#include "lattice/cuda/gradient_kernels.cuh"
-#include "lattice/cuda/gradients.h"
+#include "lattice/cuda/backward.h"
+#include "lattice/cuda/backward_kernels.cuh"
 
 namespace deeplab_crf::cuda {
 namespace {
@@ -20,7 +20,7 @@ void embed_gradient_in(const Features<T>& features, const double* largest, const
 }  // namespace
 
 template <class T>
-void weight_gradient(const WeightGradientArguments<T>& a, const Queue& queue) {
+void weight_gradient(const DeviceWeightGradientArguments<T>& a, const Queue& queue) {
   const DeviceGuard guard(queue.device);
   const T* no_norm = nullptr;
   T* second = a.workspace + filter_workspace_size<T>(a.lattice.sizes, a.channels);
@@ -48,8 +48,8 @@ void embed_gradient(const Features<T>& features, const T* grad_weights, T* grad_
   if constexpr (sizeof(T) == 4) embed_gradient_in<T, double>(features, largest, grad_weights, grad_features, queue);
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                                   \
-  template void weight_gradient<T>(const WeightGradientArguments<T>&, const Queue&); \
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                         \
+  template void weight_gradient<T>(const DeviceWeightGradientArguments<T>&, const Queue&); \
   template void embed_gradient<T>(const Features<T>&, const T*, T*, void*, const Queue&);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)

@@ -5,13 +5,13 @@
 
 namespace deeplab_crf::cuda {
 
-// Hands out parts of a workspace; without one it only counts.
-class Carver {
+// Allocates arrays within a workspace; without one it only adds up their sizes.
+class Arena {
  public:
-  explicit Carver(void* begin) : begin_(static_cast<char*>(begin)) {}
+  explicit Arena(void* begin) : begin_(static_cast<char*>(begin)) {}
 
   template <class E>
-  E* take(int64_t count) {
+  E* allocate(int64_t count) {
     char* part = begin_ == nullptr ? nullptr : begin_ + used_;
     used_ += (count * static_cast<int64_t>(sizeof(E)) + kAlignment - 1) / kAlignment * kAlignment;
     return reinterpret_cast<E*>(part);

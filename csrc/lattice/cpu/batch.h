@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "lattice/builder.h"
+#include "lattice/cpu/build.h"
 #include "lattice/lattice.h"
 #include "support/parallel.h"
 #include "support/spare_buffers.h"

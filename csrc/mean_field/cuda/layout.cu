@@ -1,5 +1,5 @@
 #include "lattice/geometry.h"
-#include "mean_field/cuda/pack_labels.h"
+#include "mean_field/cuda/layout.h"
 #include "support/cuda/launch.h"
 
 namespace deeplab_crf::cuda {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) transpose_tile(TransposeArguments<T>
 template <class T>
 __global__ void __launch_bounds__(kThreads) pack_energy_rows(EnergyArguments<T> a) {
   __shared__ Tile<T> tile;
-  __shared__ int any_infinite, infinite[kTile], possible[kTile];  // flags of points: has an energy of +inf, and a lower one
+  __shared__ int any_infinite, infinite[kTile], possible[kTile];  // flags of points: has an energy of +inf, and a widen_range one
   const TransposeArguments<T>& scores = a.scores;
   const int64_t down = tiles_of(scores.rows), image = blockIdx.x / down, first_row = blockIdx.x % down * kTile;
   const auto report = [&](int64_t row, int64_t column) {
@@ -113,7 +113,7 @@ void transpose(const TransposeArguments<T>& a, const Queue& queue) {
 }
 
 template <class T>
-void pack_energies(const EnergyArguments<T>& a, const Queue& queue) {
+void pack_unary(const EnergyArguments<T>& a, const Queue& queue) {
   const DeviceGuard guard(queue.device);
   if (a.first_wrong != nullptr) fill_bytes(a.first_wrong, 0xFF, sizeof *a.first_wrong, queue);
   launch("pack_energy_rows", pack_energy_rows<T>, static_cast<unsigned>(a.scores.batch * tiles_of(a.scores.rows)), queue, a);
@@ -121,7 +121,7 @@ void pack_energies(const EnergyArguments<T>& a, const Queue& queue) {
 
 template void transpose<float>(const TransposeArguments<float>&, const Queue&);
 template void transpose<double>(const TransposeArguments<double>&, const Queue&);
-template void pack_energies<float>(const EnergyArguments<float>&, const Queue&);
-template void pack_energies<double>(const EnergyArguments<double>&, const Queue&);
+template void pack_unary<float>(const EnergyArguments<float>&, const Queue&);
+template void pack_unary<double>(const EnergyArguments<double>&, const Queue&);
 
 }  // namespace deeplab_crf::cuda

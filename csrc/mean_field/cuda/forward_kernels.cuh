@@ -13,8 +13,8 @@ namespace deeplab_crf::cuda {
 //   trace     (B, N, L) or null: Q
 //   changes   (B) bits of the largest moves, zero before; null: not wanted
 template <class T>
-struct PassArguments {
-  Walk walk;
+struct DevicePassArguments {
+  PointGrid grid;
   const T* unary;
   const T* start;
   T damping;
@@ -24,12 +24,13 @@ struct PassArguments {
   T* trace;
   T* changes;
   int num_terms;
-  PassTerm<T> terms[kMaxTerms];
+  DevicePassTerm<T> terms[kMaxTerms];
 };
 
 // energy += compatibility * norm * slice, one vector.
 template <class T>
-__device__ void add_term(const PassTerm<T>& term, int64_t point, int64_t vectors, int64_t v, int64_t labels, Vector<T>& energy) {
+__device__ void add_term(const DevicePassTerm<T>& term, int64_t point, int64_t vectors, int64_t v, int64_t labels,
+                         Vector<T>& energy) {
   const Vector<T> slice = slice_of(term, point, vectors, v);
   T factor = factor_of(term);
   if (term.norm != nullptr) factor *= term.norm[point];
@@ -38,8 +39,8 @@ __device__ void add_term(const PassTerm<T>& term, int64_t point, int64_t vectors
 
 // Exponents -e of vector v of a point; -inf behind the last label.
 template <class T>
-__device__ Vector<T> exponents_of(const PassArguments<T>& a, int64_t point, int64_t row, int64_t vectors, int64_t v) {
-  const int64_t labels = a.walk.num_labels;
+__device__ Vector<T> exponents_of(const DevicePassArguments<T>& a, int64_t point, int64_t row, int64_t vectors, int64_t v) {
+  const int64_t labels = a.grid.num_labels;
   Vector<T> energy = load_row(a.unary + row * labels, labels, v);
   for (int m = 0; m < a.num_terms; ++m) add_term(a.terms[m], point, vectors, v, labels, energy);
   for (int i = 0; i < Vector<T>::kLanes; ++i) {
@@ -66,19 +67,19 @@ __device__ T blend(Vector<T>& q, const Vector<T>& old, T damping) {
 // cache. For 500 x 375 x 21 with d = 2 and 5: 15.8 + 13.5 + 18 = 47 MB, 11 us at 4.3 TB/s. Flops a label: 2 (d+1) a term and
 // about 30.
 template <class T, int R>
-__global__ void __launch_bounds__(kThreads, 1) update_beliefs(PassArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, 1) update_beliefs(DevicePassArguments<T> a) {
   constexpr int kLanes = Vector<T>::kLanes;
-  const int64_t labels = a.walk.num_labels, vectors = vectors_of<T>(labels);
-  const Place at(a.walk);
+  const int64_t labels = a.grid.num_labels, vectors = vectors_of<T>(labels);
+  const PointLane at(a.grid);
   const int64_t point = at.point, row = at.row;
   Vector<T>* belief = a.beliefs + point * vectors;
 
   Vector<T> kept[R > 0 ? R : 1]{};
   const auto exponents = [&](int r) {
     if constexpr (R > 0) return kept[r];
-    return exponents_of(a, point, row, vectors, at.lane + r * a.walk.group);
+    return exponents_of(a, point, row, vectors, at.lane + r * a.grid.group);
   };
-  const auto for_own_vectors = [&](const auto& body) { for_vectors<R>(at, a.walk.group, vectors, body); };
+  const auto for_own_vectors = [&](const auto& body) { for_vectors<R>(at, a.grid.group, vectors, body); };
 
   T largest = -static_cast<T>(INFINITY);
   for_own_vectors([&](int r, int64_t v) {
@@ -86,13 +87,13 @@ __global__ void __launch_bounds__(kThreads, 1) update_beliefs(PassArguments<T> a
     if constexpr (R > 0) kept[r] = exponent;
     for (int i = 0; i < kLanes; ++i) largest = exponent.lane[i] > largest ? exponent.lane[i] : largest;
   });
-  largest = across_group(largest, a.walk.group, Largest());
+  largest = across_group(largest, a.grid.group, Largest());
   T sum = 0;
   for_own_vectors([&](int r, int64_t) {
     const Vector<T> exponent = exponents(r);
     for (int i = 0; i < kLanes; ++i) sum += std::exp(exponent.lane[i] - largest);
   });
-  sum = across_group(sum, a.walk.group, Sum());
+  sum = across_group(sum, a.grid.group, Sum());
   const T scale = T(1) / sum, shift = -largest - std::log(sum);
 
   T change = 0;
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 1) update_beliefs(PassArguments<T> a
     if (a.out != nullptr) store_row(a.out + row * labels, labels, v, q);
   });
   if (a.changes == nullptr) return;
-  change = across_group(change, a.walk.group, Largest());
+  change = across_group(change, a.grid.group, Largest());
   if (at.lane == 0 && at.writes) raise_to(a.changes + at.image, change);
 }
 

@@ -1,4 +1,4 @@
-// Scores in the layout that mean field takes, the labels of a point side by side, and back; see mean_field/pack_labels.h. Plain
+// Scores in the layout that mean field takes, the labels of a point side by side, and back; see mean_field/cpu/layout.h. Plain
 // C++: no CUDA header.
 #pragma once
 
@@ -24,8 +24,8 @@ struct TransposeArguments {
 template <class T>
 void transpose(const TransposeArguments<T>& arguments, const Queue& queue);
 
-// Transposes `scores`, points by labels, times `factor`. A point with an energy of +inf and a lower one is capped at `largest`; all
-// labels of a point that has none but +inf become NaN.
+// Transposes `scores`, points by labels, times `factor`. A point with an energy of +inf and a widen_range one is capped at
+// `largest`; all labels of a point that has none but +inf become NaN.
 //   first_wrong   uint64, or null: the smallest (b * columns + j) * rows + i of a value that is NaN or -inf, or +inf of a point
 //   that
 //                 has no other; all ones if there is none
@@ -37,6 +37,6 @@ struct EnergyArguments {
   unsigned long long* first_wrong;
 };
 template <class T>
-void pack_energies(const EnergyArguments<T>& arguments, const Queue& queue);
+void pack_unary(const EnergyArguments<T>& arguments, const Queue& queue);
 
 }  // namespace deeplab_crf::cuda

@@ -1,10 +1,10 @@
-// The adjoint of mean field for a batch on a device; see mean_field/gradients.h for the mathematics and the options. Nothing here
-// waits for the device: a tolerance is judged there, image by image. Plain C++: no CUDA header.
+// The adjoint of mean field for a batch on a device; see mean_field/cpu/backward.h for the mathematics and the options. Nothing
+// here waits for the device: a tolerance is judged there, image by image. Plain C++: no CUDA header.
 #pragma once
 
 #include <vector>
 
-#include "mean_field/cuda/inference.h"
+#include "mean_field/cuda/forward.h"
 
 namespace deeplab_crf::cuda {
 
@@ -14,8 +14,8 @@ namespace deeplab_crf::cuda {
 //   norm_in_gradient, norm_out_gradient  (B, N)
 //   weight_gradient                      (B, N, d+1)
 template <class T>
-struct GradientTerm {
-  LatticeView<T> lattice;
+struct DeviceGradientTerm {
+  DeviceLattice<T> lattice;
   const T* norm_in;
   const T* norm_out;
   Compatibility kind;
@@ -41,12 +41,12 @@ struct GradientTerm {
 //   moves         (iterations + 1, B) out, where tolerance > 0: largest entries of g_T, ..., g_0; 0 after an image has stopped
 //   workspace     gradient_workspace_size() bytes, aligned to 256
 template <class T>
-struct GradientArguments {
+struct DeviceGradientArguments {
   int64_t batch;
   int64_t num_points;
   int64_t num_labels;
   const int32_t* order;
-  std::vector<GradientTerm<T>> terms;
+  std::vector<DeviceGradientTerm<T>> terms;
   int iterations;
   const T* trace;
   int64_t trace_stride;
@@ -63,11 +63,11 @@ struct GradientArguments {
 
 // Of these arguments; of their pointers it matters which are null, but for the workspace. Throws as mean_field_gradient does.
 template <class T>
-int64_t gradient_workspace_size(const GradientArguments<T>& arguments);
+int64_t gradient_workspace_size(const DeviceGradientArguments<T>& arguments);
 
 // Throws InvalidArgument if there are too many terms, or lattices of other shapes. The same bits every time, and for each image
 // those that it has alone; compat_gradient is the sum of the images' in their order.
 template <class T>
-void mean_field_gradient(const GradientArguments<T>& arguments, const Queue& queue);
+void mean_field_gradient(const DeviceGradientArguments<T>& arguments, const Queue& queue);
 
 }  // namespace deeplab_crf::cuda

@@ -1,4 +1,4 @@
-#include "mean_field/pack_labels.h"
+#include "mean_field/cpu/layout.h"
 
 #include <algorithm>
 #include <cmath>
@@ -121,8 +121,8 @@ int64_t find_bad(const Packing<From, T>& a, int64_t first, int64_t last) {
 }  // namespace
 
 template <class From, class T>
-int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
-                    T factor, T largest, int threads) {
+int64_t pack_unary(const From* in, int64_t num_points, int64_t num_labels, int64_t point_stride, int64_t label_stride, T* out,
+                   T factor, T largest, int threads) {
   const Packing<From, T> packing{in, num_points, num_labels, point_stride, label_stride, out, factor, largest};
   const int64_t tile = std::clamp<int64_t>(kTileBytes / (num_labels * static_cast<int64_t>(sizeof(T))), 16, 64) / 4 * 4;
   const int64_t chunks = chunk_count(num_points);
@@ -149,9 +149,9 @@ int64_t pack_labels(const From* in, int64_t num_points, int64_t num_labels, int6
   return -1;
 }
 
-template int64_t pack_labels<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, float, float, int);
-template int64_t pack_labels<float, double>(const float*, int64_t, int64_t, int64_t, int64_t, double*, double, double, int);
-template int64_t pack_labels<double, float>(const double*, int64_t, int64_t, int64_t, int64_t, float*, float, float, int);
-template int64_t pack_labels<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, double, double, int);
+template int64_t pack_unary<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, float, float, int);
+template int64_t pack_unary<float, double>(const float*, int64_t, int64_t, int64_t, int64_t, double*, double, double, int);
+template int64_t pack_unary<double, float>(const double*, int64_t, int64_t, int64_t, int64_t, float*, float, float, int);
+template int64_t pack_unary<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, double, double, int);
 
 }  // namespace deeplab_crf

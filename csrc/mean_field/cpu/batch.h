@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "lattice/batch.h"
-#include "mean_field/gradients.h"
-#include "mean_field/mean_field.h"
+#include "lattice/cpu/batch.h"
+#include "mean_field/cpu/backward.h"
+#include "mean_field/cpu/forward.h"
 
 namespace deeplab_crf {
 

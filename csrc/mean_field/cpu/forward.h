@@ -33,7 +33,7 @@ struct KernelTerm {
 };
 
 // Asks the caller between iterations whether to go on.
-struct KeepGoing {
+struct InterruptCheck {
   bool (*ask)(void* context);
   void* context;
 };
@@ -59,7 +59,7 @@ struct MeanFieldArguments {
   int iterations;
   T damping;    // in [0, 1): Q <- (1 - damping) new + damping old
   T tolerance;  // stop once no probability moves by more; 0: never
-  KeepGoing keep_going;
+  InterruptCheck keep_going;
 };
 
 struct MeanFieldOutcome {

@@ -13,8 +13,9 @@ namespace deeplab_crf::cuda {
 // repeatable. Bytes a point: rows of in and grad, once for d+1 threads, 4 (d+1) of weights, and 2 (d+1) rows of the lattice from
 // the cache; 4 (d+1) flops a channel.
 template <class T>
-__global__ void __launch_bounds__(kThreads) dot_rows(LatticeView<T> lattice, T scale, const T* in, const T* grad, int64_t channels,
-                                                     const Vector<T>* forward, const Vector<T>* backward, T* out) {
+__global__ void __launch_bounds__(kThreads)
+    dot_rows(DeviceLattice<T> lattice, T scale, const T* in, const T* grad, int64_t channels, const Vector<T>* forward,
+             const Vector<T>* backward, T* out) {
   const int64_t corner = thread_number();
   if (corner >= lattice.sizes.contributions()) return;
   const int64_t point = corner / lattice.sizes.corners(), vectors = vectors_of<T>(channels), row = lattice.rows[corner] * vectors;

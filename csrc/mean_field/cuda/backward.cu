@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "mean_field/cuda/gradient_kernels.cuh"
-#include "mean_field/cuda/gradients.h"
-#include "support/cuda/carver.h"
+#include "mean_field/cuda/backward.h"
+#include "mean_field/cuda/backward_kernels.cuh"
+#include "support/cuda/arena.h"
 
 namespace deeplab_crf::cuda {
 namespace {
@@ -24,28 +24,28 @@ struct Workspace {
   std::vector<TermWorkspace<T>> terms;
   int64_t size;
 
-  explicit Workspace(const GradientArguments<T>& a) {
+  explicit Workspace(const DeviceGradientArguments<T>& a) {
     const int64_t points = a.batch * a.num_points, rows = points * row_stride<T>(a.num_labels);
     const bool refilters = std::any_of(a.terms.begin(), a.terms.end(), [](const auto& term) { return term.refilters(); });
-    Carver carver(a.workspace);
-    const auto take = [&]<class E>(bool needed, int64_t count) { return needed ? carver.take<E>(count) : nullptr; };
-    adjoint = carver.take<T>(rows);
+    Arena arena(a.workspace);
+    const auto take = [&]<class E>(bool needed, int64_t count) { return needed ? arena.allocate<E>(count) : nullptr; };
+    adjoint = arena.allocate<T>(rows);
     beliefs = take.template operator()<T>(refilters && a.order != nullptr, rows);
     state = take.template operator()<int32_t>(a.tolerance > 0, a.batch);
-    for (const GradientTerm<T>& term : a.terms) {
+    for (const DeviceGradientTerm<T>& term : a.terms) {
       const int64_t filter = filter_workspace_size<T>(term.lattice.sizes, a.num_labels);
       const bool wanted = term.compat_gradient != nullptr;
       TermWorkspace<T> own{};
-      own.filter = carver.take<T>(filter);
+      own.filter = arena.allocate<T>(filter);
       own.messages = take.template operator()<T>(term.refilters(), filter);
       own.dots = take.template operator()<T>(wanted && term.kind == Compatibility::kPotts, points);
       own.sums = take.template operator()<double>(wanted, sums_of(a, term));
       terms.push_back(own);
     }
-    size = carver.used();
+    size = arena.used();
   }
 
-  static int64_t sums_of(const GradientArguments<T>& a, const GradientTerm<T>& term) {
+  static int64_t sums_of(const DeviceGradientArguments<T>& a, const DeviceGradientTerm<T>& term) {
     const int64_t elements = compat_size(term.kind, a.num_labels);
     return a.batch * Chunks(a.num_points, elements).count * elements;
   }
@@ -53,12 +53,12 @@ struct Workspace {
 
 // The iterations backwards: a pass over the points, and between two of them the transposed filters' splats and blurs.
 template <class T>
-class Adjoint {
+class DeviceBackward {
  public:
-  Adjoint(const GradientArguments<T>& arguments, const Queue& queue)
+  DeviceBackward(const DeviceGradientArguments<T>& arguments, const Queue& queue)
       : a_(arguments), queue_(queue), at_(arguments), transposed_(a_.terms.size()), messages_(a_.terms.size()) {
-    pass_.walk = make_walk<T>(a_.batch, a_.num_points, a_.num_labels, a_.order);
-    pass_.walk.stopped = at_.state;
+    pass_.grid = make_point_grid<T>(a_.batch, a_.num_points, a_.num_labels, a_.order);
+    pass_.grid.stopped = at_.state;
     pass_.grad_unary = a_.grad_unary;
   }
 
@@ -75,7 +75,8 @@ class Adjoint {
         if (a_.terms[m].refilters()) add_corners(m, t);
       }
       if (a_.tolerance > 0) {
-        launch("judge_changes", judge_changes<T>, 1, queue_, a_.batch, last - t, a_.tolerance, pass_.changes, a_.steps, at_.state);
+        launch("stop_settled_images", stop_settled_images<T>, 1, queue_, a_.batch, last - t, a_.tolerance, pass_.changes, a_.steps,
+               at_.state);
       }
     }
     for (size_t m = 0; m < a_.terms.size(); ++m) {
@@ -88,12 +89,12 @@ class Adjoint {
 
   // What the passes add to.
   void clear() {
-    const int64_t points = pass_.walk.points;
+    const int64_t points = pass_.grid.points;
     const auto clear_array = [&](auto* array, int64_t count) {
       if (array != nullptr) fill_bytes(array, 0, count * static_cast<int64_t>(sizeof *array), queue_);
     };
     for (size_t m = 0; m < a_.terms.size(); ++m) {
-      const GradientTerm<T>& term = a_.terms[m];
+      const DeviceGradientTerm<T>& term = a_.terms[m];
       clear_array(term.norm_in_gradient, points);
       clear_array(term.norm_out_gradient, points);
       clear_array(term.weight_gradient, points * term.lattice.sizes.corners());
@@ -113,7 +114,7 @@ class Adjoint {
   void exchange() {
     pass_.num_terms = static_cast<int>(a_.terms.size());
     for (size_t m = 0; m < a_.terms.size(); ++m) {
-      const GradientTerm<T>& term = a_.terms[m];
+      const DeviceGradientTerm<T>& term = a_.terms[m];
       T* workspace = at_.terms[m].filter;
       T* values = splat_and_blur(term.lattice, static_cast<const T*>(at_.adjoint), term.norm_out, row_stride<T>(a_.num_labels),
                                  workspace, true, queue_);
@@ -126,8 +127,8 @@ class Adjoint {
     }
   }
 
-  PassTerm<T> pass_term(size_t m) const {
-    const GradientTerm<T>& term = a_.terms[m];
+  DevicePassTerm<T> pass_term(size_t m) const {
+    const DeviceGradientTerm<T>& term = a_.terms[m];
     return make_pass_term(term.lattice, term.norm_in, term.kind, term.compat);
   }
 
@@ -136,13 +137,13 @@ class Adjoint {
     int64_t channels = a_.num_labels;
     if (at_.beliefs != nullptr) {
       const int64_t vectors = vectors_of<T>(channels);
-      launch("gather_beliefs", gather_beliefs<T>, blocks_for(pass_.walk.points * vectors), queue_, pass_.walk, q,
+      launch("gather_beliefs", gather_beliefs<T>, blocks_for(pass_.grid.points * vectors), queue_, pass_.grid, q,
              reinterpret_cast<Vector<T>*>(at_.beliefs));
       q = at_.beliefs;
       channels = row_stride<T>(channels);
     }
     for (size_t m = 0; m < a_.terms.size(); ++m) {
-      const GradientTerm<T>& term = a_.terms[m];
+      const DeviceGradientTerm<T>& term = a_.terms[m];
       if (!term.refilters()) continue;
       T* workspace = at_.terms[m].messages;
       T* values = splat_and_blur(term.lattice, q, term.norm_in, channels, workspace, false, queue_);
@@ -161,17 +162,18 @@ class Adjoint {
     pass_.grad_start = t == 0 ? a_.grad_start : nullptr;
     pass_.adjoint = t > 0 ? reinterpret_cast<Vector<T>*>(at_.adjoint) : nullptr;
     pass_.changes = a_.tolerance > 0 ? a_.moves + (a_.iterations - t) * a_.batch : nullptr;
-    for_vectors_a_lane(vectors_of<T>(a_.num_labels),
-                       [&]<int R>() { launch("propagate_adjoint", propagate_adjoint<T, R>, pass_.walk.blocks(), queue_, pass_); });
+    for_vectors_a_lane(vectors_of<T>(a_.num_labels), [&]<int R>() {
+      launch("propagate_gradient", propagate_gradient<T, R>, pass_.grid.blocks(), queue_, pass_);
+    });
   }
 
   // Gradients of compatibilities other than Potts weights, whose products are in the pass.
   void add_products(size_t m) {
-    const GradientTerm<T>& term = a_.terms[m];
+    const DeviceGradientTerm<T>& term = a_.terms[m];
     if (term.kind == Compatibility::kPotts) return;
     const int64_t labels = a_.num_labels, across = (vectors_of<T>(labels) + kTileVectors - 1) / kTileVectors;
     const Chunks chunks(a_.num_points, compat_size(term.kind, labels));
-    ProductArguments<T> products{pass_.walk, chunks, pass_term(m), pass_.beliefs, at_.terms[m].sums};
+    ProductArguments<T> products{pass_.grid, chunks, pass_term(m), pass_.beliefs, at_.terms[m].sums};
     products.term.values = reinterpret_cast<const Vector<T>*>(transposed_[m]);
     const int64_t blocks = a_.batch * chunks.count * across;
     if (term.kind == Compatibility::kDiagonal) {
@@ -183,19 +185,19 @@ class Adjoint {
   }
 
   void add_corners(size_t m, int t) {
-    const GradientTerm<T>& term = a_.terms[m];
+    const DeviceGradientTerm<T>& term = a_.terms[m];
     CornerArguments<T> corners{
-        pass_.walk,           pass_term(m),          t > 0 ? reinterpret_cast<const Vector<T>*>(messages_[m]) : nullptr,
+        pass_.grid,           pass_term(m),          t > 0 ? reinterpret_cast<const Vector<T>*>(messages_[m]) : nullptr,
         term.norm_out,        pass_.beliefs,         pass_.adjoint,
         term.weight_gradient, term.norm_out_gradient};
     if (t < a_.iterations && term.weight_gradient != nullptr) corners.term.values = pass_.terms[m].kernel.values;
     if (corners.term.values == nullptr && corners.messages == nullptr) return;
     const auto kernel = vectors_of<T>(a_.num_labels) <= kWarp ? add_corner_gradients<T, 1> : add_corner_gradients<T, 0>;
-    launch("add_corner_gradients", kernel, pass_.walk.blocks(), queue_, corners);
+    launch("add_corner_gradients", kernel, pass_.grid.blocks(), queue_, corners);
   }
 
   void finish_compat(size_t m) {
-    const GradientTerm<T>& term = a_.terms[m];
+    const DeviceGradientTerm<T>& term = a_.terms[m];
     const TermWorkspace<T>& own = at_.terms[m];
     const int64_t elements = compat_size(term.kind, a_.num_labels);
     const Chunks chunks(a_.num_points, elements);
@@ -210,7 +212,7 @@ class Adjoint {
            factor, term.compat_gradient);
   }
 
-  const GradientArguments<T>& a_;
+  const DeviceGradientArguments<T>& a_;
   const Queue& queue_;
   Workspace<T> at_;
   AdjointArguments<T> pass_{};
@@ -221,23 +223,23 @@ class Adjoint {
 }  // namespace
 
 template <class T>
-int64_t gradient_workspace_size(const GradientArguments<T>& a) {
+int64_t gradient_workspace_size(const DeviceGradientArguments<T>& a) {
   check_terms(a.terms, a.batch, a.num_points);
-  GradientArguments<T> counted = a;
+  DeviceGradientArguments<T> counted = a;
   counted.workspace = nullptr;
   return Workspace<T>(counted).size;
 }
 
 template <class T>
-void mean_field_gradient(const GradientArguments<T>& a, const Queue& queue) {
+void mean_field_gradient(const DeviceGradientArguments<T>& a, const Queue& queue) {
   const DeviceGuard guard(queue.device);
   check_terms(a.terms, a.batch, a.num_points);
-  Adjoint<T>(a, queue).run();
+  DeviceBackward<T>(a, queue).run();
 }
 
-#define DEEPLAB_CRF_INSTANTIATE(T)                                          \
-  template int64_t gradient_workspace_size<T>(const GradientArguments<T>&); \
-  template void mean_field_gradient<T>(const GradientArguments<T>&, const Queue&);
+#define DEEPLAB_CRF_INSTANTIATE(T)                                                \
+  template int64_t gradient_workspace_size<T>(const DeviceGradientArguments<T>&); \
+  template void mean_field_gradient<T>(const DeviceGradientArguments<T>&, const Queue&);
 DEEPLAB_CRF_INSTANTIATE(float)
 DEEPLAB_CRF_INSTANTIATE(double)
 #undef DEEPLAB_CRF_INSTANTIATE

@@ -1,15 +1,15 @@
-#include "mean_field/cuda/inference.h"
-#include "mean_field/cuda/inference_kernels.cuh"
+#include "mean_field/cuda/forward.h"
+#include "mean_field/cuda/forward_kernels.cuh"
 
 namespace deeplab_crf::cuda {
 namespace {
 
 // The iterations: a pass over the points, and between two of them the filters' splats and blurs.
 template <class T>
-class Inference {
+class DeviceForward {
  public:
-  Inference(const InferenceArguments<T>& arguments, const Queue& queue) : a_(arguments), queue_(queue) {
-    pass_.walk = make_walk<T>(a_.batch, a_.num_points, a_.num_labels, a_.order);
+  DeviceForward(const InferenceArguments<T>& arguments, const Queue& queue) : a_(arguments), queue_(queue) {
+    pass_.grid = make_point_grid<T>(a_.batch, a_.num_points, a_.num_labels, a_.order);
     pass_.unary = a_.unary;
     pass_.beliefs = reinterpret_cast<Vector<T>*>(a_.beliefs);
   }
@@ -26,14 +26,15 @@ class Inference {
     pass_.start = nullptr;
     pass_.num_terms = static_cast<int>(a_.terms.size());
     pass_.damping = a_.damping;
-    pass_.walk.stopped = watched() ? a_.state : nullptr;
+    pass_.grid.stopped = watched() ? a_.state : nullptr;
     for (int t = 1; t <= a_.iterations; ++t) {
       for (size_t m = 0; m < a_.terms.size(); ++m) pass_.terms[m] = exchange(a_.terms[m]);
       describe_output(t);
       pass_.changes = watched() ? a_.changes + (t - 1) * a_.batch : nullptr;
       update();
       if (watched()) {
-        launch("judge_changes", judge_changes<T>, 1, queue_, a_.batch, t, a_.tolerance, pass_.changes, a_.steps, a_.state);
+        launch("stop_settled_images", stop_settled_images<T>, 1, queue_, a_.batch, t, a_.tolerance, pass_.changes, a_.steps,
+               a_.state);
       }
     }
   }
@@ -50,24 +51,24 @@ class Inference {
   }
 
   // Splat and blur of the beliefs, and the matrix of the compatibility.
-  PassTerm<T> exchange(const Term<T>& term) {
+  DevicePassTerm<T> exchange(const Term<T>& term) {
     T* values = splat_and_blur(term.lattice, a_.beliefs, term.norm_in, row_stride<T>(a_.num_labels), term.workspace, false, queue_);
     if (term.kind == Compatibility::kMatrix) {
       values = mix(term.lattice, term.compat, false, a_.num_labels, values, term.workspace, queue_);
     }
-    PassTerm<T> result = make_pass_term(term.lattice, term.norm_out, term.kind, term.compat);
+    DevicePassTerm<T> result = make_pass_term(term.lattice, term.norm_out, term.kind, term.compat);
     result.values = reinterpret_cast<const Vector<T>*>(values);
     return result;
   }
 
   void update() {
     for_vectors_a_lane(vectors_of<T>(a_.num_labels),
-                       [&]<int R>() { launch("update_beliefs", update_beliefs<T, R>, pass_.walk.blocks(), queue_, pass_); });
+                       [&]<int R>() { launch("update_beliefs", update_beliefs<T, R>, pass_.grid.blocks(), queue_, pass_); });
   }
 
   const InferenceArguments<T>& a_;
   const Queue& queue_;
-  PassArguments<T> pass_{};
+  DevicePassArguments<T> pass_{};
 };
 
 }  // namespace
@@ -76,7 +77,7 @@ template <class T>
 void mean_field(const InferenceArguments<T>& arguments, const Queue& queue) {
   const DeviceGuard guard(queue.device);
   check_terms(arguments.terms, arguments.batch, arguments.num_points);
-  Inference<T>(arguments, queue).run();
+  DeviceForward<T>(arguments, queue).run();
 }
 
 template void mean_field<float>(const InferenceArguments<float>&, const Queue&);

@@ -1,11 +1,11 @@
-// Mean field inference for a batch on a device; see mean_field/mean_field.h for the iteration and its options. Nothing here waits
+// Mean field inference for a batch on a device; see mean_field/cpu/forward.h for the iteration and its options. Nothing here waits
 // for the device: a tolerance is judged there, image by image. Plain C++: no CUDA header.
 #pragma once
 
 #include <vector>
 
 #include "lattice/cuda/filter.h"
-#include "mean_field/mean_field.h"
+#include "mean_field/cpu/forward.h"
 
 namespace deeplab_crf::cuda {
 
@@ -15,7 +15,7 @@ namespace deeplab_crf::cuda {
 //   workspace          a filter's, for L channels
 template <class T>
 struct Term {
-  LatticeView<T> lattice;
+  DeviceLattice<T> lattice;
   const T* norm_in;
   const T* norm_out;
   Compatibility kind;

@@ -1,5 +1,5 @@
-// Derivatives of the filter in the barycentric weights, and of these in the features, on a device; see lattice/gradients.h. Plain
-// C++: no CUDA header.
+// Derivatives of the filter in the barycentric weights, and of these in the features, on a device; see lattice/cpu/backward.h.
+// Plain C++: no CUDA header.
 #pragma once
 
 #include "lattice/cuda/build.h"
@@ -13,8 +13,8 @@ namespace deeplab_crf::cuda {
 //   out        (B, N, d+1), written
 //   workspace  two of a filter's
 template <class T>
-struct WeightGradientArguments {
-  LatticeView<T> lattice;
+struct DeviceWeightGradientArguments {
+  DeviceLattice<T> lattice;
   const T* in;
   const T* grad;
   T* out;
@@ -23,7 +23,7 @@ struct WeightGradientArguments {
   bool transpose;
 };
 template <class T>
-void weight_gradient(const WeightGradientArguments<T>& arguments, const Queue& queue);
+void weight_gradient(const DeviceWeightGradientArguments<T>& arguments, const Queue& queue);
 
 // grad_features (B, N, d) from grad_weights (B, N, d+1), contiguous both: the chain rule through geometry::enclosing_simplex, whose
 // rounding and sorting are locally constant.
