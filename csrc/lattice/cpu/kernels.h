@@ -1,5 +1,5 @@
 // The CPU kernels of the lattice as a table of functions, one table per instruction set. Each works on a range of points,
-// rows or chain entries in one thread; lattice.cpp and builder.cpp hand out the ranges.
+// rows or chain entries in one thread; filter.cpp and build.cpp hand out the ranges.
 #pragma once
 
 #include <cstdint>

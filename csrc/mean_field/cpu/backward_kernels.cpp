@@ -1,5 +1,5 @@
 // The backward pass over the points: slice, compatibility, softmax, splat, each transposed, and the gradients of what they depend
-// on. Compiled once per instruction set. One thread per call, kPassBlock points at a time through short stages, as in pass.cpp.
+// on. Compiled once per instruction set. One thread per call, kPassBlock points at a time through short stages, as in forward_kernels.cpp.
 //
 //   r = sum_k b_k read_m[row_k];  dQ = sum_m norm_in_m C_m^T r;  g = -Q (dQ - <dQ, Q>);  write_m[row_k] += b_k norm_out_m g
 //
@@ -33,7 +33,7 @@ struct TermBlock {
   const T* weights;
   const T* norms;        // of the transposed kernel's output: norm_in
   const T* other_norms;  // norm_out
-  int64_t ahead;         // as in Slice of pass.cpp
+  int64_t ahead;         // as in Slice of forward_kernels.cpp
 
   TermBlock(const PassArguments<T>& a, const PassTerm<T>& term, const Block<T>& block)
       : corners(term.corners),
