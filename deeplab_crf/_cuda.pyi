@@ -188,9 +188,7 @@ def transpose_f64(queue: _Queue, values: _Features, out: int) -> None:
 def pack_unary_f32(
     queue: _Queue, scores: _Features, out: int, factor: float, largest: float, first_wrong: int
 ) -> None: ...
-def pack_unary_f64(
-    queue: _Queue, scores: _Features, out: int, factor: float, largest: float, first_wrong: int
-) -> None:
+def pack_unary_f64(queue: _Queue, scores: _Features, out: int, factor: float, largest: float, first_wrong: int) -> None:
     """out, contiguous, = factor * scores, (B, points, labels) of any strides. A point with +inf and a lower value is capped at
     ``largest``; one with nothing but +inf becomes NaN. first_wrong: uint64 or 0; out: the smallest (b * labels + l) * points + p of
     a value that is NaN or -inf, or +inf of such a point; all ones if there is none."""

@@ -172,7 +172,14 @@ CONVOLUTION: dict[str, Callable[[ConvSizes], Traffic]] = {
 }
 # Of one block, of a thread for each image, or with nothing to move where all is well.
 SMALL = frozenset(
-    {"measure_coordinates", "choose_layout", "begin_structure", "stop_settled_images", "invalidate_images", "add_chunks"}
+    {
+        "measure_coordinates",
+        "choose_layout",
+        "begin_structure",
+        "stop_settled_images",
+        "invalidate_images",
+        "add_chunks",
+    }
 )
 
 
