@@ -1,5 +1,6 @@
 // The backward pass over the points: slice, compatibility, softmax, splat, each transposed, and the gradients of what they depend
-// on. Compiled once per instruction set. One thread per call, kPassBlock points at a time through short stages, as in forward_kernels.cpp.
+// on. Compiled once per instruction set. One thread per call, kPassBlock points at a time through short stages, as in
+// forward_kernels.cpp.
 //
 //   r = sum_k b_k read_m[row_k];  dQ = sum_m norm_in_m C_m^T r;  g = -Q (dQ - <dQ, Q>);  write_m[row_k] += b_k norm_out_m g
 //
