@@ -1,4 +1,4 @@
-"""The problems that are timed: eight settings of the literature, a photograph, and scores like a network's."""
+"""The problems that are timed: eight settings of the literature, an image, and scores like a network's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-# 500 x 375 as it is, and in the middle of twenty photographs by its number of vertices.
+# 500 x 375 as it is, and in the middle of twenty images by its number of vertices.
 SHARED_PHOTOGRAPH = ROOT.parent / "shared" / "data" / "crf" / "part_2008_007586.jpg"
 BUNDLED_PHOTOGRAPH = ROOT / "deeplab_crf" / "data" / "sample" / "astronaut.jpg"
 SYNTHETIC = "synthetic"
 
-OUTPUT_STRIDE = 8  # the networks' score maps are this much smaller than the picture
-ACTIVE_LABELS = 4  # as many classes have a say in a typical picture
+OUTPUT_STRIDE = 8  # the networks' score maps are this much smaller than the image
+ACTIVE_LABELS = 4  # as many classes have a say in a typical image
 SMALLEST_PROBABILITY = 1e-5  # where clients of pydensecrf clip before the logarithm
 
 
@@ -74,14 +74,14 @@ HUGE_CASE = Case(4096, 4096, 21, 5, (3, 3), (80, 13, 10))
 
 
 def default_image() -> str:
-    """The photograph of the shared data where it lies beside the repository, else the one the package carries."""
+    """The image of the shared data where it lies beside the repository, else the one the package carries."""
     return str(SHARED_PHOTOGRAPH if SHARED_PHOTOGRAPH.exists() else BUNDLED_PHOTOGRAPH)
 
 
 def synthetic_image(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
     """(H, W, 3) uint8: a sum of octaves of noise, as natural images have it, with a few hard edges and sensor noise.
 
-    At 500 x 375 M/N is 0.05 (80/13), 0.24 (121/5), 0.43 (50/5) and 1.04 (67/3), as in the middle of real photographs.
+    At 500 x 375 M/N is 0.05 (80/13), 0.24 (121/5), 0.43 (50/5) and 1.04 (67/3), as in the middle of real images.
     """
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
@@ -91,17 +91,17 @@ def synthetic_image(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]
         planes = [_resized(grid[..., channel], width, height) for channel in range(3)]
         total += np.stack(planes, axis=-1) / cells**0.6
     grey = total.mean(axis=-1, keepdims=True)
-    picture = 110 + 130 * (0.8 * grey + 0.2 * total) + 45 * np.sign(grey)  # colours vary less than brightness
-    noisy: NDArray[np.uint8] = np.clip(picture + rng.normal(0.0, 3.0, picture.shape), 0, 255).astype(np.uint8)
+    colours = 110 + 130 * (0.8 * grey + 0.2 * total) + 45 * np.sign(grey)  # colours vary less than brightness
+    noisy: NDArray[np.uint8] = np.clip(colours + rng.normal(0.0, 3.0, colours.shape), 0, 255).astype(np.uint8)
     return noisy
 
 
 def load_image(source: str, width: int, height: int) -> NDArray[np.uint8]:
-    """The picture at ``source`` (a path, or "synthetic") at the size of a case: (H, W, 3) uint8."""
+    """The image at ``source`` (a path, or "synthetic") at the size of a case: (H, W, 3) uint8."""
     if source == SYNTHETIC:
         return synthetic_image(width, height)
-    with Image.open(source) as picture:
-        return np.array(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    with Image.open(source) as image:
+        return np.array(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
 
 def network_unary(case: Case, seed: int = 0) -> NDArray[np.float32]:
@@ -140,5 +140,5 @@ def _energies_of_scores(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _resized(plane: NDArray[Any], width: int, height: int) -> NDArray[np.float32]:
     """Bilinear, as the networks upsample."""
-    picture = Image.fromarray(plane.astype(np.float32))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    image = Image.fromarray(plane.astype(np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

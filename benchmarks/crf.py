@@ -92,7 +92,7 @@ def time_in_turns(case: Case, inputs: Inputs, contestants: Sequence[Engine], rep
     """Every engine in turn, then every engine again; in each turn it runs twice and the second run counts.
 
     Else it would pay for the memory that the engine before gave back to the system: fresh pages can cost as much as the
-    work itself on a virtual machine, and a script that refines many photographs pays for them once. Results are dropped
+    work itself on a virtual machine, and a script that refines many images pays for them once. Results are dropped
     before the next run starts.
     """
     timings = [Timing(engine.name, engine.threads) for engine in contestants]
@@ -128,7 +128,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", help="numbers of cases, 1 to 8, with commas; all by default")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each engine (5)")
     parser.add_argument("--threads", help="thread counts of ours, with commas; 1 and all processors by default")
-    parser.add_argument("--image", default=default_image(), help=f"photograph, or '{SYNTHETIC}' (%(default)s)")
+    parser.add_argument("--image", default=default_image(), help=f"image, or '{SYNTHETIC}' (%(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="skip the memory measurements")
     parser.add_argument("--huge", action="store_true", help="also 4096x4096x21, ours alone, time and peak memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")

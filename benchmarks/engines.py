@@ -90,7 +90,7 @@ class PydensecrfScript:
 
 
 class SimpleCRF:
-    """SimpleCRF's only call: picture, probabilities (H, W, C) and six numbers to labels (H, W)."""
+    """SimpleCRF's only call: image, probabilities (H, W, C) and six numbers to labels (H, W)."""
 
     name = SIMPLE
     threads = 1

@@ -5,7 +5,7 @@
 Two loops over the same images, each from files to confusion matrices and trimap curves:
 
   CRF alone            scores read from files (those of --scores, or made from the labels), upsampled; no network runs
-  network and CRF      the photograph goes through a network: plain torch with all threads before pydensecrf2, ours as
+  network and CRF      the image goes through a network: plain torch with all threads before pydensecrf2, ours as
                        `deeplab-crf evaluate` runs it. Without --weights they are random, and the CRF gets the scores of the files,
                        since those of a random network are like no real ones
 

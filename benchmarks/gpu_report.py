@@ -29,7 +29,7 @@ from benchmarks.gpu.steps import STEPS, run_steps
 NO_GPU = 2
 DEFAULT_OUT = ROOT / "docs" / "gpu"
 REHEARSAL_OUT = ROOT / "build" / "gpu_rehearsal"
-DOCUMENT, DATA, PICTURE = "REPORT.md", "report.json", "report.png"
+DOCUMENT, DATA, PLOT = "REPORT.md", "report.json", "report.png"
 
 
 def why_no_gpu() -> str | None:
@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the report (docs/gpu; build/gpu_rehearsal)")
     parser.add_argument("--no-build", action="store_true", help="measure what is installed instead of these sources")
-    parser.add_argument("--image", default=default_image(), help=f"photograph, or '{SYNTHETIC}' (%(default)s)")
+    parser.add_argument("--image", default=default_image(), help=f"image, or '{SYNTHETIC}' (%(default)s)")
     parser.add_argument("--commit", help="to name where these sources are no git clone")
     parser.add_argument(
         "--rehearse",
@@ -82,7 +82,7 @@ def head(sections: Mapping[str, Section], options: argparse.Namespace) -> dict[s
         "processor": str(facts.get("processor", "unknown")),
         "commit": commit,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "photograph": options.image if options.image == SYNTHETIC else Path(options.image).name,
+        "image": options.image if options.image == SYNTHETIC else Path(options.image).name,
         "command": f"`{started}`",
     }
 
@@ -96,10 +96,10 @@ def write(sections: Mapping[str, Section], options: argparse.Namespace) -> None:
     lines = head(sections, options)
     data = document.as_json(sections, lines, options.rehearse)
     (options.out / DATA).write_text(json.dumps(data, indent=1) + "\n")
-    drawn = find_spec("matplotlib") is not None and plot(sections, options.out / PICTURE, options.rehearse)
-    text = document.as_markdown(sections, lines, options.rehearse, PICTURE if drawn else None)
+    drawn = find_spec("matplotlib") is not None and plot(sections, options.out / PLOT, options.rehearse)
+    text = document.as_markdown(sections, lines, options.rehearse, PLOT if drawn else None)
     (options.out / DOCUMENT).write_text(text)
-    names = [DOCUMENT, DATA, *([PICTURE] if drawn else [])]
+    names = [DOCUMENT, DATA, *([PLOT] if drawn else [])]
     folder = os.environ.get("OUT")
     if folder and Path(folder).is_dir():
         for name in names:

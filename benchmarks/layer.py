@@ -94,7 +94,7 @@ def measure_forward(case: Case, inputs: Inputs, threads: Sequence[int], repeats:
 
 
 def measure_training(case: Case, inputs: Inputs, threads: int, repeats: int, image: str | None) -> Group:
-    """Forward and backward passes beside the forward pass alone. image: also weigh them on this picture, each in a process."""
+    """Forward and backward passes beside the forward pass alone. image: also weigh them on this image, each in a process."""
     differences = compare(case, inputs, TRAINING[1:], threads)
     contestants = [engines.find_engine(name, threads) for name in TRAINING]
     group = Group("training", case, time_in_turns(case, inputs, contestants, repeats), differences)
@@ -105,7 +105,7 @@ def measure_training(case: Case, inputs: Inputs, threads: int, repeats: int, ima
 
 
 def measure_batch(case: Case, inputs: Inputs, threads: int, repeats: int) -> Group:
-    """One call for the batch, and a call for each picture, with one thread and with all."""
+    """One call for the batch, and a call for each image, with one thread and with all."""
     differences = compare(case, inputs, (engines.CALLS, engines.BATCH), threads)
     wanted = [(engines.CALLS, 1), (engines.CALLS, threads), (engines.BATCH, threads)]
     contestants = [engines.find_engine(name, count) for name, count in wanted]
@@ -155,7 +155,7 @@ def batch_table(group: Group) -> str:
         seconds = group.seconds(timing.engine, timing.threads)
         title = f"{timing.engine}, {timing.threads} thread{'s' if timing.threads > 1 else ''}"
         rows.append([title, report.milliseconds(seconds), f"{single / seconds:.2f}x"])
-    return report.table([f"{engines.BATCH_SIZE} pictures, {threads} processors", "ms", "speed-up"], rows)
+    return report.table([f"{engines.BATCH_SIZE} images, {threads} processors", "ms", "speed-up"], rows)
 
 
 def goals(groups: Sequence[Group]) -> list[str]:
@@ -197,7 +197,7 @@ def markdown(groups: Sequence[Group], environment: dict[str, Any]) -> str:
     lines = [
         f"{environment['processor']}, {environment['instruction set']}; Python {environment['python']}, "
         f"NumPy {environment['numpy']}, torch {environment['torch']}; commit {environment['commit']}, "
-        f"{environment['date']}. Photograph: {environment['image']}. Command: "
+        f"{environment['date']}. Image: {environment['image']}. Command: "
         f"`{environment['command']}`. Medians; the contestants take turns.",
         "\n".join(goals(groups)),
     ]
@@ -210,10 +210,10 @@ def markdown(groups: Sequence[Group], environment: dict[str, Any]) -> str:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layer", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a smaller picture, two repetitions, no memory")
+    parser.add_argument("--quick", action="store_true", help="a smaller image, two repetitions, no memory")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each contestant (7)")
     parser.add_argument("--threads", type=int, default=available_threads(), help="at most; all processors by default")
-    parser.add_argument("--image", default=default_image(), help=f"photograph, or '{SYNTHETIC}' (%(default)s)")
+    parser.add_argument("--image", default=default_image(), help=f"image, or '{SYNTHETIC}' (%(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="skip the memory measurements")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")

@@ -111,13 +111,13 @@ class Training:
 
 
 class Batch:
-    """`BATCH_SIZE` different pictures, in one call or one after the other, without gradients."""
+    """`BATCH_SIZE` different images, in one call or one after the other, without gradients."""
 
     def __init__(self, name: str, threads: int) -> None:
         self.name, self.threads = name, threads
 
     def run(self, case: Case, inputs: Inputs) -> Run:
-        """Pictures are rolled copies of the one. The result holds the labels of all, (B * N,), and is the same either way."""
+        """Images are rolled copies of the one. The result holds the labels of all, (B * N,), and is the same either way."""
         torch.set_num_threads(self.threads)
         crf = make_layer(case)
         logits, image = tensors(case, inputs)

@@ -1,9 +1,9 @@
-"""Learn a CRF's weights and bandwidths on a network's score maps, and see what it does for photographs that were held back.
+"""Learn a CRF's weights and bandwidths on a network's score maps, and see what it does for images that were held back.
 
     python -m benchmarks.learn_crf [--steps 100] [--json FILE] [--markdown FILE] [--plot FILE]
 
-The data are five CamVid photographs with the scores of a small network at an eighth of their size (../shared/data/crf; not in the
-repository). Each photograph is held back once while the CRF learns on the other four. docs/training.md tells what happens here.
+The data are five CamVid images with the scores of a small network at an eighth of their size (../shared/data/crf; not in the
+repository). Each image is held back once while the CRF learns on the other four. docs/training.md tells what happens here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from benchmarks.crf import available_threads, progress
 from deeplab_crf import DenseCRF
 
 DATA = ROOT.parent / "shared" / "data" / "crf"
-PHOTOGRAPHS = ("0001TP_008550", "0001TP_009450", "Seq05VD_f00540", "Seq05VD_f02040", "Seq05VD_f03540")
+IMAGES = ("0001TP_008550", "0001TP_009450", "Seq05VD_f00540", "Seq05VD_f02040", "Seq05VD_f03540")
 IGNORE = 255
 START = "pydensecrf"  # where learning begins: the setting that everybody copies
-BEST_PUBLISHED = "deeplab-v2-resnet101"  # the best of the presets on these photographs
+BEST_PUBLISHED = "deeplab-v2-resnet101"  # the best of the presets on these images
 WEIGHT_RATE, BANDWIDTH_RATE = 0.1, 0.03  # of Adam; bandwidths are learned as logarithms
-LOOK_EVERY = 10  # steps between looks at the held-back photograph
+LOOK_EVERY = 10  # steps between looks at the held-back image
 
 
-class Photograph(NamedTuple):
+class LabelledImage(NamedTuple):
     """logits: (1, L, H, W), upsampled as the network's user would. image: (1, 3, H, W) uint8. labels: (1, H, W), 255 where
     unknown."""
 
@@ -47,16 +47,16 @@ class Photograph(NamedTuple):
     labels: Tensor
 
 
-def load_image(name: str, folder: Path) -> Photograph:
+def load_image(name: str, folder: Path) -> LabelledImage:
     """One of the five, by its CamVid name."""
-    with Image.open(folder / f"camvid_{name}.png") as picture:
-        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
-    with Image.open(folder / f"camvid_{name}_gt.png") as picture:
-        labels = torch.from_numpy(np.array(picture)).long()[None]
+    with Image.open(folder / f"camvid_{name}.png") as file:
+        image = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)[None]
+    with Image.open(folder / f"camvid_{name}_gt.png") as file:
+        labels = torch.from_numpy(np.array(file)).long()[None]
     with np.load(folder / f"camvid_{name}_netprob.npz") as scores:
         small = torch.from_numpy(scores[scores.files[0]].astype(np.float32))[None]
     logits = F.interpolate(small, size=labels.shape[1:], mode="bilinear", align_corners=False)
-    return Photograph(name, logits, image, labels)
+    return LabelledImage(name, logits, image, labels)
 
 
 def mean_iou(refined: Tensor, labels: Tensor) -> float:
@@ -86,18 +86,18 @@ def soft_iou_loss(refined: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class Learning:
-    """What happened while one photograph was held back. losses: one a step. held_back: mean IoU of the photograph every
+    """What happened while one image was held back. losses: one a step. held_back: mean IoU of the image every
     `LOOK_EVERY` steps, from 0. numbers: weights and widths by name at the same steps. seconds: of the steps alone."""
 
-    photograph: str
+    image: str
     losses: list[float]
     held_back: list[float]
     numbers: list[dict[str, float]]
     seconds: float
 
 
-def learn(crf: DenseCRF, photographs: Sequence[Photograph], held_back: Photograph, steps: int) -> Learning:
-    """``steps`` of Adam, a photograph each."""
+def learn(crf: DenseCRF, examples: Sequence[LabelledImage], held_back: LabelledImage, steps: int) -> Learning:
+    """``steps`` of Adam, an image each."""
     optimizer = torch.optim.Adam(
         [
             {"params": [crf.weights], "lr": WEIGHT_RATE},
@@ -106,9 +106,9 @@ def learn(crf: DenseCRF, photographs: Sequence[Photograph], held_back: Photograp
     )
     learning = Learning(held_back.name, [], [evaluate(crf, held_back)], [numbers(crf)], 0.0)
     for step in range(1, steps + 1):
-        photograph = photographs[step % len(photographs)]
+        example = examples[step % len(examples)]
         began = time.perf_counter()
-        loss = soft_iou_loss(crf(photograph.logits, photograph.image), photograph.labels)
+        loss = soft_iou_loss(crf(example.logits, example.image), example.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,9 +121,9 @@ def learn(crf: DenseCRF, photographs: Sequence[Photograph], held_back: Photograp
 
 
 @torch.no_grad()
-def evaluate(crf: DenseCRF, photograph: Photograph) -> float:
+def evaluate(crf: DenseCRF, example: LabelledImage) -> float:
     """Mean IoU after refinement."""
-    return mean_iou(crf(photograph.logits, photograph.image), photograph.labels)
+    return mean_iou(crf(example.logits, example.image), example.labels)
 
 
 def numbers(crf: DenseCRF) -> dict[str, float]:
@@ -137,11 +137,11 @@ def numbers(crf: DenseCRF) -> dict[str, float]:
     }
 
 
-def cross_validate(photographs: Sequence[Photograph], steps: int) -> list[Learning]:
-    """Hold each photograph back once."""
+def cross_validate(examples: Sequence[LabelledImage], steps: int) -> list[Learning]:
+    """Hold each image back once."""
     learnings = []
-    for held_back in photographs:
-        others = [photograph for photograph in photographs if photograph is not held_back]
+    for held_back in examples:
+        others = [example for example in examples if example is not held_back]
         crf = DenseCRF.from_preset(START, trainable=("weights", "bandwidths"))
         learnings.append(learn(crf, others, held_back, steps))
         first, last = learnings[-1].held_back[0], learnings[-1].held_back[-1]
@@ -149,18 +149,18 @@ def cross_validate(photographs: Sequence[Photograph], steps: int) -> list[Learni
     return learnings
 
 
-def table(photographs: Sequence[Photograph], learnings: Sequence[Learning]) -> str:
-    """Mean IoU of every photograph, learned on the others."""
+def table(examples: Sequence[LabelledImage], learnings: Sequence[Learning]) -> str:
+    """Mean IoU of every image, learned on the others."""
     published = DenseCRF.from_preset(BEST_PUBLISHED)
     columns = {
-        "network": [mean_iou(photograph.logits, photograph.labels) for photograph in photographs],
+        "network": [mean_iou(example.logits, example.labels) for example in examples],
         f"start ({START})": [learning.held_back[0] for learning in learnings],
         "learned on the other four": [learning.held_back[-1] for learning in learnings],
-        f"for comparison: {BEST_PUBLISHED}": [evaluate(published, photograph) for photograph in photographs],
+        f"for comparison: {BEST_PUBLISHED}": [evaluate(published, example) for example in examples],
     }
     rows = [
-        [photograph.name, *(f"{column[number]:.4f}" for column in columns.values())]
-        for number, photograph in enumerate(photographs)
+        [example.name, *(f"{column[number]:.4f}" for column in columns.values())]
+        for number, example in enumerate(examples)
     ]
     rows.append(["mean", *(f"{np.mean(column):.4f}" for column in columns.values())])
     return report.table(["held back", *columns], rows)
@@ -169,9 +169,7 @@ def table(photographs: Sequence[Photograph], learnings: Sequence[Learning]) -> s
 def number_table(learnings: Sequence[Learning]) -> str:
     """Weights and widths at the start and at the end of each learning."""
     rows = [["start", *(f"{value:.3g}" for value in learnings[0].numbers[0].values())]]
-    rows += [
-        [learning.photograph, *(f"{value:.3g}" for value in learning.numbers[-1].values())] for learning in learnings
-    ]
+    rows += [[learning.image, *(f"{value:.3g}" for value in learning.numbers[-1].values())] for learning in learnings]
     return report.table(["held back", *learnings[0].numbers[0]], rows)
 
 
@@ -189,11 +187,11 @@ def plot(learnings: Sequence[Learning], path: Path) -> None:
     loss_axes.set_ylabel("soft IoU loss on the other four")
     looks = [LOOK_EVERY * look for look in range(len(learnings[0].held_back))]
     for learning in learnings:
-        iou_axes.plot(looks, learning.held_back, linewidth=1, alpha=0.6, label=learning.photograph)
+        iou_axes.plot(looks, learning.held_back, linewidth=1, alpha=0.6, label=learning.image)
     iou_axes.plot(
         looks, np.mean([learning.held_back for learning in learnings], axis=0), "k", linewidth=2.5, label="mean"
     )
-    iou_axes.set_ylabel("mean IoU of the held-back photograph")
+    iou_axes.set_ylabel("mean IoU of the held-back image")
     iou_axes.legend(fontsize="x-small", ncols=2)
     for name in learnings[0].numbers[0]:
         paths = [[look[name] for look in learning.numbers] for learning in learnings]
@@ -213,11 +211,11 @@ def plot(learnings: Sequence[Learning], path: Path) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learn_crf", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the photographs (%(default)s)")
-    parser.add_argument("--steps", type=int, default=100, help="for each held-back photograph (100)")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the images (%(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="for each held-back image (100)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="losses, mean IoUs and numbers over the steps")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="the same as a picture (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot of the learning (needs matplotlib)")
     options = parser.parse_args(arguments)
     if options.steps < LOOK_EVERY:
         parser.error(f"argument --steps: must be at least {LOOK_EVERY}; got {options.steps}")
@@ -229,14 +227,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Learn, print the tables, write the files."""
     options = parse_arguments(arguments)
-    photographs = [load_image(name, options.data) for name in PHOTOGRAPHS]
-    learnings = cross_validate(photographs, options.steps)
+    examples = [load_image(name, options.data) for name in IMAGES]
+    learnings = cross_validate(examples, options.steps)
     seconds = sum(learning.seconds for learning in learnings) / (len(learnings) * options.steps)
     text = "\n\n".join(
         [
             f"{report.processor_name()}, {available_threads()} processors; torch {torch.__version__}; commit {report.commit()}. "
             f"Command: `python -m benchmarks.learn_crf {' '.join(sys.argv[1:])}`. {1e3 * seconds:.0f} ms a step.",
-            table(photographs, learnings),
+            table(examples, learnings),
             number_table(learnings),
         ]
     )

@@ -21,7 +21,7 @@ MISSING = "-"
 
 
 def environment(image: str, threads: Sequence[int]) -> dict[str, Any]:
-    """Processor, versions, commit and picture: what the numbers depend on."""
+    """Processor, versions, commit and image: what the numbers depend on."""
     import numpy
 
     from deeplab_crf import native_info
@@ -179,7 +179,7 @@ def markdown(results: Sequence[Result], environment: dict[str, Any], huge: Memor
     lines = [
         f"{environment['processor']}, {environment['instruction set']}; Python {environment['python']}, "
         f"NumPy {environment['numpy']}, {versions}; commit {environment['commit']}, {environment['date']}.",
-        f"Photograph: {environment['image']}, resized. Command: `{environment['command'].strip()}`. "
+        f"Image: {environment['image']}, resized. Command: `{environment['command'].strip()}`. "
         "Medians; the engines take turns.",
     ]
     titles = {"total": "Total", "build": "Build (unary and lattices)", "inference": "Inference"}

@@ -1,4 +1,4 @@
-"""A photograph through a DeepLab network and its CRF: time and peak memory of the whole, and the CRF's share.
+"""An image through a DeepLab network and its CRF: time and peak memory of the whole, and the CRF's share.
 
     python -m benchmarks.segment [--model v2-resnet101-aspp] [--repeats N] [--json FILE] [--markdown FILE]
 
@@ -42,7 +42,7 @@ def pipeline(model: str) -> SegmentationPipeline:
 
 
 def make_case(model: str, size: int) -> Case:
-    """A square photograph and the kernels of the variant's CRF."""
+    """A square image and the kernels of the variant's CRF."""
     preset = get_preset(VARIANTS[model].crf)
     gaussian, bilateral = preset.kernels
     sxy, srgb = bilateral.widths_axes(2)[0], bilateral.widths_channels(3)[0]
@@ -98,7 +98,7 @@ def markdown(timings: Sequence[Timing], memory: dict[str, MemoryUse], environmen
     lines = [
         f"{environment['processor']}, {environment['instruction set']}, {environment['threads'][0]} thread(s); Python "
         f"{environment['python']}, torch {environment['torch']}; commit {environment['commit']}, {environment['date']}. "
-        f"Photograph: {environment['image']}. Command: `{environment['command']}`. Medians; the parts take turns.",
+        f"Image: {environment['image']}. Command: `{environment['command']}`. Medians; the parts take turns.",
         f"- the network, fused, against plain torch: {speed:.2f}x, wanted {SPEED_GOAL}x: {faster}\n"
         f"- the CRF's share of the whole: {share:.1%}, wanted less than {SHARE_GOAL:.0%}: {reached}",
         report.table(["", "ms", "of the whole", "memory (MB)"], rows),
@@ -112,10 +112,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", choices=list(VARIANTS), default="v2-resnet101-aspp", metavar="NAME", help="(%(default)s)"
     )
-    parser.add_argument("--size", type=int, default=513, help="rows and columns of the photograph (%(default)s)")
+    parser.add_argument("--size", type=int, default=513, help="rows and columns of the image (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each part (5)")
     parser.add_argument("--threads", type=int, default=available_threads(), help="all processors by default")
-    parser.add_argument("--image", default=default_image(), help=f"photograph, or '{SYNTHETIC}' (%(default)s)")
+    parser.add_argument("--image", default=default_image(), help=f"image, or '{SYNTHETIC}' (%(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="skip the memory measurements")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")

@@ -14,8 +14,10 @@ REHEARSAL = (
 )
 
 
-def as_markdown(sections: Mapping[str, Section], head: Mapping[str, str], rehearsal: bool, picture: str | None) -> str:
-    """The document. head: name to text, for the lines at the top. picture: the plot's file beside it."""
+def as_markdown(
+    sections: Mapping[str, Section], head: Mapping[str, str], rehearsal: bool, plot_file: str | None
+) -> str:
+    """Return the document. head: name to text, for the lines at the top. plot_file: name of the plot beside it."""
     lines = ["# CUDA engine: report of one run"]
     if rehearsal:
         lines.append(f"**{REHEARSAL}**")
@@ -24,8 +26,8 @@ def as_markdown(sections: Mapping[str, Section], head: Mapping[str, str], rehear
     goals = [goal for section in sections.values() for goal in section.goals]
     if goals:
         lines += ["## What was wanted", goal_table(goals, rehearsal)]
-    if picture is not None:
-        lines.append(f"![times beside their targets, and bandwidths of the kernels]({picture})")
+    if plot_file is not None:
+        lines.append(f"![times beside their targets, and bandwidths of the kernels]({plot_file})")
     checks = [check for section in sections.values() for check in section.checks]
     if checks:
         lines += ["## What has to be right", check_table(checks)]

@@ -17,7 +17,7 @@ ROOM = 1.15  # beyond the longest bar, for its label
 
 
 def plot(sections: Mapping[str, Section], path: Path, rehearsal: bool) -> bool:
-    """Write the picture, unless there is nothing to draw."""
+    """Write the image, unless there is nothing to draw."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What is measured: issue 4's shapes on a photograph, a batch, the points of WarpConvNet's benchmark; tiny ones in a rehearsal."""
+"""What is measured: issue 4's shapes on an image, a batch, the points of WarpConvNet's benchmark; tiny ones in a rehearsal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DENSE, SPARSE = CASES[2], CASES[5]
 TINY_DENSE = Case(44, 33, 5, 3, (3, 3), (80, 13, 10))
 TINY_SPARSE = Case(44, 33, 5, 3, (1, 3), (67, 3, 4))
 BATCH_SIZE = 16
-ROLL = 31  # pixels between the pictures of a batch
-# Room above the vertices that there are, as a caller would leave it who knows his pictures.
+ROLL = 31  # pixels between the images of a batch
+# Room above the vertices that there are, as a caller would leave it who knows his images.
 ROOM = 1.05
 
 # N, d and channels of WarpConvNet's benchmark of one filter, and the widths of its features: pixels, colours, and one that is zero.
@@ -33,7 +33,7 @@ FILTER_WIDTHS = (16.0, 16.0, 12.0, 12.0, 12.0, 1.0)
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with its pictures on a device. bound: of the vertices of each kernel's lattice over the whole batch. vertices: of each
+    """A case with its images on a device. bound: of the vertices of each kernel's lattice over the whole batch. vertices: of each
     kernel's lattice, likewise."""
 
     case: Case
@@ -58,7 +58,7 @@ def repeats(context: Context, count: int) -> int:
 
 
 def make_problem(context: Context, case: Case, images: int = 1) -> Problem:
-    """Pictures of a batch are rolled copies of the one. Vertices are counted by the CPU engine."""
+    """Images of a batch are rolled copies of the one. Vertices are counted by the CPU engine."""
     inputs = Inputs(load_image(context.image, case.width, case.height), network_unary(case))
     logits, image = tensors(case, inputs)
     shifts = range(0, ROLL * images, ROLL)

@@ -30,7 +30,7 @@ AGREEMENT = 0.999  # share of equal labels below which times are not worth showi
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: the bundled photograph at width x height pixels, smooth random scores of ``labels`` classes."""
+    """One problem: the bundled image at width x height pixels, smooth random scores of ``labels`` classes."""
 
     width: int = 500
     height: int = 375
@@ -40,14 +40,14 @@ class Case:
     bilateral: Bilateral = field(default_factory=Bilateral)
 
     def inputs(self, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The photograph (H, W, 3) and a unary (labels, H * W), -log of a softmax; the same for the same seed."""
-        photograph = Image.fromarray(read_image(ASTRONAUT)).resize((self.width, self.height))
+        """The image (H, W, 3) and a unary (labels, H * W), -log of a softmax; the same for the same seed."""
+        image = Image.fromarray(read_image(ASTRONAUT)).resize((self.width, self.height))
         coarse = (self.labels, -(-self.height // 8), -(-self.width // 8))
         logits = upsample_bilinear(
             2 * np.random.default_rng(seed).standard_normal(coarse, dtype=np.float32), self.height, self.width
         ).reshape(self.labels, -1)
         logits -= logits.max(axis=0)
-        return np.array(photograph), np.log(np.exp(logits).sum(axis=0)) - logits
+        return np.array(image), np.log(np.exp(logits).sum(axis=0)) - logits
 
 
 @dataclass(frozen=True)

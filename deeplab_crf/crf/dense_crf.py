@@ -402,7 +402,7 @@ class DenseCRF(nn.Module):
 
 
 def _exact_energies(flat: Tensor) -> Tensor:
-    """What `pack_unary` returns for logits ``(B, L, N)``, in plain torch: the exact method runs anywhere."""
+    """Compute `pack_unary` of logits ``(B, L, N)`` in plain torch, so that the exact method runs on any device."""
     unary, wrong = accepted_energies(-flat.transpose(1, 2))
     if wrong is not None:
         image, point, label = wrong

@@ -94,7 +94,7 @@ class SegmentationFolder:
         return len(self.items)
 
     def only(self, names: Iterable[str]) -> SegmentationFolder:
-        """The same data set with the images called ``names`` alone, in the order that they have here."""
+        """Return this data set reduced to the images called ``names``, in the order of this data set."""
         chosen = frozenset(map(matching_name, names))
         part = copy.copy(self)
         part.items = tuple(item for item in self.items if matching_name(item.name) in chosen)

@@ -140,7 +140,7 @@ def write_images(folder: Path) -> None:
     """Five small ones in the manner of the shared data: discs on a ground, scores at an eighth of the size."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:64, :80]
-    for name in learn_crf.PHOTOGRAPHS:
+    for name in learn_crf.IMAGES:
         labels = ((rows - rng.uniform(20, 44)) ** 2 + (columns - rng.uniform(25, 55)) ** 2 < 18**2).astype(np.uint8)
         image = np.clip(90 + 80 * labels[..., None] + rng.normal(0, 8, (64, 80, 3)), 0, 255).astype(np.uint8)
         scores = 4 * np.stack([1 - labels, labels])[:, 4::8, 4::8] + rng.normal(0, 0.8, (2, 8, 10))
@@ -157,7 +157,7 @@ def test_learning_on_held_back_photographs(tmp_path: Path, capsys: pytest.Captur
     options = [part for name, file in files.items() for part in (f"--{name}", str(file))]
     assert learn_crf.main(["--data", str(tmp_path), "--steps", "20", *options]) == 0
     learnings = json.loads(files["json"].read_text())["learnings"]
-    assert [learning["photograph"] for learning in learnings] == list(learn_crf.PHOTOGRAPHS)
+    assert [learning["image"] for learning in learnings] == list(learn_crf.IMAGES)
     assert all(len(learning["losses"]) == 20 and len(learning["held_back"]) == 3 for learning in learnings)
     assert np.mean([learning["losses"][-4:] for learning in learnings]) < np.mean(
         [learning["losses"][:4] for learning in learnings]

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from conv_samples import LAYOUTS, Sizes, error, expected, tensors, torch_threads
+from conv_samples import LAYOUTS, Sizes, error, expected, tensors
 
 import deeplab_crf
 from deeplab_crf import aspp_sum, conv_algorithm, dilated_conv2d
+from deeplab_crf.benchmark.conv import torch_threads
 from deeplab_crf.ops.conv.operators import chosen_algorithm
 from deeplab_crf.ops.conv.packed_weights import forget_weights
 
